@@ -1,0 +1,2 @@
+//! The `kanmon` binary.
+fn main() {}

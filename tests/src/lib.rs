@@ -1,0 +1,1 @@
+//! Kanmon's test bed.
