@@ -1,3 +1,10 @@
 //! Kanmon's map ABI and packet program, shared by the kernel and the host.
+//!
+//! - [`abi`]: keys and values of every map.
+//! - [`hash`], [`clock`]: the keyed flow hash and the coarse clock, used on both sides.
 #![no_std]
 #![forbid(unsafe_code)]
+
+pub mod abi;
+pub mod clock;
+pub mod hash;

@@ -1,0 +1,126 @@
+//! Counters: one for each reason, per CPU; traffic per member, per CPU.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::assert_layout;
+
+/// Declares the counters once: number, name for programs, explanation for people.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $value:literal, $name:literal;)+) => {
+        /// Why a packet was passed or dropped, or what happened to the tables. The number is the index in
+        /// [`CpuCounters::counts`].
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Counter {
+            $($(#[doc = $doc])+ $variant = $value,)+
+        }
+
+        impl Counter {
+            /// Every counter, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Name for programs: `pass_…`, `drop_…`, or an event of the tables.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it counts, in a sentence.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Passed: neither IPv4 nor IPv6, or too short to tell.
+    PassNotIp = 0, "pass_not_ip";
+    /// Passed: not to a VIP and not to a SNAT address.
+    PassForeign = 1, "pass_foreign";
+    /// Passed: to a SNAT address, but not the reply of a live flow.
+    PassNoFlow = 2, "pass_no_flow";
+    /// Passed: to a VIP that is also the node's address, without a service there.
+    PassNodeAddress = 3, "pass_node_address";
+    /// Dropped: the service has no usable backend.
+    DropNoBackend = 4, "drop_no_backend";
+    /// Dropped: to a VIP, but no service has this port.
+    DropClosedPort = 5, "drop_closed_port";
+    /// Dropped: ICMP or ICMPv6 to a VIP.
+    DropIcmp = 6, "drop_icmp";
+    /// Dropped: a fragment to a VIP.
+    DropFragment = 7, "drop_fragment";
+    /// Dropped: TTL or hop limit would reach 0.
+    DropTtl = 8, "drop_ttl";
+    /// Dropped: TCP without a flow and not a SYN.
+    DropNotSyn = 9, "drop_not_syn";
+    /// Dropped: to a VIP, of a protocol that is neither TCP nor UDP nor ICMP.
+    DropProtocol = 10, "drop_protocol";
+    /// Dropped: to a VIP, with headers that are cut short or contradict each other.
+    DropMalformed = 11, "drop_malformed";
+    /// Dropped: both buckets of the new flow are full of live flows.
+    DropTableFull = 12, "drop_table_full";
+    /// Dropped: the backend has no SNAT port left for the new flow.
+    DropPortsExhausted = 13, "drop_ports_exhausted";
+    /// Dropped: another CPU held the new flow's lock for too long.
+    DropInsertContended = 14, "drop_insert_contended";
+    /// Dropped: the member has no next hop.
+    DropNoNextHop = 15, "drop_no_next_hop";
+    /// Dropped: the flow's member is no longer what it was.
+    DropStaleMember = 16, "drop_stale_member";
+    /// Dropped: the table of last hops is full.
+    DropLastHopsFull = 17, "drop_last_hops_full";
+    /// Dropped: the frame could not be given room for its VLAN tags.
+    DropNoRoom = 18, "drop_no_room";
+    /// Dropped: the program's own tables or settings are missing (a defect, or an agent that is not ready).
+    DropNotReady = 19, "drop_not_ready";
+    /// A flow was made.
+    FlowOpened = 20, "flow_opened";
+    /// A TCP client proved its handshake.
+    FlowEstablished = 21, "flow_established";
+    /// A half-open flow was displaced by a new one.
+    FlowDisplaced = 22, "flow_displaced";
+    /// An expired, closed or stale flow made room for a new one.
+    FlowReclaimed = 23, "flow_reclaimed";
+    /// A port was taken from an expired, closed, reset or half-open flow.
+    PortReclaimed = 24, "port_reclaimed";
+    /// An event was not sent: rate limit, or the agent is not reading.
+    EventLost = 25, "event_lost";
+}
+
+/// Room for counters in [`CpuCounters`].
+const COUNTER_SLOTS: usize = 32;
+const _: () = assert!(Counter::ALL.len() <= COUNTER_SLOTS);
+
+/// Element of the array `COUNTERS`: one CPU's. The index is the CPU's number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct CpuCounters {
+    /// By [`Counter`].
+    pub counts: [u64; COUNTER_SLOTS],
+}
+
+/// Element of the array `MEMBER_STATS`: what one CPU forwarded for one member. The index is
+/// `cpu × member_count + member`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct MemberStats {
+    /// New flows.
+    pub connections: u64,
+    /// Packets towards the backend.
+    pub packets_in: u64,
+    /// Bytes towards the backend, as received: the whole frame.
+    pub bytes_in: u64,
+    /// Packets towards clients.
+    pub packets_out: u64,
+    /// Bytes towards clients, as received: the whole frame.
+    pub bytes_out: u64,
+    /// Always 0.
+    pub reserved: [u64; 3],
+}
+
+assert_layout! {
+    CpuCounters: 256,
+    MemberStats: 64,
+}

@@ -1,0 +1,60 @@
+//! Events: what the packet program tells the agent, as plain structs through the ring buffer `EVENTS`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::assert_layout;
+
+/// What an event is about ([`Event::kind`]).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A flow was made.
+    Opened = 1,
+    /// A flow was closed by both sides, refused, or reset.
+    Closed = 2,
+    /// A new flow found the flow table full.
+    TableFull = 3,
+    /// A new flow found no SNAT port.
+    PortsExhausted = 4,
+}
+
+/// One event.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Event {
+    /// Nanoseconds of the monotonic clock, coarse.
+    pub time: u64,
+    /// Client's address, network order; IPv4 in the first four bytes.
+    pub client: [u8; 16],
+    /// Member of the flow; 0 when none was chosen.
+    pub member: u32,
+    /// Client's port, network order.
+    pub client_port: [u8; 2],
+    /// SNAT port, network order; 0: none.
+    pub snat_port: [u8; 2],
+    /// [`EventKind`].
+    pub kind: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// IP protocol.
+    pub protocol: u8,
+    /// SNAT address.
+    pub snat: u8,
+    /// The service's index.
+    pub service: u32,
+}
+
+/// Element of the array `EVENT_BUDGET`, one for each CPU: how many events it has sent in the current tick.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct EventBudget {
+    /// The tick.
+    pub tick: u32,
+    /// Events sent in it.
+    pub sent: u32,
+}
+
+assert_layout! {
+    Event: 40,
+    EventBudget: 8,
+}

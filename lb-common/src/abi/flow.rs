@@ -1,0 +1,277 @@
+//! The forward flow table: set-associative buckets of four 16-byte entries, one cache line each.
+//!
+//! An entry is one *authoritative word*, changed by compare-exchange only, and one *tag word*. The tag is
+//! stored masked by a function of the entry's version, so a tag and a word of two incarnations of the slot
+//! never match each other. docs/adr/0001-flow-tables.md has the reasoning.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::assert_layout;
+
+/// Entries in a bucket.
+pub const FLOW_WAYS: u32 = 4;
+/// Largest slot number (bucket × 4 + way): 28 bits in a reverse entry.
+pub const MAX_FLOW_SLOT: u32 = (1 << 28) - 1;
+/// Versions of slots count modulo 1,024.
+pub const VERSION_MASK: u16 = 0x3ff;
+/// Words of the array `LOCKS`; a power of two.
+pub const LOCK_STRIPES: u32 = 4096;
+
+/// One entry of the flow table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FlowEntry {
+    /// [`FlowWord`].
+    pub word: u64,
+    /// 48 keyed bits of the flow's hash, masked by the version (low 16 bits first).
+    pub tag: [u16; 3],
+    /// Tick of the client's last packet; stored plainly, as a halfword.
+    pub last_seen: u16,
+}
+
+/// Element of the array `FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FlowBucket {
+    /// The four ways.
+    pub entries: [FlowEntry; FLOW_WAYS as usize],
+}
+
+/// What a half-open TCP flow must prove: the client's ACK equals the server's initial sequence number + 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Handshake {
+    /// The server's initial sequence number, host order.
+    pub server_isn: u32,
+    /// Version of the flow's slot that it belongs to.
+    pub version: u32,
+}
+
+/// Element of the array `HANDSHAKES`, beside the bucket of the same index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct HandshakeBucket {
+    /// One for each way.
+    pub ways: [Handshake; FLOW_WAYS as usize],
+}
+
+/// Element of the array `LOCKS`: a try-lock on a stripe of keys, 0 when free.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Lock {
+    /// 1 while held.
+    pub held: u64,
+}
+
+assert_layout! {
+    FlowEntry: 16,
+    FlowBucket: 64,
+    Handshake: 8,
+    HandshakeBucket: 32,
+    Lock: 8,
+}
+
+/// State of a flow (bits 0–3 of its word).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowState {
+    /// The slot is free.
+    Empty = 0,
+    /// A CPU is writing the entry.
+    Claimed = 1,
+    /// TCP, half-open: the SYN went to the backend.
+    SynSent = 2,
+    /// TCP, half-open: the backend's SYN-ACK was seen and its sequence number kept.
+    SynAcked = 3,
+    /// TCP: the client proved that it saw the SYN-ACK.
+    Established = 4,
+    /// TCP: the client sent a FIN, the backend has not.
+    ClientFin = 5,
+    /// TCP: the backend sent a FIN, the client has not.
+    BackendFin = 6,
+    /// TCP: both sent a FIN, or the backend refused.
+    Closed = 7,
+    /// TCP: a RST was seen. It may be blind, so it only shortens the timeout, and data revives the flow.
+    Reset = 8,
+    /// UDP, half-open: no reply yet.
+    UdpNew = 9,
+    /// UDP: answered.
+    UdpReplied = 10,
+}
+
+impl FlowState {
+    /// All states, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
+        Self::Empty,
+        Self::Claimed,
+        Self::SynSent,
+        Self::SynAcked,
+        Self::Established,
+        Self::ClientFin,
+        Self::BackendFin,
+        Self::Closed,
+        Self::Reset,
+        Self::UdpNew,
+        Self::UdpReplied,
+    ];
+
+    /// The state of a number; numbers that mean nothing read as [`FlowState::Empty`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits {
+            1 => Self::Claimed,
+            2 => Self::SynSent,
+            3 => Self::SynAcked,
+            4 => Self::Established,
+            5 => Self::ClientFin,
+            6 => Self::BackendFin,
+            7 => Self::Closed,
+            8 => Self::Reset,
+            9 => Self::UdpNew,
+            10 => Self::UdpReplied,
+            _ => Self::Empty,
+        }
+    }
+
+    /// Whether a packet can belong to an entry in this state.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_live(self) -> bool {
+        self as u8 >= Self::SynSent as u8
+    }
+
+    /// Whether nothing has proven yet that the client is real: such entries hold at most half of a bucket
+    /// and displace only each other.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_half_open(self) -> bool {
+        matches!(self, Self::SynSent | Self::SynAcked | Self::UdpNew)
+    }
+}
+
+/// The authoritative word of a flow's entry.
+///
+/// | bits | field |
+/// |---|---|
+/// | 0–3 | state |
+/// | 4 | doomed: the sweep found it idle and will evict it unless a packet clears this bit |
+/// | 5–6 | attempt: how many candidates refused before this one |
+/// | 7–16 | version of the slot |
+/// | 17–24 | generation of the member |
+/// | 25–44 | member |
+/// | 45–47 | SNAT address |
+/// | 48–63 | SNAT port |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowWord(pub u64);
+
+impl FlowWord {
+    const DOOMED: u64 = 1 << 4;
+
+    /// A word of the given state and version, everything else 0.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(state: FlowState, version: u16) -> Self {
+        Self(state as u64 | (((version & VERSION_MASK) as u64) << 7))
+    }
+
+    /// The same word with a flow's path: member, its generation, SNAT address (0–7) and port.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_path(self, member: u32, generation: u8, snat: u8, port: u16) -> Self {
+        Self(
+            (self.0 & 0x1_ffff)
+                | ((generation as u64) << 17)
+                | (((member & 0xf_ffff) as u64) << 25)
+                | (((snat & 7) as u64) << 45)
+                | ((port as u64) << 48),
+        )
+    }
+
+    /// The same word in another state, and no longer doomed.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_state(self, state: FlowState) -> Self {
+        Self((self.0 & !0x1f) | state as u64)
+    }
+
+    /// The same word, doomed.
+    #[must_use]
+    #[inline(always)]
+    pub const fn doomed(self) -> Self {
+        Self(self.0 | Self::DOOMED)
+    }
+
+    /// Whether the sweep marked it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_doomed(self) -> bool {
+        self.0 & Self::DOOMED != 0
+    }
+
+    /// State.
+    #[must_use]
+    #[inline(always)]
+    pub const fn state(self) -> FlowState {
+        FlowState::from_bits((self.0 & 0xf) as u8)
+    }
+
+    /// Attempt, 0–3.
+    #[must_use]
+    #[inline(always)]
+    pub const fn attempt(self) -> u8 {
+        ((self.0 >> 5) & 3) as u8
+    }
+
+    /// Version, 0–1023.
+    #[must_use]
+    #[inline(always)]
+    pub const fn version(self) -> u16 {
+        ((self.0 >> 7) & VERSION_MASK as u64) as u16
+    }
+
+    /// Generation of the member.
+    #[must_use]
+    #[inline(always)]
+    pub const fn generation(self) -> u8 {
+        (self.0 >> 17) as u8
+    }
+
+    /// Member index.
+    #[must_use]
+    #[inline(always)]
+    pub const fn member(self) -> u32 {
+        ((self.0 >> 25) & 0xf_ffff) as u32
+    }
+
+    /// SNAT address, 0–7.
+    #[must_use]
+    #[inline(always)]
+    pub const fn snat(self) -> u8 {
+        ((self.0 >> 45) & 7) as u8
+    }
+
+    /// SNAT port, host order.
+    #[must_use]
+    #[inline(always)]
+    pub const fn port(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// The low 48 bits of the tag word that an entry of this version with this hash tag has. Multiplying by
+    /// an odd constant is a bijection, so two versions never give one mask.
+    #[must_use]
+    #[inline(always)]
+    pub const fn masked_tag(self, tag: u64) -> u64 {
+        (tag ^ (self.version() as u64).wrapping_mul(0x9e37_79b9_7f4b)) & 0xffff_ffff_ffff
+    }
+}
+
+/// Names an incarnation of a flow's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowRef {
+    /// Bucket × 4 + way.
+    pub slot: u32,
+    /// Version of the slot.
+    pub version: u16,
+}
