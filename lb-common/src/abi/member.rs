@@ -46,7 +46,7 @@ pub struct Member {
     pub vlan_count: u8,
     /// Non-zero: the outer of two tags is 802.1ad (0x88a8), not 802.1Q.
     pub vlan_service_tag: u8,
-    /// Index of the service in `SERVICE_DESCRIPTORS`.
+    /// Index of the service in `DESCRIPTORS`.
     pub service: u32,
     /// Cell 7: the IPv4 VIP; the IPv6 VIP is in the service's descriptor.
     pub vip_v4: [u8; 4],

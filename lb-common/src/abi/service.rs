@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::assert_layout;
 
-/// Key of the map `SERVICES_V4`. The value is the service's index (`u32`) in `SERVICE_DESCRIPTORS`; it never
+/// Key of the map `SERVICES_V4`. The value is the service's index (`u32`) in `DESCRIPTORS`; it never
 /// changes while the key exists, because an update would recycle the element under its readers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
@@ -56,7 +56,7 @@ pub mod vip_flags {
     pub const NODE_ADDRESS: u32 = 1;
 }
 
-/// A service as the packet path sees it: one cache line of the array `SERVICE_DESCRIPTORS`.
+/// A service as the packet path sees it: one cache line of the array `DESCRIPTORS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct ServiceDescriptor {

@@ -1,0 +1,1 @@
+//! The agent: what `kanmon run` does from start to end.

@@ -1,0 +1,1 @@
+//! The kernel side: loading, pinning, attaching, and the maps.

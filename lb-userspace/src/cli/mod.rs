@@ -1,0 +1,1 @@
+//! The `kanmon` command line.

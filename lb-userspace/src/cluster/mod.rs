@@ -1,0 +1,1 @@
+//! Where member clusters' objects come from.

@@ -1,0 +1,1 @@
+//! Desired state: the merge of all clusters' objects.

@@ -1,0 +1,1 @@
+//! Which backends are usable.

@@ -1,0 +1,1 @@
+//! How much of a service's traffic each region gets.

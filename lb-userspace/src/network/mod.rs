@@ -1,0 +1,1 @@
+//! The node's network: next hops, SNAT addresses and ports.
