@@ -1,0 +1,123 @@
+//! Building: the eBPF object, then the host's crates that embed it.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::linker;
+use crate::setup::route::{DEBIAN_RUSTC, Route};
+use crate::workspace;
+
+/// The target that lb-ebpf is compiled for.
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Builds lb-ebpf, and replaces `target/ebpf/kanmon.o` where the object changed.
+///
+/// # Errors
+/// The build fails, or the object can't be copied.
+pub(crate) fn ebpf(route: Route) -> Result<()> {
+    let target_dir = workspace::root().join("target/ebpf-build");
+    let mut cargo = ebpf_cargo(route)?;
+    cargo.args(["build", "--release", "--package", "lb-ebpf", "--bin", "kanmon-ebpf"]);
+    cargo.args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"]).arg(&target_dir);
+    cargo.env("RUSTFLAGS", rustflags(&linker::path(route).display().to_string()));
+    run(&mut cargo, "the build of lb-ebpf for the kernel")?;
+
+    let built = target_dir.join(TARGET).join("release/kanmon-ebpf");
+    let object = workspace::ebpf_object();
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    if fs::read(&object).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    if let Some(directory) = object.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    }
+    // Renamed into place: a build of the agent at the same time reads the old object or the new.
+    let fresh = object.with_extension("o.new");
+    fs::write(&fresh, &bytes).with_context(|| format!("write {}", fresh.display()))?;
+    fs::rename(&fresh, &object).with_context(|| format!("replace {}", object.display()))
+}
+
+/// Builds the agent, the demo and everything else that runs on the host.
+///
+/// # Errors
+/// The build fails.
+pub(crate) fn host() -> Result<()> {
+    run(workspace::cargo().args(["build", "--release"]), "the build of the host's crates")
+}
+
+/// Runs clippy over lb-ebpf, for the target it is written for.
+///
+/// # Errors
+/// Clippy has something to say.
+pub(crate) fn ebpf_clippy(route: Route) -> Result<()> {
+    let mut cargo = ebpf_cargo(route)?;
+    let target_dir = workspace::root().join("target/ebpf-clippy");
+    match route {
+        Route::Rustup => {
+            cargo.arg("clippy");
+        }
+        // Rustup's cargo would start rustup's clippy, which can't read what this rustc compiled.
+        Route::Debian => {
+            cargo.arg("check").env("RUSTC_WORKSPACE_WRAPPER", "/usr/bin/clippy-driver");
+            cargo.env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
+        }
+    }
+    cargo.args(["--release", "--package", "lb-ebpf", "--target", TARGET, "-Z", "build-std=core"]);
+    cargo.arg("--target-dir").arg(&target_dir).env("RUSTFLAGS", "-C target-cpu=v3");
+    if route == Route::Rustup {
+        cargo.args(["--", "-D", "warnings"]);
+    }
+    run(&mut cargo, "clippy of lb-ebpf")
+}
+
+/// Runs a command of the build, its output shown as it comes.
+///
+/// # Errors
+/// It does not start or fails.
+pub(crate) fn run(command: &mut Command, what: &str) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("start `{}` for {what}", command.get_program().to_string_lossy()))?;
+    if !status.success() {
+        bail!("{what} failed ({status})");
+    }
+    Ok(())
+}
+
+/// A cargo that compiles with the compiler of `route`.
+fn ebpf_cargo(route: Route) -> Result<Command> {
+    let mut cargo = match route {
+        Route::Rustup => {
+            let rustup = workspace::find_program("rustup").context("rustup is not here any more")?;
+            let mut rustup = Command::new(rustup);
+            rustup.args(["run", "nightly", "cargo"]).env_remove("RUSTC").env_remove("RUSTDOC");
+            rustup.current_dir(workspace::root());
+            rustup
+        }
+        Route::Debian => {
+            let mut cargo = workspace::cargo();
+            // The sources of core are an unstable matter; this makes a stable cargo and rustc build them.
+            cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+            cargo
+        }
+    };
+    for name in ["CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"]
+    {
+        cargo.env_remove(name);
+    }
+    Ok(cargo)
+}
+
+/// The flags for a loadable object.
+///
+/// `v3` is what kernel 6.1 understands. Packet fields are rarely aligned: without
+/// `allows-misaligned-mem-access` each read of one is put together from single bytes. The feature is
+/// given to the linker, where code is generated; an LLVM before 22 doesn't know it, says so and ignores it.
+fn rustflags(linker: &str) -> String {
+    format!(
+        "-C debuginfo=2 -C target-cpu=v3 -C linker={linker} -C link-arg=--btf \
+         -C link-arg=--cpu-features=+allows-misaligned-mem-access"
+    )
+}

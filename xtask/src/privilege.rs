@@ -1,0 +1,114 @@
+//! Root, or the way there: `sudo` for the parts that need it, and only for those.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::workspace::find_program;
+
+/// What this user can do about privileged work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Privilege {
+    /// We are root.
+    Root,
+    /// `sudo` is there.
+    Sudo,
+    /// Neither.
+    None,
+}
+
+impl Privilege {
+    /// Looks at the effective user and at `PATH`.
+    pub(crate) fn detect() -> Self {
+        if nix::unistd::geteuid().is_root() {
+            Self::Root
+        } else if find_program("sudo").is_some() {
+            Self::Sudo
+        } else {
+            Self::None
+        }
+    }
+
+    /// A command that runs `program` as root, with the given environment on top.
+    ///
+    /// `sudo` empties the environment, so what the program needs goes through `env`.
+    ///
+    /// # Errors
+    /// There is neither root nor sudo; the message says what wanted them.
+    pub(crate) fn command(
+        self,
+        program: &Path,
+        environment: &[(OsString, OsString)],
+        purpose: &str,
+    ) -> Result<Command> {
+        match self {
+            Self::Root => {
+                let mut command = Command::new(program);
+                command.envs(environment.iter().map(|(name, value)| (name, value)));
+                Ok(command)
+            }
+            Self::Sudo => {
+                let mut command = Command::new("sudo");
+                command.arg("--").arg("env");
+                for (name, value) in environment {
+                    let mut assignment = name.clone();
+                    assignment.push("=");
+                    assignment.push(value);
+                    command.arg(assignment);
+                }
+                command.arg(program);
+                Ok(command)
+            }
+            Self::None => bail!(
+                "{purpose} needs root, and there is neither root nor sudo here: run it as root, or install sudo"
+            ),
+        }
+    }
+}
+
+/// The part of our environment that a program run through `sudo` should still see.
+pub(crate) fn passed_environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| is_passed(&name.to_string_lossy())).collect()
+}
+
+fn is_passed(name: &str) -> bool {
+    name.starts_with("KANMON_")
+        || name.starts_with("PROPTEST_")
+        || name.starts_with("LOOM_")
+        || matches!(name, "RUST_LOG" | "RUST_BACKTRACE" | "CI" | "TERM" | "NO_COLOR" | "COLUMNS" | "PATH")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_runs_the_program_itself() {
+        let command = Privilege::Root.command(Path::new("/bin/true"), &[], "a test").unwrap();
+        assert_eq!(command.get_program(), "/bin/true");
+    }
+
+    #[test]
+    fn sudo_gets_the_environment_as_arguments() {
+        let environment = [("KANMON_X".into(), "1".into())];
+        let command = Privilege::Sudo.command(Path::new("/bin/true"), &environment, "a test").unwrap();
+        assert_eq!(command.get_program(), "sudo");
+        let args: Vec<_> = command.get_args().collect();
+        assert_eq!(args, ["--", "env", "KANMON_X=1", "/bin/true"]);
+    }
+
+    #[test]
+    fn no_way_to_root_names_what_wanted_it() {
+        let error = Privilege::None.command(Path::new("/bin/true"), &[], "the demo").unwrap_err();
+        assert!(error.to_string().starts_with("the demo needs root"), "{error}");
+    }
+
+    #[test]
+    fn secrets_do_not_travel_through_sudo() {
+        assert!(is_passed("KANMON_TEST_LONG"));
+        assert!(is_passed("CI"));
+        assert!(!is_passed("AWS_SECRET_ACCESS_KEY"));
+    }
+}

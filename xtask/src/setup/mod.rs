@@ -1,0 +1,93 @@
+//! `cargo xtask setup`: gets what is missing, so that nobody installs anything by hand.
+
+mod install;
+mod item;
+mod items;
+mod kernel;
+pub(crate) mod linker;
+pub(crate) mod route;
+
+use anyhow::{Result, bail};
+
+use self::install::Installer;
+use self::item::Item;
+pub(crate) use self::item::Need;
+use self::route::{Choice, Route};
+use crate::privilege::Privilege;
+
+/// Reports what is here and what is missing, one line an item; whether all is here.
+///
+/// # Errors
+/// The environment asks for a route that doesn't exist.
+pub(crate) fn check() -> Result<bool> {
+    let privilege = Privilege::detect();
+    let route = match route::choose(route::look(), route::asked()?) {
+        Choice::Take(route) => {
+            println!("route    {route}");
+            route
+        }
+        Choice::TryBoth => {
+            println!("route    none yet: `cargo xtask setup` tries rustup first, then debian");
+            Route::Rustup
+        }
+        Choice::Nothing => {
+            println!("route    none: install rustup from https://rustup.rs");
+            Route::Rustup
+        }
+    };
+    let mut items = items::common();
+    items.extend(items::of_route(route));
+    items.extend(kernel::items(privilege));
+    for item in &items {
+        println!("{}", item.line());
+    }
+    Ok(items.iter().all(Item::is_here))
+}
+
+/// Gets whatever `need` takes and is missing; the route to compile for eBPF by.
+///
+/// # Errors
+/// Something can't be had; the message names it and says how a person gets it.
+pub(crate) fn ensure(need: Need) -> Result<Route> {
+    let privilege = Privilege::detect();
+    let choice = route::choose(route::look(), route::asked()?);
+    let mut installer = Installer::new(privilege);
+    installer.get(None, &missing(items::common(), need))?;
+    let route = match choice {
+        Choice::Take(route) => {
+            installer.get(Some(route), &missing(items::of_route(route), need))?;
+            route
+        }
+        Choice::TryBoth => {
+            match installer.get(Some(Route::Rustup), &missing(items::of_route(Route::Rustup), need)) {
+                Ok(()) => Route::Rustup,
+                Err(error) => {
+                    eprintln!("Route rustup can't be had here: {error:#}");
+                    eprintln!("Taking route {}.", Route::Debian);
+                    installer.get(Some(Route::Debian), &missing(items::of_route(Route::Debian), need))?;
+                    Route::Debian
+                }
+            }
+        }
+        Choice::Nothing => bail!(
+            "There is no compiler for eBPF, and neither rustup nor apt to get one with: install rustup from \
+             https://rustup.rs"
+        ),
+    };
+    let mut left = items::common();
+    left.extend(items::of_route(route));
+    left.extend(kernel::items(privilege));
+    let left = missing(left, need);
+    if !left.is_empty() {
+        let lines: Vec<_> = left.iter().map(Item::line).collect();
+        bail!("This machine still lacks:\n{}", lines.join("\n"));
+    }
+    if installer.worked() {
+        eprintln!("Everything is here. Route: {route}.");
+    }
+    Ok(route)
+}
+
+fn missing(items: Vec<Item>, need: Need) -> Vec<Item> {
+    items.into_iter().filter(|item| item.need <= need && !item.is_here()).collect()
+}
