@@ -1,0 +1,337 @@
+//! The vocabulary of desired state.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service as KubeService;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Deserialize, Serialize};
+
+use super::resources::{AddressPool, MemberCluster};
+
+/// What one member cluster says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterObjects {
+    /// Its Services, of any type.
+    pub services: Vec<KubeService>,
+    /// Its EndpointSlices.
+    pub slices: Vec<EndpointSlice>,
+}
+
+/// What belongs to the gateway itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GatewayObjects {
+    /// Where VIPs come from.
+    pub pools: Vec<AddressPool>,
+    /// What is known about the member clusters; a cluster without such an object is active.
+    pub members: Vec<MemberCluster>,
+}
+
+/// Everything that this gateway should serve.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// The services.
+    pub services: BTreeMap<ServiceId, Service>,
+    /// What was refused or is doubtful, and what to do about it; in a stable order.
+    pub problems: Vec<Problem>,
+    /// The VIPs that came from pools: hand them back to the next merge.
+    pub allocations: Allocations,
+}
+
+/// VIPs that were allocated from pools, at most one a family.
+pub type Allocations = BTreeMap<ObjectName, Vec<IpAddr>>;
+
+/// Namespace and name of a Kubernetes object; text form `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct ObjectName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl From<ObjectName> for String {
+    fn from(name: ObjectName) -> Self {
+        name.to_string()
+    }
+}
+
+impl TryFrom<String> for ObjectName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.split_once('/') {
+            Some((namespace, name)) => Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() }),
+            None => Err(format!("{text:?} is not of the form namespace/name")),
+        }
+    }
+}
+
+/// Transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    #[must_use]
+    pub const fn ip_number(self) -> u8 {
+        match self {
+            Self::Tcp => lb_common::abi::TCP,
+            Self::Udp => lb_common::abi::UDP,
+        }
+    }
+
+    /// The protocol of an IP protocol number; `None` for any but TCP and UDP.
+    #[must_use]
+    pub const fn from_ip_number(number: u8) -> Option<Self> {
+        match number {
+            lb_common::abi::TCP => Some(Self::Tcp),
+            lb_common::abi::UDP => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// One pod's protocol, address and port: the same in every service that uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BackendId {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The pod's port, host order.
+    pub port: u16,
+}
+
+impl fmt::Display for BackendId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}/{}", SocketAddr::new(self.address, self.port), self.protocol))
+    }
+}
+
+/// One VIP, port and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceId {
+    /// The address that clients connect to.
+    pub vip: IpAddr,
+    /// The port that clients connect to, host order.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServiceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}/{}", SocketAddr::new(self.vip, self.port), self.protocol))
+    }
+}
+
+/// One service: a port of a Kubernetes Service on one of its VIPs, with the endpoints of all clusters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// VIP, port and protocol.
+    pub id: ServiceId,
+    /// Namespace of the Kubernetes Services that were merged.
+    pub namespace: String,
+    /// Name of the Kubernetes Services that were merged.
+    pub name: String,
+    /// Name of the front's port; empty where it has none.
+    pub port_name: String,
+    /// Endpoints of the VIP's family, sorted by backend, each backend once.
+    pub endpoints: Vec<Endpoint>,
+    /// How its endpoints are probed.
+    pub health_check: HealthCheck,
+}
+
+/// A backend as one cluster describes it for one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Protocol, address and port.
+    pub backend: BackendId,
+    /// The member cluster that it runs in.
+    pub cluster: String,
+    /// Region of the member cluster; empty if unknown.
+    pub region: String,
+    /// Zone of the endpoint; empty if unknown.
+    pub zone: String,
+    /// Name of the pod; empty if the EndpointSlice does not tell.
+    pub pod: String,
+    /// Kubernetes calls it ready.
+    pub ready: bool,
+    /// It still answers, whether or not it is terminating.
+    pub serving: bool,
+    /// It is shutting down, or its cluster is drained: no new flows, existing ones go on.
+    pub terminating: bool,
+    /// The TCP port to probe; `None`: not probed. For a UDP backend it is the pod's port for the first TCP
+    /// port of the same Kubernetes Service, because a probe by UDP proves nothing.
+    pub probe_port: Option<u16>,
+}
+
+impl Endpoint {
+    /// Whether Kubernetes lets new flows go here.
+    #[must_use]
+    pub const fn takes_new_flows(&self) -> bool {
+        self.ready && !self.terminating
+    }
+}
+
+/// How the endpoints of a service are probed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HealthCheck {
+    /// Kind of probe.
+    pub kind: HealthCheckKind,
+    /// From the start of one probe to the start of the next.
+    pub interval: Duration,
+    /// A probe that takes longer has failed; at most `interval`.
+    pub timeout: Duration,
+    /// Failures in a row that make an endpoint unhealthy, ≥ 1.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row that make it healthy again, ≥ 1.
+    pub healthy_threshold: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            kind: HealthCheckKind::Tcp,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(1),
+            unhealthy_threshold: 3,
+            healthy_threshold: 2,
+        }
+    }
+}
+
+/// Kind of probe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HealthCheckKind {
+    /// Not probed: Kubernetes' readiness alone decides.
+    None,
+    /// A TCP connection is accepted.
+    Tcp,
+    /// An HTTP GET is answered with an expected status.
+    Http {
+        /// Request target, begins with `/`.
+        path: String,
+        /// Status codes that mean healthy.
+        expected_status: RangeInclusive<u16>,
+    },
+}
+
+/// How bad a [`Problem`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something that was asked for is not done.
+    Error,
+    /// It is done, but perhaps not as its author expects.
+    Warning,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        })
+    }
+}
+
+/// Something in the objects that cannot be done as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Problem {
+    /// The cluster whose object it is; empty: the gateway's own.
+    pub cluster: String,
+    /// Kind and name, for example `Service demo/httpbin`, or a file's path.
+    pub object: String,
+    /// What kind of problem, for programs.
+    pub reason: Reason,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong and what to do, for people.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.cluster.is_empty() {
+            write!(f, "cluster {}: ", self.cluster)?;
+        }
+        write!(f, "{}: {} ({})", self.object, self.message, self.reason)
+    }
+}
+
+/// Machine-readable kinds of [`Problem`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Reason {
+    /// A file or directory cannot be read or parsed; its last good state is used.
+    Unreadable,
+    /// An object's field has a value that means nothing.
+    InvalidObject,
+    /// Two objects of one kind have the same name.
+    DuplicateObject,
+    /// An annotation `kanmon.dev/…` is unknown or has a bad value.
+    InvalidAnnotation,
+    /// The Service has our class but a type that cannot be served.
+    UnsupportedService,
+    /// The Service asks for session affinity, which is not done.
+    SessionAffinityIgnored,
+    /// `loadBalancerSourceRanges` is set and not enforced, so the service is not served.
+    SourceRangesNotEnforced,
+    /// A port of the Service has a protocol that is not served.
+    UnsupportedProtocol,
+    /// An address that is asked for as VIP cannot be one.
+    InvalidAddress,
+    /// The VIP belongs to another Service.
+    AddressConflict,
+    /// No address is left, or no pool has one of that family.
+    NoAddress,
+    /// Another cluster's Service of that name is the front.
+    NotFront,
+    /// A cluster has no port that fits the front's.
+    PortMismatch,
+    /// The address is outside of what the member declares.
+    OutsideMemberNetwork,
+    /// The address is a VIP or one of the gateway's own.
+    GatewayAddress,
+    /// The address belongs to an older member.
+    ClaimedByOtherMember,
+    /// The member's declared networks overlap those of an older member.
+    CIDROverlap,
+    /// A member is declared, but nothing is known from it.
+    NoSource,
+    /// The member asks for a way of discovery that is not served.
+    UnsupportedDiscovery,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The variants are named as they are shown.
+        f.pad(&format!("{self:?}"))
+    }
+}
