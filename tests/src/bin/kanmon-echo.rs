@@ -1,0 +1,151 @@
+//! A pod's server: HTTP/1.1 and UDP on one port, over IPv4 and IPv6, that says which pod it is.
+//!
+//! `GET /` answers a line `pod=NAME cluster=NAME client=ADDRESS`, `GET /healthz` answers `ok`. A datagram is
+//! answered by the same line and, behind it, what the datagram held.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use socket2::{Domain, Socket, Type};
+use tests::client::raise_open_files;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+};
+
+/// Longest request head that is read.
+const HEAD_LIMIT: usize = 8192;
+
+/// An HTTP and UDP server that says which pod it is.
+#[derive(Parser)]
+struct Args {
+    /// The pod's name.
+    #[arg(long)]
+    pod: String,
+    /// The name of its member cluster.
+    #[arg(long)]
+    cluster: String,
+    /// TCP and UDP port.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    raise_open_files()?;
+    let here = SocketAddr::from((Ipv6Addr::UNSPECIFIED, args.port));
+    let listener = listen(here).with_context(|| format!("cannot listen at {here}"))?;
+    let datagrams = datagrams(here).with_context(|| format!("cannot receive datagrams at {here}"))?;
+    let name = Arc::new(format!("pod={} cluster={}", args.pod, args.cluster));
+    tokio::spawn(echo(datagrams, name.clone()));
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                let answer = identity(&name, client);
+                // The peer may be gone at any time: an error ends this connection and nothing else.
+                tokio::spawn(async move {
+                    let _ = serve(stream, answer).await;
+                });
+            }
+            // Out of descriptors: let connections end before the next one.
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+        }
+    }
+}
+
+/// A socket of both families.
+fn dual_stack(here: SocketAddr, kind: Type) -> Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, kind, None)?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(kind == Type::STREAM)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&here.into())?;
+    Ok(socket)
+}
+
+fn listen(here: SocketAddr) -> Result<TcpListener> {
+    let socket = dual_stack(here, Type::STREAM)?;
+    socket.listen(65535)?;
+    Ok(TcpListener::from_std(socket.into())?)
+}
+
+fn datagrams(here: SocketAddr) -> Result<UdpSocket> {
+    let socket = dual_stack(here, Type::DGRAM)?;
+    socket.set_recv_buffer_size(4 << 20)?;
+    Ok(UdpSocket::from_std(socket.into())?)
+}
+
+fn identity(name: &str, client: SocketAddr) -> String {
+    let ip = match client.ip() {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),
+        v4 => v4,
+    };
+    format!("{name} client={}\n", SocketAddr::new(ip, client.port()))
+}
+
+async fn echo(socket: UdpSocket, name: Arc<String>) {
+    let mut payload = vec![0; 65536];
+    loop {
+        // An ICMP error about an earlier answer is reported here: it concerns nobody now.
+        if let Ok((len, client)) = socket.recv_from(&mut payload).await {
+            let mut answer = identity(&name, client).into_bytes();
+            answer.extend_from_slice(&payload[..len]);
+            let _ = socket.send_to(&answer, client).await;
+        }
+    }
+}
+
+/// Answers requests without a body until the client is done.
+async fn serve(mut stream: TcpStream, answer: String) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut received = Vec::with_capacity(1024);
+    loop {
+        let Some(request) = parse(&received)? else {
+            if stream.read_buf(&mut received).await? == 0 {
+                return Ok(());
+            }
+            continue;
+        };
+        received.drain(..request.len);
+        let (status, body) = match request.path.as_str() {
+            "/" => ("200 OK", answer.as_str()),
+            "/healthz" => ("200 OK", "ok\n"),
+            _ => ("404 Not Found", "not here\n"),
+        };
+        let connection = if request.close { "close" } else { "keep-alive" };
+        let response = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(response.as_bytes()).await?;
+        if request.close {
+            return Ok(stream.shutdown().await?);
+        }
+    }
+}
+
+struct Request {
+    path: String,
+    close: bool,
+    len: usize,
+}
+
+/// The first request in `received`, once it is there whole.
+fn parse(received: &[u8]) -> Result<Option<Request>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut request = httparse::Request::new(&mut headers);
+    let httparse::Status::Complete(len) = request.parse(received)? else {
+        anyhow::ensure!(received.len() < HEAD_LIMIT, "a request head of more than {HEAD_LIMIT} bytes");
+        return Ok(None);
+    };
+    let old = request.version == Some(0);
+    let close = request.headers.iter().any(|header| {
+        header.name.eq_ignore_ascii_case("connection") && header.value.eq_ignore_ascii_case(b"close")
+    });
+    Ok(Some(Request { path: request.path.unwrap_or("/").to_owned(), close: close || old, len }))
+}

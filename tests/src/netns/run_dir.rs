@@ -1,0 +1,265 @@
+//! The directory of one run of the bed, and the promise that nothing of a run outlives it.
+//!
+//! `/run/kanmon-bed/<run-id>/` holds the namespaces (`ns/`), a bpffs of the run's own (`bpf/`), logs,
+//! manifests and two records: `owner` (the process that made it) and `processes` (what it started), each as
+//! "pid start-time", which names a process even after its pid is used again. Whoever starts next finds runs
+//! whose owner is gone, for example by `kill -9`, and removes what they left.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{ErrorKind, Write},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicI32, AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use super::process::Process;
+
+/// Where every run keeps its directory.
+pub const BED_ROOT: &str = "/run/kanmon-bed";
+
+/// The runs of this process that are not cleaned yet. Whoever holds the lock may make or remove things;
+/// the signal thread never gives it back, so nothing is made after it has cleaned up.
+static LIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Runs started by this process so far: the second half of a run id.
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+/// What the process exits with after a signal; negative: 128 + the signal.
+static EXIT_CODE: AtomicI32 = AtomicI32::new(-1);
+
+/// The directory of one run. Dropping it kills the run's processes and removes its namespaces, its pins
+/// and its files.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Removes what dead runs left behind ([`sweep`]), then makes a directory for a new one, with an empty
+    /// bpffs mounted in it.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn create() -> Result<RunDir> {
+        let _only_one = lock_root()?;
+        sweep_locked()?;
+        let mut live = live();
+        let id = format!("{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(BED_ROOT).join(id);
+        for sub in ["ns", "bpf", "logs", "manifests"] {
+            fs::create_dir_all(path.join(sub))
+                .with_context(|| format!("cannot create {}", path.join(sub).display()))?;
+        }
+        live.push(path.clone());
+        drop(live);
+        let run = RunDir { path };
+        fs::write(run.path.join("owner"), record(std::process::id())?)?;
+        fs::write(run.path.join("processes"), "")?;
+        mount(Some("bpf"), &run.bpffs(), Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .with_context(|| format!("cannot mount a bpffs at {}", run.bpffs().display()))?;
+        Ok(run)
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's own bpffs: pins go here and nowhere else.
+    pub fn bpffs(&self) -> PathBuf {
+        self.path.join("bpf")
+    }
+
+    /// Starts `command`, with its output appended to `logs/<name>.log`, and records it, so that it does not
+    /// outlive the run.
+    ///
+    /// # Errors
+    /// When the program is missing or cannot be started.
+    pub fn spawn(&self, name: &str, mut command: Command) -> Result<Process> {
+        let log = self.path.join("logs").join(format!("{name}.log"));
+        let out = OpenOptions::new().create(true).append(true).open(&log)?;
+        command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        self.while_open(|| {
+            let child = command
+                .spawn()
+                .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+            let process = Process::new(name, child, log.clone());
+            OpenOptions::new()
+                .append(true)
+                .open(self.path.join("processes"))?
+                .write_all(record(process.pid())?.as_bytes())?;
+            Ok(process)
+        })
+    }
+
+    /// Makes something that cleaning has to know of: `f` does not run while or after a signal cleans up.
+    pub(super) fn while_open<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _live = live();
+        f()
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        let mut live = live();
+        clean(&self.path);
+        live.retain(|path| path != &self.path);
+    }
+}
+
+/// Removes every run under [`BED_ROOT`] whose owner is gone; says how many there were.
+///
+/// # Errors
+/// When [`BED_ROOT`] cannot be read or locked.
+pub fn sweep() -> Result<usize> {
+    let _only_one = lock_root()?;
+    sweep_locked()
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP clean every run of this process and then end it, with
+/// 128 + the signal or what [`exit_code_after_signal`] set.
+///
+/// # Errors
+/// When the handlers cannot be installed.
+pub fn clean_on_signals() -> Result<()> {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    if INSTALLED.set(()).is_err() {
+        return Ok(());
+    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot handle signals")?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let live = live();
+            for path in live.iter() {
+                clean(path);
+            }
+            let code = EXIT_CODE.load(Ordering::Relaxed);
+            std::process::exit(if code < 0 { 128 + signal } else { code });
+        }
+    });
+    Ok(())
+}
+
+/// Sets what the process exits with when a signal ends it: for a program that waits for Ctrl-C as its
+/// regular end.
+pub fn exit_code_after_signal(code: u8) {
+    EXIT_CODE.store(code.into(), Ordering::Relaxed);
+}
+
+fn live() -> MutexGuard<'static, Vec<PathBuf>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock_root() -> Result<Flock<File>> {
+    let root = Path::new(BED_ROOT);
+    fs::create_dir_all(root).with_context(|| format!("cannot create {BED_ROOT} (the bed needs root)"))?;
+    let file = File::create(root.join(".lock"))
+        .with_context(|| format!("cannot create {BED_ROOT}/.lock (the bed needs root)"))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, e)| e)
+        .with_context(|| format!("cannot lock {BED_ROOT}/.lock"))
+}
+
+fn sweep_locked() -> Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(BED_ROOT)? {
+        let path = entry?.path();
+        // A run without a readable owner was killed while it was made: runs are made under the lock.
+        let owned = fs::read_to_string(path.join("owner")).is_ok_and(|owner| is_running(&owner));
+        if path.is_dir() && !owned && !live().contains(&path) {
+            clean(&path);
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// Kills, unmounts and removes what one run left. Goes on past every failure: each thing removed counts.
+fn clean(run: &Path) {
+    let records = fs::read_to_string(run.join("processes")).unwrap_or_default();
+    for line in records.lines().filter(|line| is_running(line)) {
+        if let Some(pid) = recorded_pid(line) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while records.lines().any(is_running) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(2));
+    }
+    let mounts = fs::read_dir(run.join("ns")).into_iter().flatten().flatten().map(|entry| entry.path());
+    for mounted in mounts.chain([run.join("bpf")]) {
+        let _ = umount2(&mounted, MntFlags::MNT_DETACH);
+    }
+    if let Err(e) = fs::remove_dir_all(run)
+        && e.kind() != ErrorKind::NotFound
+    {
+        eprintln!("kanmon-bed: cannot remove {}: {e}; remove it by hand", run.display());
+    }
+}
+
+/// "pid start-time\n" of a process that runs now.
+fn record(pid: u32) -> Result<String> {
+    let start = start_time(pid).with_context(|| format!("process {pid} ended at once"))?;
+    Ok(format!("{pid} {start}\n"))
+}
+
+fn recorded_pid(line: &str) -> Option<i32> {
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether the very process of a record runs; a zombie does not.
+fn is_running(line: &str) -> bool {
+    let mut fields = line.split_whitespace().map(str::parse::<u64>);
+    match (fields.next(), fields.next()) {
+        (Some(Ok(pid)), Some(Ok(start))) => {
+            u32::try_from(pid).is_ok_and(|pid| start_time(pid) == Some(start))
+        }
+        _ => false,
+    }
+}
+
+/// When a process started, in clock ticks since boot; none for a zombie or when there is no such process.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, field 2, is in parentheses and may hold anything: count from behind it.
+    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" || state == "X" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_names_this_process_and_no_other_of_the_same_pid() {
+        let own = record(std::process::id()).unwrap();
+        assert!(is_running(&own));
+        let pid = recorded_pid(&own).unwrap();
+        assert_eq!(u32::try_from(pid).unwrap(), std::process::id());
+        assert!(!is_running(&format!("{pid} 1")), "same pid, other start time");
+        assert!(!is_running(""));
+        assert!(!is_running("12 x"));
+    }
+}

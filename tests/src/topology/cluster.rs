@@ -1,0 +1,173 @@
+//! A member cluster: a node that routes to its pods, and the pods, each in a namespace of its own.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    Dual, configure, make_router,
+    manifests::{Condition, Listed},
+    plan::{ClusterPlan, HOST, POD_PORT, Pod, ROUTER, Segment, everywhere, mac},
+    program, set_routes,
+};
+use crate::netns::{Link, Netns, Process, RunDir, veth};
+
+/// How long a server may take to listen: generous, for a machine that is busy compiling.
+const SERVER_START: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Cluster {
+    plan: ClusterPlan,
+    node: Netns,
+    /// The node's end of its uplink.
+    uplink: Link,
+    /// The router's end of it.
+    downlink: Link,
+    pods: Vec<PodState>,
+}
+
+#[derive(Debug)]
+struct PodState {
+    pod: Pod,
+    link: Link,
+    gateway: Dual,
+    condition: Condition,
+    server: Option<Process>,
+}
+
+impl Cluster {
+    /// Makes a cluster without pods, and joins it to `cen`.
+    pub(super) fn join(run: &RunDir, cen: &Netns, plan: ClusterPlan) -> Result<Cluster> {
+        let node = Netns::create(run, plan.name)?;
+        make_router(&node)?;
+        let (near, far) = (mac(3, plan.number, 0, 0), mac(3, plan.number, 0, 1));
+        let (uplink, downlink) = veth((&node, "eth0", far), (cen, plan.name, near))?;
+        let segment = Segment::nodes(plan.number);
+        configure(&downlink, segment.interface(ROUTER))?;
+        configure(&uplink, segment.interface(HOST))?;
+        for address in segment.host(HOST).both() {
+            downlink.set_neighbour(address, far)?;
+        }
+        set_routes(&node, everywhere(), segment.host(ROUTER))?;
+        set_routes(cen, plan.pods(), segment.host(HOST))?;
+        Ok(Cluster { plan, node, uplink, downlink, pods: Vec::new() })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.plan.name
+    }
+
+    pub(super) fn node(&self) -> &Netns {
+        &self.node
+    }
+
+    pub(super) fn pods(&self) -> Vec<Pod> {
+        self.pods.iter().map(|state| state.pod.clone()).collect()
+    }
+
+    pub(super) fn pod_ns(&self, pod: &str) -> Result<&Netns> {
+        Ok(self.pod(pod)?.link.ns())
+    }
+
+    /// Every pod as its EndpointSlices should show it.
+    pub(super) fn listed(&self) -> Vec<Listed> {
+        let listed = |state: &PodState| Listed { pod: state.pod.clone(), condition: state.condition };
+        self.pods.iter().map(listed).collect()
+    }
+
+    /// Makes the next pod and starts its server.
+    pub(super) fn add_pod(&mut self, run: &RunDir) -> Result<Pod> {
+        let number = u8::try_from(self.pods.len() + 1)?;
+        let pod = Pod::planned(self.plan, number);
+        let ns = Netns::create(run, &pod.name)?;
+        let (near, far) = (mac(4, self.plan.number, number, 0), mac(4, self.plan.number, number, 1));
+        let (link, node_link) = veth((&ns, "eth0", far), (&self.node, &format!("pod{number}"), near))?;
+        let segment = Segment::pod(self.plan.number, number);
+        configure(&node_link, segment.interface(ROUTER))?;
+        configure(&link, segment.interface(HOST))?;
+        for address in pod.address.both() {
+            node_link.set_neighbour(address, far)?;
+        }
+        let gateway = segment.host(ROUTER);
+        set_routes(&ns, everywhere(), gateway)?;
+        let name = pod.name.clone();
+        self.pods.push(PodState {
+            pod: pod.clone(),
+            link,
+            gateway,
+            condition: Condition::Ready,
+            server: None,
+        });
+        self.start_server(run, &name)?;
+        Ok(pod)
+    }
+
+    pub(super) fn set_condition(&mut self, pod: &str, condition: Condition) -> Result<()> {
+        self.pod_mut(pod)?.condition = condition;
+        Ok(())
+    }
+
+    pub(super) fn start_server(&mut self, run: &RunDir, pod: &str) -> Result<()> {
+        let state = self.pod_mut(pod)?;
+        if state.server.is_some() {
+            bail!("the server of pod {pod} runs already");
+        }
+        let mut command = state.link.ns().command(program("kanmon-echo")?);
+        command.args(["--pod", pod, "--cluster", &state.pod.cluster, "--port", &POD_PORT.to_string()]);
+        state.server = Some(run.spawn(pod, command)?);
+        Ok(())
+    }
+
+    pub(super) fn wait_for_servers(&self) -> Result<()> {
+        for state in self.pods.iter().filter(|state| state.server.is_some()) {
+            state
+                .link
+                .ns()
+                .wait_for_tcp(([127, 0, 0, 1], POD_PORT).into(), SERVER_START)
+                .with_context(|| format!("the server of pod {} did not start", state.pod.name))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn kill_server(&mut self, pod: &str) -> Result<()> {
+        let server = self.pod_mut(pod)?.server.take();
+        server.with_context(|| format!("the server of pod {pod} is dead already"))?.kill()
+    }
+
+    pub(super) fn silence_pod(&self, pod: &str) -> Result<()> {
+        self.pod(pod)?.link.down()
+    }
+
+    /// The kernel dropped the pod's routes with its link: set them again.
+    pub(super) fn heal_pod(&self, pod: &str) -> Result<()> {
+        let state = self.pod(pod)?;
+        state.link.up()?;
+        set_routes(state.link.ns(), everywhere(), state.gateway)
+    }
+
+    pub(super) fn silence(&self) -> Result<()> {
+        self.uplink.down()
+    }
+
+    /// The kernel dropped the node's routes with its link: set them again.
+    pub(super) fn heal(&self) -> Result<()> {
+        self.uplink.up()?;
+        set_routes(&self.node, everywhere(), Segment::nodes(self.plan.number).host(ROUTER))
+    }
+
+    pub(super) fn set_mtu(&self, mtu: u32) -> Result<()> {
+        self.uplink.set_mtu(mtu)?;
+        self.downlink.set_mtu(mtu)
+    }
+
+    fn pod(&self, name: &str) -> Result<&PodState> {
+        let found = self.pods.iter().find(|state| state.pod.name == name);
+        found.with_context(|| format!("cluster {} has no pod {name}", self.plan.name))
+    }
+
+    fn pod_mut(&mut self, name: &str) -> Result<&mut PodState> {
+        let cluster = self.plan.name;
+        let found = self.pods.iter_mut().find(|state| state.pod.name == name);
+        found.with_context(|| format!("cluster {cluster} has no pod {name}"))
+    }
+}
