@@ -1,11 +1,15 @@
 //! Kanmon's developer commands.
 
 mod build;
+mod ci;
 mod privilege;
 mod progress;
+mod run;
 mod setup;
+mod test;
 mod workspace;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -33,10 +37,27 @@ enum Task {
     BuildEbpf,
     /// Build everything: the eBPF object, then the agent and the demo
     Build,
+    /// Build, and run the agent on this machine: `cargo xtask run -- --interface eth0 --manifests DIR`
+    Run {
+        /// The arguments of `kanmon run`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Build, and show what Kanmon does, with real connections in network namespaces
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// The arguments of the demo; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Build and run the tests
+    Test(test::Options),
+    /// Run what continuous integration runs
+    Ci,
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match perform(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -45,7 +66,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> Result<ExitCode> {
+fn perform(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup { check: true } => {
             return Ok(if setup::check()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -58,6 +79,20 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build => {
             build::ebpf(setup::ensure(Need::Build)?)?;
             build::host()?;
+        }
+        Task::Run { args } => run::agent(&args)?,
+        Task::Demo { args } => run::demo(&args)?,
+        Task::Test(options) => {
+            let report = test::run(&options)?;
+            let verdict = report.verdict();
+            if let Err(error) = &verdict {
+                eprintln!("error: {error:#}");
+            }
+            println!("{}", report.closing_line());
+            return Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Task::Ci => {
+            return Ok(if ci::everything()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
     }
     Ok(ExitCode::SUCCESS)

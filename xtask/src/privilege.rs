@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::workspace::find_program;
 
@@ -29,6 +29,20 @@ impl Privilege {
         } else {
             Self::None
         }
+    }
+
+    /// Lets `sudo` ask for the password, where it asks at all, before its prompt would be out of sight.
+    ///
+    /// # Errors
+    /// sudo refuses.
+    pub(crate) fn prepare(self, purpose: &str) -> Result<()> {
+        if self == Self::Sudo {
+            let status = Command::new("sudo").arg("--validate").status().context("start sudo")?;
+            if !status.success() {
+                bail!("sudo refuses ({status}), and {purpose} needs root");
+            }
+        }
+        Ok(())
     }
 
     /// A command that runs `program` as root, with the given environment on top.

@@ -93,13 +93,7 @@ impl Installer {
         let Some(apt) = find_program("apt-get") else {
             bail!("there is no apt-get: install what provides {} here", packages.join(", "));
         };
-        if self.privilege == Privilege::Sudo {
-            // Asks for the password, where it asks at all, before a spinner is in the way.
-            let status = Command::new("sudo").arg("--validate").status().context("start sudo")?;
-            if !status.success() {
-                bail!("sudo refuses ({status}): apt-get needs root to install {}", packages.join(", "));
-            }
-        }
+        self.privilege.prepare("apt-get")?;
         if !self.lists_are_fresh {
             step.run(self.apt(&apt)?.arg("update"), "apt-get update")?;
             self.lists_are_fresh = true;

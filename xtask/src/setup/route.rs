@@ -171,6 +171,7 @@ mod tests {
 
     #[test]
     fn rustup_without_its_linker_yields_to_an_installed_debian_compiler() {
+        let facts = Facts { rustup_linker: false, ..COMPLETE };
         assert_eq!(choose(facts, None), Choice::Take(Route::Debian));
     }
 

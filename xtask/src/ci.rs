@@ -1,0 +1,63 @@
+//! What continuous integration runs: style, documentation, tests, demo.
+
+use anyhow::Result;
+
+use crate::setup::{self, Need};
+use crate::{build, run, test, workspace};
+
+/// Runs every check, all of them even where one fails; the tests' closing line comes last.
+///
+/// Returns whether all of them are good.
+///
+/// # Errors
+/// A tool that the checks need can't be had.
+pub(crate) fn everything() -> Result<bool> {
+    let route = setup::ensure(Need::Ci)?;
+    let mut failed = Vec::new();
+    let mut check = |name: &str, result: Result<()>| {
+        if let Err(error) = result {
+            eprintln!("error: {error:#}");
+            failed.push(name.to_owned());
+        }
+    };
+
+    heading("format");
+    check("format", build::run(workspace::cargo().args(["fmt", "--all", "--check"]), "cargo fmt --check"));
+
+    heading("the eBPF object");
+    check("eBPF build", build::ebpf(route));
+
+    heading("clippy");
+    let mut clippy = workspace::cargo();
+    clippy.args(["clippy", "--release", "--all-targets", "--", "-D", "warnings"]);
+    check("clippy", build::run(&mut clippy, "clippy of the host's crates"));
+    check("eBPF clippy", build::ebpf_clippy(route));
+
+    heading("documentation");
+    let mut doc = workspace::cargo();
+    doc.args(["doc", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings");
+    check("documentation", build::run(&mut doc, "cargo doc"));
+
+    heading("tests");
+    let report = test::run(&test::Options::default());
+    let closing = report.as_ref().ok().map(test::Report::closing_line);
+    check("tests", report.and_then(|report| report.verdict()));
+
+    heading("demo");
+    let demo = build::host().and_then(|()| run::demo_command());
+    check("demo", demo.and_then(|mut demo| build::run(demo.arg("--quiet"), "the demo")));
+
+    let good = failed.is_empty();
+    println!(
+        "=== {}",
+        if good { "every check passed".to_owned() } else { format!("failed: {}", failed.join(", ")) }
+    );
+    if let Some(closing) = closing {
+        println!("{closing}");
+    }
+    Ok(good)
+}
+
+fn heading(title: &str) {
+    println!("=== {title}");
+}
