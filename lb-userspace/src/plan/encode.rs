@@ -1,0 +1,185 @@
+//! Between the agent's names and the maps' keys.
+
+use std::net::IpAddr;
+
+use bytemuck::Zeroable;
+use lb_common::abi::{
+    Backend, BackendKeyV4, BackendKeyV6, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
+};
+use lb_common::hash::{filter_index_v4, filter_index_v6};
+
+use crate::desired::{BackendId, Protocol, ServiceId};
+
+/// Key of `SERVICES_V4` or `SERVICES_V6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ServiceKey {
+    /// Of `SERVICES_V4`.
+    V4(ServiceKeyV4),
+    /// Of `SERVICES_V6`.
+    V6(ServiceKeyV6),
+}
+
+/// Key of `VIPS_V4` or `VIPS_V6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum VipKey {
+    /// Of `VIPS_V4`.
+    V4(VipKeyV4),
+    /// Of `VIPS_V6`.
+    V6(VipKeyV6),
+}
+
+/// Key of `BACKENDS_V4` or `BACKENDS_V6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BackendKey {
+    /// Of `BACKENDS_V4`.
+    V4(BackendKeyV4),
+    /// Of `BACKENDS_V6`.
+    V6(BackendKeyV6),
+}
+
+impl From<&ServiceId> for ServiceKey {
+    fn from(id: &ServiceId) -> Self {
+        let port = id.port.to_be_bytes();
+        let protocol = id.protocol.ip_number();
+        match id.vip {
+            IpAddr::V4(vip) => Self::V4(ServiceKeyV4 { vip: vip.octets(), port, protocol, pad: 0 }),
+            IpAddr::V6(vip) => Self::V6(ServiceKeyV6 { vip: vip.octets(), port, protocol, pad: 0 }),
+        }
+    }
+}
+
+impl ServiceKey {
+    /// The service that the key stands for; `None` for a key that the agent never writes.
+    #[must_use]
+    pub fn id(&self) -> Option<ServiceId> {
+        let (vip, port, protocol) = match self {
+            Self::V4(key) => (IpAddr::from(key.vip), key.port, key.protocol),
+            Self::V6(key) => (IpAddr::from(key.vip), key.port, key.protocol),
+        };
+        Some(ServiceId {
+            vip,
+            port: u16::from_be_bytes(port),
+            protocol: Protocol::from_ip_number(protocol)?,
+        })
+        .filter(|id| Self::from(id) == *self)
+    }
+}
+
+impl From<IpAddr> for VipKey {
+    fn from(vip: IpAddr) -> Self {
+        match vip {
+            IpAddr::V4(vip) => Self::V4(VipKeyV4 { vip: vip.octets() }),
+            IpAddr::V6(vip) => Self::V6(VipKeyV6 { vip: vip.octets() }),
+        }
+    }
+}
+
+impl From<&BackendId> for BackendKey {
+    fn from(id: &BackendId) -> Self {
+        let port = id.port.to_be_bytes();
+        let protocol = id.protocol.ip_number();
+        match id.address {
+            IpAddr::V4(address) => {
+                Self::V4(BackendKeyV4 { address: address.octets(), port, protocol, pad: 0 })
+            }
+            IpAddr::V6(address) => {
+                Self::V6(BackendKeyV6 { address: address.octets(), port, protocol, pad: 0 })
+            }
+        }
+    }
+}
+
+impl BackendKey {
+    /// The backend that the key stands for; `None` for a key that the agent never writes.
+    #[must_use]
+    pub fn id(&self) -> Option<BackendId> {
+        let (address, port, protocol) = match self {
+            Self::V4(key) => (IpAddr::from(key.address), key.port, key.protocol),
+            Self::V6(key) => (IpAddr::from(key.address), key.port, key.protocol),
+        };
+        Some(BackendId {
+            protocol: Protocol::from_ip_number(protocol)?,
+            address,
+            port: u16::from_be_bytes(port),
+        })
+        .filter(|id| Self::from(id) == *self)
+    }
+}
+
+/// 4 or 6.
+pub(super) const fn family(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 4,
+        IpAddr::V6(_) => 6,
+    }
+}
+
+/// An address as map values hold it: network order, IPv4 in the first four bytes.
+pub(super) fn address_bytes(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&v4.octets());
+            bytes
+        }
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// Reverses [`address_bytes`]; `None` for a family that is neither 4 nor 6.
+fn address_from_bytes(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
+    match family {
+        4 => Some(IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        6 => Some(IpAddr::from(bytes)),
+        _ => None,
+    }
+}
+
+/// A service's descriptor without rings.
+pub(super) fn descriptor(id: &ServiceId) -> ServiceDescriptor {
+    ServiceDescriptor {
+        vip: address_bytes(id.vip),
+        port: id.port.to_be_bytes(),
+        protocol: id.protocol.ip_number(),
+        family: family(id.vip),
+        ..ServiceDescriptor::zeroed()
+    }
+}
+
+/// The service that a descriptor describes; `None` if none.
+pub(super) fn descriptor_id(value: &ServiceDescriptor) -> Option<ServiceId> {
+    Some(ServiceId {
+        vip: address_from_bytes(value.family, value.vip)?,
+        port: u16::from_be_bytes(value.port),
+        protocol: Protocol::from_ip_number(value.protocol)?,
+    })
+}
+
+/// A backend's entry.
+pub(super) fn backend(id: &BackendId, flags: u32) -> Backend {
+    Backend {
+        flags,
+        address: address_bytes(id.address),
+        port: id.port.to_be_bytes(),
+        protocol: id.protocol.ip_number(),
+        family: family(id.address),
+        ..Backend::default()
+    }
+}
+
+/// The backend that an entry describes; `None` if none.
+pub(super) fn backend_id(value: &Backend) -> Option<BackendId> {
+    Some(BackendId {
+        protocol: Protocol::from_ip_number(value.protocol)?,
+        address: address_from_bytes(value.family, value.address)?,
+        port: u16::from_be_bytes(value.port),
+    })
+}
+
+/// The element of `ADDRESS_FILTER` that an address hashes to.
+pub(super) fn filter_index(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(v4) => filter_index_v4(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => filter_index_v6(bytemuck::cast(v6.octets())),
+    }
+}
