@@ -91,17 +91,20 @@ pub enum FlowState {
     BackendFin = 6,
     /// TCP: both sent a FIN, or the backend refused.
     Closed = 7,
-    /// TCP: a RST was seen. It may be blind, so it only shortens the timeout, and data revives the flow.
-    Reset = 8,
+    /// TCP: a RST came from the client's side. It may be blind, so it only shortens the timeout, and anything
+    /// else from that side revives the flow (what comes from the other side may just have been in flight).
+    ClientReset = 8,
     /// UDP, half-open: no reply yet.
     UdpNew = 9,
     /// UDP: answered.
     UdpReplied = 10,
+    /// TCP: a RST came from the backend's side; see [`FlowState::ClientReset`].
+    BackendReset = 11,
 }
 
 impl FlowState {
     /// All states, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Empty,
         Self::Claimed,
         Self::SynSent,
@@ -110,9 +113,10 @@ impl FlowState {
         Self::ClientFin,
         Self::BackendFin,
         Self::Closed,
-        Self::Reset,
+        Self::ClientReset,
         Self::UdpNew,
         Self::UdpReplied,
+        Self::BackendReset,
     ];
 
     /// The state of a number; numbers that mean nothing read as [`FlowState::Empty`].
@@ -127,9 +131,10 @@ impl FlowState {
             5 => Self::ClientFin,
             6 => Self::BackendFin,
             7 => Self::Closed,
-            8 => Self::Reset,
+            8 => Self::ClientReset,
             9 => Self::UdpNew,
             10 => Self::UdpReplied,
+            11 => Self::BackendReset,
             _ => Self::Empty,
         }
     }

@@ -52,8 +52,10 @@ pub struct Member {
     pub vip_v4: [u8; 4],
     /// The service's port, network order.
     pub vip_port: [u8; 2],
+    /// 4 or 6.
+    pub family: u8,
     /// Always 0.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 /// Bits of [`Member::flags`].

@@ -1,5 +1,189 @@
 //! The packet program, generic over the packet and the maps: compiled for the kernel and for the host.
+//!
+//! The life of a packet, top to bottom: [`parse`] → an existing flow's [`request`] or [`reply`], or a
+//! [`setup`] ([`select`], [`flow_table`], [`reverse_table`], [`last_hop`]) → [`rewrite`] → [`Verdict`].
 
+pub mod checksum;
+mod events;
+mod family;
+mod flow_table;
+mod last_hop;
+mod member;
+mod packet;
+mod parse;
+mod reply;
+mod request;
+mod reverse_table;
+mod rewrite;
+mod select;
+mod setup;
+pub mod sweep;
 mod tables;
+pub mod tcp;
 
+pub use family::{Family, V4, V6};
+pub use packet::{MAX_OFFSET, PacketMut, Verdict};
 pub use tables::{Cells, Maps, Tables};
+
+use parse::{Ip, Link, Network, Ports, Shape};
+
+use crate::{
+    abi::{Config, Counter, address_filter, vip_flags},
+    hash::FlowHash,
+};
+
+/// What a step of the program decided, before it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Pass(Counter),
+    Drop(Counter),
+    /// Rewritten, out of this interface. Members count these.
+    Send(u32),
+    NewFlow,
+}
+
+/// Decides on a packet and rewrites it. [`Verdict::NewFlow`] asks for [`new_flow`], which the kernel enters by
+/// a tail call so that the common path stays short.
+#[inline(always)]
+pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == Network::V4 => classify::<V4, P, M>(packet, maps, &link),
+        Some(link) => classify::<V6, P, M>(packet, maps, &link),
+        None => Outcome::Pass(Counter::PassNotIp),
+    };
+    conclude(packet, maps, outcome)
+}
+
+/// Makes the flow of a packet for which [`forward`] said [`Verdict::NewFlow`], and forwards it.
+#[inline(always)]
+pub fn new_flow<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == Network::V4 => open::<V4, P, M>(packet, maps, &link),
+        Some(link) => open::<V6, P, M>(packet, maps, &link),
+        None => Outcome::Pass(Counter::PassNotIp),
+    };
+    conclude(packet, maps, outcome)
+}
+
+/// Both, one after the other: the whole program, as the host runs it.
+pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    match forward(packet, maps) {
+        Verdict::NewFlow => new_flow(packet, maps),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Verdict {
+    match outcome {
+        Outcome::Pass(counter) => {
+            maps.count(counter);
+            Verdict::Pass
+        }
+        Outcome::Drop(counter) => {
+            maps.count(counter);
+            Verdict::Drop
+        }
+        Outcome::Send(ifindex) if ifindex == packet.ingress() => Verdict::Transmit,
+        Outcome::Send(ifindex) => Verdict::Redirect(ifindex),
+        Outcome::NewFlow => Verdict::NewFlow,
+    }
+}
+
+#[inline(always)]
+fn open<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
+    let Some(ip) = F::parse(packet, link.network_offset()) else { return Outcome::Pass(Counter::PassNotIp) };
+    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
+    if ip.shape != Shape::Whole {
+        return Outcome::Drop(Counter::DropMalformed);
+    }
+    setup::open::<F, P, M>(packet, maps, config, link, &ip)
+}
+
+/// To a VIP, to a SNAT address, or neither. One read of the filter settles it for foreign traffic, before any
+/// rule that can drop.
+#[inline(always)]
+fn classify<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
+    let Some(ip) = F::parse(packet, link.network_offset()) else { return Outcome::Pass(Counter::PassNotIp) };
+    let filter = maps.address_filter(F::filter_index(ip.destination));
+    if filter == 0 {
+        return Outcome::Pass(Counter::PassForeign);
+    }
+    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
+    if filter & address_filter::VIP != 0
+        && let Some(outcome) = to_vip::<F, P, M>(packet, maps, config, link, &ip)
+        && !is_maybe_reply(outcome, filter)
+    {
+        return outcome;
+    }
+    if filter & address_filter::SNAT != 0 {
+        if let Some(outcome) = reply::forward::<F, P, M>(packet, maps, config, link, &ip) {
+            return outcome;
+        }
+        if F::snat_index(config, ip.destination).is_some() {
+            return Outcome::Pass(Counter::PassNoFlow);
+        }
+    }
+    Outcome::Pass(Counter::PassForeign)
+}
+
+/// Where a VIP is also a SNAT address, what no service claims may still be a reply.
+#[inline(always)]
+fn is_maybe_reply(outcome: Outcome, filter: u64) -> bool {
+    filter & address_filter::SNAT != 0
+        && matches!(outcome, Outcome::Pass(Counter::PassNodeAddress) | Outcome::Drop(Counter::DropClosedPort))
+}
+
+/// A packet whose destination may be a VIP; `None` where it is none.
+#[inline(always)]
+fn to_vip<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    config: &Config,
+    link: &Link,
+    ip: &Ip<F>,
+) -> Option<Outcome> {
+    let refusal = match ip.shape {
+        Shape::Whole => {
+            let ports = parse::ports(packet, ip.transport_offset)?;
+            let hash = flow_hash::<F>(config, ip, ports);
+            if let Some(slot) = flow_table::find(maps, config, hash) {
+                return Some(request::forward(packet, maps, config, link, ip, ports, slot));
+            }
+            if F::service(maps, ip.destination, ports.destination, ip.protocol).is_some() {
+                return Some(Outcome::NewFlow);
+            }
+            Counter::DropClosedPort
+        }
+        Shape::Fragment => Counter::DropFragment,
+        Shape::Malformed => Counter::DropMalformed,
+        Shape::Other if ip.protocol == ICMP || ip.protocol == ICMPV6 => Counter::DropIcmp,
+        Shape::Other => Counter::DropProtocol,
+    };
+    let flags = F::vip(maps, ip.destination)?;
+    if flags & vip_flags::NODE_ADDRESS != 0 {
+        return Some(Outcome::Pass(Counter::PassNodeAddress));
+    }
+    Some(Outcome::Drop(refusal))
+}
+
+/// IP protocol numbers (IANA).
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// The keyed hash that the flow table uses.
+#[inline(always)]
+fn flow_hash<F: Family>(config: &Config, ip: &Ip<F>, ports: Ports) -> FlowHash {
+    F::hash(&config.flow_key, ip.source, ip.destination, port_word(ports), ip.protocol)
+}
+
+/// The keyed hash that the ring uses, shared by all gateways.
+#[inline(always)]
+fn ring_hash<F: Family>(config: &Config, ip: &Ip<F>, ports: Ports) -> u64 {
+    F::hash(&config.ring_key, ip.source, ip.destination, port_word(ports), ip.protocol).low
+}
+
+#[inline(always)]
+const fn port_word(ports: Ports) -> u32 {
+    ports.source as u32 | (ports.destination as u32) << 16
+}

@@ -1,0 +1,392 @@
+//! IPv4 and IPv6 alike: what differs between them, behind one trait, so that every step is written once.
+
+use core::mem::offset_of;
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use super::{
+    Cells, Maps, PacketMut, Tables,
+    checksum::Sum,
+    parse::{self, Ip, Network},
+};
+use crate::{
+    abi::{
+        BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
+        address_check,
+    },
+    hash::{self, FlowHash, HashKey},
+};
+
+/// An IP version.
+pub trait Family: Sized + Copy {
+    /// A raw address: network order in memory.
+    type Address: Copy + PartialEq;
+    /// 4 or 6.
+    const NUMBER: u8;
+    /// Cells of a reverse entry.
+    const REVERSE_CELLS: usize;
+    /// The link layer's name for it.
+    #[doc(hidden)]
+    const NETWORK: Network;
+
+    /// Reads the network header.
+    #[doc(hidden)]
+    fn parse<P: PacketMut>(packet: &P, offset: usize) -> Option<Ip<Self>>;
+    /// The keyed hash of a flow; see [`hash::hash_v4`].
+    fn hash(key: &HashKey, source: Self::Address, destination: Self::Address, ports: u32, protocol: u8)
+    -> FlowHash;
+    /// Index of an address in `ADDRESS_FILTER`.
+    fn filter_index(address: Self::Address) -> u32;
+    /// Index of the service at (address, raw port, protocol).
+    fn service<M: Maps>(maps: &M, address: Self::Address, port: u16, protocol: u8) -> Option<u32>;
+    /// Flags of a VIP; `None` where the address is not one.
+    fn vip<M: Maps>(maps: &M, address: Self::Address) -> Option<u32>;
+    /// Index of the backend at (address, raw port, protocol).
+    fn backend<M: Maps>(maps: &M, address: Self::Address, port: u16, protocol: u8) -> Option<u32>;
+    /// Which SNAT address this is.
+    fn snat_index(config: &Config, address: Self::Address) -> Option<u8>;
+    /// A SNAT address.
+    fn snat_address(config: &Config, index: u8) -> Self::Address;
+    /// How many SNAT addresses there are, 0–8.
+    fn snat_count(config: &Config) -> u32;
+    /// Bucket of the reverse table.
+    fn reverse_bucket<T: Tables>(tables: &T, index: u32) -> Option<T::Cells>;
+    /// Number of reverse buckets − 1.
+    fn reverse_mask(config: &Config) -> u32;
+    /// The address that goes into a reverse entry's `client` word.
+    fn client_word(address: Self::Address) -> u32;
+    /// Writes what of the client's address does not fit into the `client` word.
+    fn store_client<C: Cells>(cells: C, first: usize, address: Self::Address, version: u16);
+    /// Puts the client's address together; `None` where the words are of two incarnations.
+    fn load_client<C: Cells>(cells: C, first: usize, word: u32, version: u16) -> Option<Self::Address>;
+    /// A member's VIP.
+    fn member_vip<M: Maps, C: Cells>(maps: &M, member: C) -> Option<Self::Address>;
+    /// A member's address.
+    fn member_address<C: Cells>(member: C) -> Self::Address;
+    /// Adds an address to a checksum difference.
+    fn add(sum: Sum, address: Self::Address) -> Sum;
+    /// Subtracts an address from a checksum difference.
+    fn sub(sum: Sum, address: Self::Address) -> Sum;
+    /// Writes source, destination and the decremented TTL or hop limit. `header_delta` is what happens to the
+    /// sum of the addresses; only IPv4 has a checksum that covers them.
+    #[doc(hidden)]
+    fn write_header<P: PacketMut>(
+        packet: &mut P,
+        ip: &Ip<Self>,
+        source: Self::Address,
+        destination: Self::Address,
+        header_delta: Sum,
+    ) -> Option<()>;
+    /// The address as bytes in network order, IPv4 in the first four.
+    fn bytes(address: Self::Address) -> [u8; 16];
+}
+
+/// IPv4 (RFC 791).
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+
+/// IPv6 (RFC 8200).
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+impl Family for V4 {
+    type Address = u32;
+    const NUMBER: u8 = 4;
+    const REVERSE_CELLS: usize = 4;
+    const NETWORK: Network = Network::V4;
+
+    #[inline(always)]
+    fn parse<P: PacketMut>(packet: &P, offset: usize) -> Option<Ip<Self>> {
+        parse::ipv4(packet, offset)
+    }
+
+    #[inline(always)]
+    fn hash(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8) -> FlowHash {
+        hash::hash_v4(key, source, destination, ports, protocol)
+    }
+
+    #[inline(always)]
+    fn filter_index(address: u32) -> u32 {
+        hash::filter_index_v4(address)
+    }
+
+    #[inline(always)]
+    fn service<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8) -> Option<u32> {
+        let key = ServiceKeyV4 { vip: address.to_ne_bytes(), port: port.to_ne_bytes(), protocol, pad: 0 };
+        maps.service_v4(&key)
+    }
+
+    #[inline(always)]
+    fn vip<M: Maps>(maps: &M, address: u32) -> Option<u32> {
+        maps.vip_v4(&VipKeyV4 { vip: address.to_ne_bytes() })
+    }
+
+    #[inline(always)]
+    fn backend<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8) -> Option<u32> {
+        let key = BackendKeyV4 { address: address.to_ne_bytes(), port: port.to_ne_bytes(), protocol, pad: 0 };
+        maps.backend_v4(&key)
+    }
+
+    #[inline(always)]
+    fn snat_index(config: &Config, address: u32) -> Option<u8> {
+        let mut index = 0;
+        while index < MAX_SNAT_ADDRESSES && index < config.snat_v4_count as usize {
+            if u32::from_ne_bytes(config.snat_v4[index]) == address {
+                return Some(index as u8);
+            }
+            index += 1;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn snat_address(config: &Config, index: u8) -> u32 {
+        u32::from_ne_bytes(config.snat_v4[index as usize & (MAX_SNAT_ADDRESSES - 1)])
+    }
+
+    #[inline(always)]
+    fn snat_count(config: &Config) -> u32 {
+        config.snat_v4_count
+    }
+
+    #[inline(always)]
+    fn reverse_bucket<T: Tables>(tables: &T, index: u32) -> Option<T::Cells> {
+        tables.reverse_v4_bucket(index)
+    }
+
+    #[inline(always)]
+    fn reverse_mask(config: &Config) -> u32 {
+        config.reverse_v4_mask
+    }
+
+    #[inline(always)]
+    fn client_word(address: u32) -> u32 {
+        address
+    }
+
+    #[inline(always)]
+    fn store_client<C: Cells>(_cells: C, _first: usize, _address: u32, _version: u16) {}
+
+    #[inline(always)]
+    fn load_client<C: Cells>(_cells: C, _first: usize, word: u32, _version: u16) -> Option<u32> {
+        Some(word)
+    }
+
+    #[inline(always)]
+    fn member_vip<M: Maps, C: Cells>(_maps: &M, member: C) -> Option<u32> {
+        Some(member.load(7) as u32)
+    }
+
+    #[inline(always)]
+    fn member_address<C: Cells>(member: C) -> u32 {
+        member.load(0) as u32
+    }
+
+    #[inline(always)]
+    fn add(sum: Sum, address: u32) -> Sum {
+        sum.add32(address)
+    }
+
+    #[inline(always)]
+    fn sub(sum: Sum, address: u32) -> Sum {
+        sum.sub32(address)
+    }
+
+    #[inline(always)]
+    fn write_header<P: PacketMut>(
+        packet: &mut P,
+        ip: &Ip<Self>,
+        source: u32,
+        destination: u32,
+        header_delta: Sum,
+    ) -> Option<()> {
+        const TTL: usize = offset_of!(Ipv4Hdr, ttl);
+        const CHECK: usize = offset_of!(Ipv4Hdr, check);
+        const SOURCE: usize = offset_of!(Ipv4Hdr, src_addr);
+        let ttl = ip.ttl.wrapping_sub(1);
+        let check: u16 = packet.read::<_, CHECK>(ip.network_offset)?;
+        // The TTL shares its 16-bit word with the protocol.
+        let check = header_delta
+            .sub16(u16::from_ne_bytes([ip.ttl, ip.protocol]))
+            .add16(u16::from_ne_bytes([ttl, ip.protocol]))
+            .apply(check);
+        packet.write::<u8, TTL>(ip.network_offset, ttl)?;
+        packet.write::<u16, CHECK>(ip.network_offset, check)?;
+        packet.write::<[u32; 2], SOURCE>(ip.network_offset, [source, destination])
+    }
+
+    #[inline(always)]
+    fn bytes(address: u32) -> [u8; 16] {
+        let [a, b, c, d] = address.to_ne_bytes();
+        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    }
+}
+
+/// Two words as they lie in memory, as one cell.
+#[inline(always)]
+const fn cell(first: u32, second: u32) -> u64 {
+    if cfg!(target_endian = "little") {
+        first as u64 | (second as u64) << 32
+    } else {
+        (first as u64) << 32 | second as u64
+    }
+}
+
+/// The inverse of [`cell`].
+#[inline(always)]
+const fn words(cell: u64) -> [u32; 2] {
+    if cfg!(target_endian = "little") {
+        [cell as u32, (cell >> 32) as u32]
+    } else {
+        [(cell >> 32) as u32, cell as u32]
+    }
+}
+
+impl Family for V6 {
+    type Address = [u32; 4];
+    const NUMBER: u8 = 6;
+    const REVERSE_CELLS: usize = 8;
+    const NETWORK: Network = Network::V6;
+
+    #[inline(always)]
+    fn parse<P: PacketMut>(packet: &P, offset: usize) -> Option<Ip<Self>> {
+        parse::ipv6(packet, offset)
+    }
+
+    #[inline(always)]
+    fn hash(
+        key: &HashKey,
+        source: [u32; 4],
+        destination: [u32; 4],
+        ports: u32,
+        protocol: u8,
+    ) -> FlowHash {
+        hash::hash_v6(key, source, destination, ports, protocol)
+    }
+
+    #[inline(always)]
+    fn filter_index(address: [u32; 4]) -> u32 {
+        hash::filter_index_v6(address)
+    }
+
+    #[inline(always)]
+    fn service<M: Maps>(maps: &M, address: [u32; 4], port: u16, protocol: u8) -> Option<u32> {
+        let key =
+            ServiceKeyV6 { vip: bytemuck::cast(address), port: port.to_ne_bytes(), protocol, pad: 0 };
+        maps.service_v6(&key)
+    }
+
+    #[inline(always)]
+    fn vip<M: Maps>(maps: &M, address: [u32; 4]) -> Option<u32> {
+        maps.vip_v6(&VipKeyV6 { vip: bytemuck::cast(address) })
+    }
+
+    #[inline(always)]
+    fn backend<M: Maps>(maps: &M, address: [u32; 4], port: u16, protocol: u8) -> Option<u32> {
+        let key =
+            BackendKeyV6 { address: bytemuck::cast(address), port: port.to_ne_bytes(), protocol, pad: 0 };
+        maps.backend_v6(&key)
+    }
+
+    #[inline(always)]
+    fn snat_index(config: &Config, address: [u32; 4]) -> Option<u8> {
+        let mut index = 0;
+        while index < MAX_SNAT_ADDRESSES && index < config.snat_v6_count as usize {
+            if bytemuck::cast::<_, [u32; 4]>(config.snat_v6[index]) == address {
+                return Some(index as u8);
+            }
+            index += 1;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn snat_address(config: &Config, index: u8) -> [u32; 4] {
+        bytemuck::cast(config.snat_v6[index as usize & (MAX_SNAT_ADDRESSES - 1)])
+    }
+
+    #[inline(always)]
+    fn snat_count(config: &Config) -> u32 {
+        config.snat_v6_count
+    }
+
+    #[inline(always)]
+    fn reverse_bucket<T: Tables>(tables: &T, index: u32) -> Option<T::Cells> {
+        tables.reverse_v6_bucket(index)
+    }
+
+    #[inline(always)]
+    fn reverse_mask(config: &Config) -> u32 {
+        config.reverse_v6_mask
+    }
+
+    #[inline(always)]
+    fn client_word(_address: [u32; 4]) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn store_client<C: Cells>(cells: C, first: usize, address: [u32; 4], version: u16) {
+        let address = [cell(address[0], address[1]), cell(address[2], address[3])];
+        cells.store(first + 4, address[0]);
+        cells.store(first + 5, address[1]);
+        cells.store(first + 6, address_check(address, version));
+    }
+
+    #[inline(always)]
+    fn load_client<C: Cells>(cells: C, first: usize, _word: u32, version: u16) -> Option<[u32; 4]> {
+        let address = [cells.load(first + 4), cells.load(first + 5)];
+        if cells.load(first + 6) != address_check(address, version) {
+            return None;
+        }
+        let [a, b] = words(address[0]);
+        let [c, d] = words(address[1]);
+        Some([a, b, c, d])
+    }
+
+    #[inline(always)]
+    fn member_vip<M: Maps, C: Cells>(maps: &M, member: C) -> Option<[u32; 4]> {
+        let descriptor = maps.descriptor((member.load(6) >> 32) as u32)?;
+        let [a, b] = words(descriptor.load(2));
+        let [c, d] = words(descriptor.load(3));
+        Some([a, b, c, d])
+    }
+
+    #[inline(always)]
+    fn member_address<C: Cells>(member: C) -> [u32; 4] {
+        let [a, b] = words(member.load(0));
+        let [c, d] = words(member.load(1));
+        [a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn add(sum: Sum, address: [u32; 4]) -> Sum {
+        sum.add32(address[0]).add32(address[1]).add32(address[2]).add32(address[3])
+    }
+
+    #[inline(always)]
+    fn sub(sum: Sum, address: [u32; 4]) -> Sum {
+        sum.sub32(address[0]).sub32(address[1]).sub32(address[2]).sub32(address[3])
+    }
+
+    #[inline(always)]
+    fn write_header<P: PacketMut>(
+        packet: &mut P,
+        ip: &Ip<Self>,
+        source: [u32; 4],
+        destination: [u32; 4],
+        _header_delta: Sum,
+    ) -> Option<()> {
+        const HOP_LIMIT: usize = offset_of!(Ipv6Hdr, hop_limit);
+        const SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
+        const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
+        packet.write::<u8, HOP_LIMIT>(ip.network_offset, ip.ttl.wrapping_sub(1))?;
+        packet.write::<[u32; 4], SOURCE>(ip.network_offset, source)?;
+        packet.write::<[u32; 4], DESTINATION>(ip.network_offset, destination)
+    }
+
+    #[inline(always)]
+    fn bytes(address: [u32; 4]) -> [u8; 16] {
+        bytemuck::cast(address)
+    }
+}

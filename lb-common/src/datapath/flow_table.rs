@@ -1,0 +1,325 @@
+//! The forward table: from a flow's hash to its word. Layout and protocol: docs/adr/0001-flow-tables.md.
+
+use super::{Cells, Tables, V4, V6, member, member::MemberHead, reverse_table};
+use crate::{
+    abi::{Config, FLOW_WAYS, FlowRef, FlowState, FlowWord},
+    clock,
+    hash::FlowHash,
+};
+
+/// The low 48 bits of a tag cell; above them is the tick.
+const TAG_MASK: u64 = 0xffff_ffff_ffff;
+
+/// A flow's entry, found or claimed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot<C> {
+    /// Its bucket.
+    pub cells: C,
+    /// Bucket's number.
+    pub bucket: u32,
+    /// Way, 0–3.
+    pub way: u32,
+    /// The word as it was read or written last.
+    pub word: FlowWord,
+}
+
+impl<C: Cells> Slot<C> {
+    /// Names this incarnation.
+    #[inline(always)]
+    pub(super) fn reference(&self) -> FlowRef {
+        FlowRef { slot: self.bucket * FLOW_WAYS + self.way, version: self.word.version() }
+    }
+
+    /// Moves the word to another state unless somebody else moved it first.
+    #[inline(always)]
+    pub(super) fn advance(&self, state: FlowState) -> bool {
+        self.cells.replace(word_cell(self.way), self.word.0, self.word.with_state(state).0)
+    }
+
+    /// Notes that the client was seen: a plain halfword store, at most once a tick. A doomed flow is saved
+    /// first, by compare-exchange, so that the sweep's own exchange fails.
+    #[inline(always)]
+    pub(super) fn touch(&self, now: u16) {
+        if self.word.is_doomed() {
+            let saved = self.word.with_state(self.word.state());
+            self.cells.replace(word_cell(self.way), self.word.0, saved.0);
+        }
+        if last_seen(self.cells, self.way) != now {
+            self.cells.store_tick(tag_cell(self.way), now);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) const fn word_cell(way: u32) -> usize {
+    2 * way as usize
+}
+
+#[inline(always)]
+const fn tag_cell(way: u32) -> usize {
+    2 * way as usize + 1
+}
+
+/// Tick of the client's last packet.
+#[inline(always)]
+pub(super) fn last_seen<C: Cells>(cells: C, way: u32) -> u16 {
+    (cells.load(tag_cell(way)) >> 48) as u16
+}
+
+/// Finds a live flow.
+#[inline(always)]
+pub(super) fn find<T: Tables>(tables: &T, config: &Config, hash: FlowHash) -> Option<Slot<T::Cells>> {
+    let first = hash.first_bucket(config.flow_bucket_mask);
+    if let Some(slot) = find_in(tables, first, hash.tag()) {
+        return Some(slot);
+    }
+    find_in(tables, hash.second_bucket(config.flow_bucket_mask), hash.tag())
+}
+
+#[inline(always)]
+fn find_in<T: Tables>(tables: &T, bucket: u32, tag: u64) -> Option<Slot<T::Cells>> {
+    let cells = tables.flow_bucket(bucket)?;
+    let mut way = 0;
+    while way < FLOW_WAYS {
+        let word = FlowWord(cells.load(word_cell(way)));
+        let stored = cells.load(tag_cell(way)) & TAG_MASK;
+        if stored == word.masked_tag(tag) && word.state().is_live() {
+            return Some(Slot { cells, bucket, way, word });
+        }
+        way += 1;
+    }
+    None
+}
+
+/// What had to make room for a claimed slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Displaced {
+    /// A free slot was taken.
+    Nothing,
+    /// A closed or expired flow made room.
+    Dead,
+    /// A half-open flow made room.
+    HalfOpen,
+}
+
+/// How often the search for a slot starts again because another CPU was faster.
+const CLAIM_ATTEMPTS: u32 = 3;
+
+/// How attractive a slot is to a new flow; smaller is better.
+const SCORE_EMPTY: u32 = 0;
+const SCORE_DEAD: u32 = 1 << 20;
+const SCORE_HALF_OPEN: u32 = 2 << 20;
+const SCORE_NONE: u32 = 3 << 20;
+
+/// Claims a slot for a new flow and returns it in state [`FlowState::Claimed`], with what was displaced and,
+/// where that was a flow, its word. The caller holds the key's lock and knows that the key is not in the
+/// table. `None`: both buckets are full of live flows.
+#[inline(always)]
+pub(super) fn claim<T: Tables>(
+    tables: &T,
+    config: &Config,
+    hash: FlowHash,
+    now: u16,
+) -> Option<(Slot<T::Cells>, Displaced)> {
+    let buckets = [
+        hash.first_bucket(config.flow_bucket_mask),
+        hash.second_bucket(config.flow_bucket_mask),
+    ];
+    let mut attempt = 0;
+    while attempt < CLAIM_ATTEMPTS {
+        attempt += 1;
+        let first = best_in(tables, config, buckets[0], now)?;
+        let second = best_in(tables, config, buckets[1], now)?;
+        // The less loaded bucket wins: its score carries the number of its used ways.
+        let (bucket, best) =
+            if second.score < first.score { (buckets[1], second) } else { (buckets[0], first) };
+        if best.score >= SCORE_NONE {
+            return None;
+        }
+        let cells = tables.flow_bucket(bucket)?;
+        let victim = best.word;
+        let claimed = FlowWord::new(FlowState::Claimed, victim.version().wrapping_add(1));
+        if !cells.replace(word_cell(best.way), victim.0, claimed.0) {
+            continue;
+        }
+        let displaced = if best.score < SCORE_DEAD {
+            Displaced::Nothing
+        } else {
+            let slot = bucket * FLOW_WAYS + best.way;
+            release(tables, config, victim, FlowRef { slot, version: victim.version() });
+            if best.score < SCORE_HALF_OPEN { Displaced::Dead } else { Displaced::HalfOpen }
+        };
+        return Some((Slot { cells, bucket, way: best.way, word: claimed }, displaced));
+    }
+    None
+}
+
+/// The best way of a bucket for a new flow.
+#[derive(Clone, Copy)]
+struct Best {
+    score: u32,
+    way: u32,
+    word: FlowWord,
+}
+
+/// New flows are half-open, and half-open flows hold at most half of a bucket: where they do already, only
+/// one of them can make room.
+#[inline(always)]
+fn best_in<T: Tables>(tables: &T, config: &Config, bucket: u32, now: u16) -> Option<Best> {
+    let cells = tables.flow_bucket(bucket)?;
+    let mut used = 0;
+    let mut half_open = 0;
+    let mut way = 0;
+    while way < FLOW_WAYS {
+        let state = FlowWord(cells.load(word_cell(way))).state();
+        if !matches!(state, FlowState::Empty) {
+            used += 1;
+        }
+        if state.is_half_open() || matches!(state, FlowState::Claimed) {
+            half_open += 1;
+        }
+        way += 1;
+    }
+    let quota_left = half_open < FLOW_WAYS / 2;
+    let mut best = Best { score: SCORE_NONE, way: 0, word: FlowWord(0) };
+    way = 0;
+    while way < FLOW_WAYS {
+        let word = FlowWord(cells.load(word_cell(way)));
+        let age = clock::age(now, last_seen(cells, way));
+        let score = score(tables, config, word, age, used, quota_left, now);
+        if score < best.score {
+            best = Best { score, way, word };
+        }
+        way += 1;
+    }
+    Some(best)
+}
+
+#[inline(always)]
+fn score<T: Tables>(
+    tables: &T,
+    config: &Config,
+    word: FlowWord,
+    age: u16,
+    used: u32,
+    quota_left: bool,
+    now: u16,
+) -> u32 {
+    // Among equals the oldest goes first.
+    let youth = 0xffff - age as u32;
+    match word.state() {
+        FlowState::Empty if quota_left => SCORE_EMPTY + used,
+        FlowState::Closed if quota_left => SCORE_DEAD + youth,
+        FlowState::Empty | FlowState::Claimed | FlowState::Closed => SCORE_NONE,
+        state if state.is_half_open() => {
+            if age > timeout(config, state) { SCORE_DEAD + youth } else { SCORE_HALF_OPEN + youth }
+        }
+        state => {
+            if quota_left && age > timeout(config, state) && is_backend_idle(tables, config, word, now) {
+                SCORE_DEAD + youth
+            } else {
+                SCORE_NONE
+            }
+        }
+    }
+}
+
+/// The idle time after which a flow in this state has expired, in ticks.
+#[must_use]
+#[inline(always)]
+pub(super) const fn timeout(config: &Config, state: FlowState) -> u16 {
+    let timeouts = &config.timeouts;
+    match state {
+        FlowState::SynSent | FlowState::SynAcked => timeouts.half_open,
+        FlowState::Closed => timeouts.closed,
+        FlowState::ClientReset | FlowState::BackendReset => timeouts.reset,
+        FlowState::UdpNew => timeouts.udp_new,
+        FlowState::UdpReplied => timeouts.udp_replied,
+        _ => timeouts.established,
+    }
+}
+
+/// Whether a flow has expired: idle in both directions, but for half-open ones, which a server's retransmitted
+/// answers must not keep alive.
+#[inline(always)]
+pub(super) fn is_expired<T: Tables>(
+    tables: &T,
+    config: &Config,
+    word: FlowWord,
+    last_seen: u16,
+    now: u16,
+) -> bool {
+    let state = word.state();
+    clock::age(now, last_seen) > timeout(config, state)
+        && (state.is_half_open() || is_backend_idle(tables, config, word, now))
+}
+
+/// Whether a flow's reverse entry is idle too (or gone).
+#[inline(always)]
+fn is_backend_idle<T: Tables>(tables: &T, config: &Config, word: FlowWord, now: u16) -> bool {
+    let Some(member) = tables.member(word.member()) else { return true };
+    let head = MemberHead::load(member);
+    if !head.is_of(word) {
+        return true;
+    }
+    let seen = if member::is_v6(member) {
+        reverse_table::last_seen::<V6, T>(tables, config, head.backend(), word)
+    } else {
+        reverse_table::last_seen::<V4, T>(tables, config, head.backend(), word)
+    };
+    seen.is_none_or(|tick| clock::age(now, tick) > timeout(config, word.state()))
+}
+
+/// Makes a claimed slot a flow. Only the claimer calls this, so the exchange cannot fail.
+#[inline(always)]
+pub(super) fn publish<C: Cells>(slot: Slot<C>, hash: FlowHash, word: FlowWord, now: u16) -> Slot<C> {
+    slot.cells.store(tag_cell(slot.way), word.masked_tag(hash.tag()) | (now as u64) << 48);
+    slot.cells.compare_exchange(word_cell(slot.way), slot.word.0, word.0);
+    Slot { word, ..slot }
+}
+
+/// Gives a claimed slot back.
+#[inline(always)]
+pub(super) fn unclaim<C: Cells>(slot: Slot<C>) {
+    let empty = FlowWord::new(FlowState::Empty, slot.word.version());
+    slot.cells.compare_exchange(word_cell(slot.way), slot.word.0, empty.0);
+}
+
+/// Evicts exactly this incarnation in exactly this state, then its reverse entry and port. False when
+/// somebody changed the word first.
+#[inline(always)]
+pub(super) fn evict<T: Tables>(tables: &T, config: &Config, slot: &Slot<T::Cells>) -> bool {
+    let empty = FlowWord::new(FlowState::Empty, slot.word.version());
+    if !slot.cells.replace(word_cell(slot.way), slot.word.0, empty.0) {
+        return false;
+    }
+    release(tables, config, slot.word, slot.reference());
+    true
+}
+
+/// Removes the reverse entry of a forward entry that is gone, and gives its port back. A member that is no
+/// longer the flow's leaves that to the sweep.
+#[inline(always)]
+pub(super) fn release<T: Tables>(tables: &T, config: &Config, word: FlowWord, flow: FlowRef) {
+    let Some(member) = tables.member(word.member()) else { return };
+    let head = MemberHead::load(member);
+    if !head.is_of(word) {
+        return;
+    }
+    if member::is_v6(member) {
+        reverse_table::remove::<V6, T>(tables, config, head.backend(), word, flow);
+    } else {
+        reverse_table::remove::<V4, T>(tables, config, head.backend(), word, flow);
+    }
+}
+
+/// The entry that a reverse entry names, if it is still that incarnation.
+#[inline(always)]
+pub(super) fn by_reference<T: Tables>(tables: &T, flow: FlowRef) -> Option<Slot<T::Cells>> {
+    let bucket = flow.slot / FLOW_WAYS;
+    let way = flow.slot % FLOW_WAYS;
+    let cells = tables.flow_bucket(bucket)?;
+    let word = FlowWord(cells.load(word_cell(way)));
+    if word.version() != flow.version { None } else { Some(Slot { cells, bucket, way, word }) }
+}
+

@@ -1,0 +1,92 @@
+//! Last hops: learned when a flow is made, used by its replies ("auto last hop").
+
+use super::{Cells, PacketMut, Tables, parse::Link};
+use crate::{
+    abi::{Config, LAST_HOP_WAYS, LAST_HOPS, LastHopWord},
+    hash,
+};
+
+/// Where a frame leaves: the two link-layer addresses, the tags, the interface.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Egress {
+    /// Destination MAC in the low six bytes of memory, raw outer tag in the last two.
+    pub destination: u64,
+    /// Source MAC and inner tag, likewise.
+    pub source: u64,
+    /// Interface.
+    pub ifindex: u32,
+    /// Number of tags, 0–2.
+    pub vlan_count: u8,
+    /// The outer of two tags is 802.1ad.
+    pub service_tag: bool,
+}
+
+/// Finds or learns the last hop of a frame; `None` when the table is full.
+#[inline(always)]
+pub(super) fn learn<P: PacketMut, T: Tables>(
+    packet: &P,
+    tables: &T,
+    config: &Config,
+    link: &Link,
+    now: u16,
+) -> Option<u16> {
+    let [to_low, to_mid, to_high, from_low, from_mid, from_high] = packet.read::<[u16; 6], 0>(0)?;
+    // A reply goes to where the request came from.
+    let destination = pack(from_low, from_mid, from_high, link.vlan[0]);
+    let source = pack(to_low, to_mid, to_high, link.vlan[1]);
+    let place =
+        packet.ingress() as u64 | (link.vlan_count as u64) << 32 | (link.service_tag as u64) << 40;
+    let salt = config.flow_key.words[15] as u64 | (config.flow_key.words[14] as u64) << 32;
+    let content = hash::finish(hash::finish(hash::finish(destination ^ salt) ^ source) ^ place);
+
+    let home = (content >> 48) as u32;
+    let mut free = LAST_HOPS;
+    let mut step = 0;
+    while step < LAST_HOP_WAYS {
+        let index = (home + step) & (LAST_HOPS - 1);
+        step += 1;
+        let cells = tables.last_hop(index)?;
+        let word = LastHopWord(cells.load(0));
+        if word.is(content) {
+            // The tick is exchanged before the flow exists: the agent frees only what nobody was given lately.
+            if word.tick() == now || cells.replace(0, word.0, LastHopWord::in_use(content, now).0) {
+                return Some(index as u16);
+            }
+            if LastHopWord(cells.load(0)).is(content) {
+                return Some(index as u16);
+            }
+        } else if word.is_free() && free == LAST_HOPS {
+            free = index;
+        }
+    }
+    let cells = tables.last_hop(free)?;
+    let claimed = LastHopWord::claimed(content, now);
+    if !cells.replace(0, LastHopWord::FREE.0, claimed.0) {
+        return None;
+    }
+    cells.store(1, destination);
+    cells.store(2, source);
+    cells.store(3, place);
+    cells.compare_exchange(0, claimed.0, LastHopWord::in_use(content, now).0);
+    Some(free as u16)
+}
+
+/// Reads a last hop.
+#[inline(always)]
+pub(super) fn egress<T: Tables>(tables: &T, index: u16) -> Option<Egress> {
+    let cells = tables.last_hop(index as u32)?;
+    let place = cells.load(3);
+    Some(Egress {
+        destination: cells.load(1),
+        source: cells.load(2),
+        ifindex: place as u32,
+        vlan_count: (place >> 32) as u8,
+        service_tag: (place >> 40) as u8 != 0,
+    })
+}
+
+/// Four raw 16-bit words as they lie in memory.
+#[inline(always)]
+fn pack(a: u16, b: u16, c: u16, d: u16) -> u64 {
+    bytemuck::cast([a, b, c, d])
+}

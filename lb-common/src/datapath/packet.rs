@@ -1,0 +1,46 @@
+//! The packet as the program sees it, and what becomes of it.
+
+use bytemuck::Pod;
+
+/// A frame that can be read and rewritten. In the kernel it lies between `data` and `data_end`; on the host
+/// in a buffer with head room.
+///
+/// Offsets are split in two: `base` is dynamic and stays below [`MAX_OFFSET`] (implementations mask it, which
+/// is what the verifier needs), `OFFSET` is a constant.
+pub trait PacketMut {
+    /// Length of the frame in bytes.
+    fn len(&self) -> usize;
+    /// Index of the interface that the frame came in on.
+    fn ingress(&self) -> u32;
+    /// Reads a value at `base + OFFSET`; `None` beyond the end.
+    fn read<T: Pod, const OFFSET: usize>(&self, base: usize) -> Option<T>;
+    /// Writes a value at `base + OFFSET`; `None`, and nothing written, beyond the end.
+    fn write<T: Pod, const OFFSET: usize>(&mut self, base: usize, value: T) -> Option<()>;
+    /// Moves the start of the frame by `delta` bytes: negative grows the head. What is uncovered is
+    /// undefined. False, and nothing moved, when there is no room.
+    fn adjust_head(&mut self, delta: i32) -> bool;
+
+    /// Whether the frame is empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Exclusive bound of dynamic offsets, a power of two: two VLAN tags, 60 bytes of IPv4 header or 40 + 4 × 64
+/// bytes of IPv6 headers fit below it.
+pub const MAX_OFFSET: usize = 512;
+
+/// What becomes of the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// On to the node's own stack, untouched.
+    Pass,
+    /// Dropped.
+    Drop,
+    /// Rewritten, out of the interface that it came in on.
+    Transmit,
+    /// Rewritten, out of the interface of this index.
+    Redirect(u32),
+    /// Untouched: [`super::new_flow`] has to look at it.
+    NewFlow,
+}

@@ -1,0 +1,155 @@
+//! A client's packet of a flow that exists.
+
+use core::mem::offset_of;
+
+use network_types::tcp::TcpHdr;
+
+use super::{
+    Cells, Family, Maps, Outcome, PacketMut,
+    events,
+    flow_table::Slot,
+    last_hop::Egress,
+    member::{self, MemberHead},
+    parse::{Ip, Link, Ports},
+    rewrite::{Constant, Covered, Tuple, rewrite},
+    tcp::{self, ClientStep, Flags},
+};
+use crate::{
+    abi::{Config, Counter, EventKind, FlowState, FlowWord, TCP, UDP, member_flags},
+    clock,
+};
+
+/// Offset of the flags in a TCP header: the low byte of the bit field.
+pub(super) const TCP_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1) + 1;
+
+/// Forwards it, or finds that it begins a new flow.
+#[inline(always)]
+pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    config: &Config,
+    link: &Link,
+    ip: &Ip<F>,
+    ports: Ports,
+    slot: Slot<M::Cells>,
+) -> Outcome {
+    let Some(member) = maps.member(slot.word.member()) else { return Outcome::Drop(Counter::DropStaleMember) };
+    let head = MemberHead::load(member);
+    let flags = Flags(if ip.protocol == TCP {
+        match packet.read::<u8, TCP_FLAGS>(ip.transport_offset) {
+            Some(flags) => flags,
+            None => return Outcome::Drop(Counter::DropMalformed),
+        }
+    } else {
+        0
+    });
+    if !head.is_of(slot.word) {
+        let begins = ip.protocol == UDP || flags.is_open();
+        return if begins { Outcome::NewFlow } else { Outcome::Drop(Counter::DropStaleMember) };
+    }
+    if ip.protocol == UDP && head.has(member_flags::REMOVED) {
+        return Outcome::NewFlow;
+    }
+    if ip.ttl <= 1 {
+        return Outcome::Drop(Counter::DropTtl);
+    }
+    if ip.protocol == TCP
+        && let Some(outcome) = step(packet, maps, config, ip, ports, &slot, flags)
+    {
+        return outcome;
+    }
+    slot.touch(clock::tick(maps.now()));
+    send(packet, maps, config, link, ip, ports, slot.word, member, head)
+}
+
+/// Moves the flow's state; an outcome only where the packet is not to be forwarded as part of this flow.
+#[inline(always)]
+fn step<F: Family, P: PacketMut, M: Maps>(
+    packet: &P,
+    maps: &M,
+    config: &Config,
+    ip: &Ip<F>,
+    ports: Ports,
+    slot: &Slot<M::Cells>,
+    flags: Flags,
+) -> Option<Outcome> {
+    match tcp::from_client(slot.word.state(), flags) {
+        ClientStep::Stay => {}
+        ClientStep::NewFlow => return Some(Outcome::NewFlow),
+        ClientStep::To(state) => {
+            if slot.advance(state) && matches!(state, FlowState::Closed | FlowState::ClientReset) {
+                events::of_flow(maps, config, EventKind::Closed, ip.source, ports.source, ip, slot.word);
+            }
+        }
+        ClientStep::Prove(state) => {
+            if acknowledges_answer(packet, maps, ip, slot) && slot.advance(state) {
+                maps.count(Counter::FlowEstablished);
+            }
+        }
+    }
+    None
+}
+
+/// Whether the segment acknowledges the server's initial sequence number, which only somebody who received
+/// the SYN-ACK knows.
+#[inline(always)]
+fn acknowledges_answer<F: Family, P: PacketMut, M: Maps>(
+    packet: &P,
+    maps: &M,
+    ip: &Ip<F>,
+    slot: &Slot<M::Cells>,
+) -> bool {
+    let Some(cells) = maps.handshakes(slot.bucket) else { return false };
+    let Some(ack) = packet.read::<u32, { offset_of!(TcpHdr, ack_seq) }>(ip.transport_offset) else {
+        return false;
+    };
+    let kept = cells.load(slot.way as usize);
+    (kept >> 32) as u16 == slot.word.version() && u32::from_be(ack) == (kept as u32).wrapping_add(1)
+}
+
+/// Rewrites a client's packet towards its flow's backend.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    config: &Config,
+    link: &Link,
+    ip: &Ip<F>,
+    ports: Ports,
+    flow: FlowWord,
+    member: M::Cells,
+    head: MemberHead,
+) -> Outcome {
+    if !head.has(member_flags::NEXT_HOP) {
+        return Outcome::Drop(Counter::DropNoNextHop);
+    }
+    let bytes = packet.len() as u64;
+    let place = member.load(5);
+    let shape = member.load(6);
+    let egress = Egress {
+        destination: member.load(3),
+        source: member.load(4),
+        ifindex: place as u32,
+        vlan_count: (shape >> 16) as u8,
+        service_tag: (shape >> 24) as u8 != 0,
+    };
+    let (transport, header) = member::deltas(member);
+    let new = Tuple::<F> {
+        source: F::snat_address(config, flow.snat()),
+        source_port: flow.port().to_be(),
+        destination: F::member_address(member),
+        destination_port: head.port(),
+    };
+    let constant = Constant { transport, header };
+    if let Err(counter) =
+        rewrite(packet, link, ip, ports, &new, constant, Covered::Destination, &egress)
+    {
+        return Outcome::Drop(counter);
+    }
+    if let Some(stats) = maps.member_stats(flow.member(), config.member_count) {
+        stats.add(1, 1);
+        stats.add(2, bytes);
+    }
+    Outcome::Send(egress.ifindex)
+}

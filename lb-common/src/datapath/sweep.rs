@@ -1,0 +1,225 @@
+//! The agent's sweep: evicts what has expired and mends what a killed agent left half done.
+//!
+//! It runs beside the packet program on the same memory, uses compare-exchange only, and can be killed
+//! between any two steps: everything it does is idempotent. Expiry takes two passes: the first *dooms* a
+//! flow, the second evicts it unless a packet saved it meanwhile.
+
+use super::{
+    Cells, Family, Tables, V4, V6,
+    flow_table::{self, Slot},
+    member::MemberHead,
+    reverse_table,
+};
+use crate::{
+    abi::{
+        Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, LastHopWord, PORT_BITMAP_WORDS, REVERSE_WAYS,
+        ReverseWord,
+    },
+    clock,
+};
+
+/// What the sweep tells its caller.
+pub trait Observer {
+    /// A live flow, before anything is done to it.
+    fn flow(&mut self, state: FlowState, member: u32);
+    /// A flow was evicted.
+    fn evicted(&mut self, state: FlowState, member: u32);
+    /// A live reverse entry names this last hop.
+    fn last_hop(&mut self, index: u16);
+    /// A reverse entry without a flow, or a port without a reverse entry, was cleared.
+    fn mended(&mut self);
+    /// Whether the flows of a member are to go now, whatever their age.
+    fn is_unwanted(&self, member: u32) -> bool;
+}
+
+/// Sweeps one bucket of the flow table. `now` is the current tick.
+pub fn flow_bucket<T: Tables>(
+    tables: &T,
+    config: &Config,
+    bucket: u32,
+    now: u16,
+    observer: &mut impl Observer,
+) {
+    let Some(cells) = tables.flow_bucket(bucket) else { return };
+    for way in 0..FLOW_WAYS {
+        let word = FlowWord(cells.load(flow_table::word_cell(way)));
+        if !word.state().is_live() {
+            continue;
+        }
+        observer.flow(word.state(), word.member());
+        let slot = Slot { cells, bucket, way, word };
+        if observer.is_unwanted(word.member()) || is_stale(tables, word) {
+            if flow_table::evict(tables, config, &slot) {
+                observer.evicted(word.state(), word.member());
+            }
+            continue;
+        }
+        let expired =
+            flow_table::is_expired(tables, config, word, flow_table::last_seen(cells, way), now);
+        match (expired, word.is_doomed()) {
+            (true, true) => {
+                if flow_table::evict(tables, config, &slot) {
+                    observer.evicted(word.state(), word.member());
+                }
+            }
+            (true, false) => {
+                cells.replace(flow_table::word_cell(way), word.0, word.doomed().0);
+            }
+            (false, true) => {
+                let saved = word.with_state(word.state());
+                cells.replace(flow_table::word_cell(way), word.0, saved.0);
+            }
+            (false, false) => {}
+        }
+    }
+}
+
+/// Whether a flow's member is no longer the one it was made for.
+fn is_stale<T: Tables>(tables: &T, word: FlowWord) -> bool {
+    tables.member(word.member()).is_none_or(|member| !MemberHead::load(member).is_of(word))
+}
+
+/// Sweeps one bucket of the reverse table: an entry whose flow is gone is removed. The packet program evicts
+/// forward entries first, so it may be just about to do that; whoever wins gives the port back.
+pub fn reverse_bucket<F: Family, T: Tables>(
+    tables: &T,
+    config: &Config,
+    bucket: u32,
+    observer: &mut impl Observer,
+) {
+    let Some(cells) = F::reverse_bucket(tables, bucket) else { return };
+    for way in 0..REVERSE_WAYS as usize {
+        let first = way * F::REVERSE_CELLS;
+        let word = ReverseWord(cells.load(first));
+        if !word.is_live() {
+            continue;
+        }
+        let Some(entry) = reverse_table::read::<F, T::Cells>(cells, first, word) else { continue };
+        if has_flow(tables, entry.flow, word) {
+            observer.last_hop(entry.last_hop);
+        } else if reverse_table::remove_entry(tables, config, cells, first, word) {
+            observer.mended();
+        }
+    }
+}
+
+/// Whether the flow that a reverse entry names exists, or is just being made.
+fn has_flow<T: Tables>(tables: &T, flow: FlowRef, entry: ReverseWord) -> bool {
+    let Some(slot) = flow_table::by_reference(tables, flow) else { return false };
+    match slot.word.state() {
+        FlowState::Empty => false,
+        FlowState::Claimed => true,
+        _ => slot.word.port() == entry.port() && slot.word.snat() == entry.snat(),
+    }
+}
+
+/// Ports of one bitmap that were taken without a reverse entry when the sweep last looked.
+pub type Suspects = [u64; PORT_BITMAP_WORDS];
+
+/// Sweeps the bitmap of one (backend, SNAT address): a port that is taken but has no reverse entry in two
+/// passes is given back. One pass may see a flow between taking its port and publishing its entry, so passes
+/// must lie at least a tick apart.
+pub fn ports<F: Family, T: Tables>(
+    tables: &T,
+    config: &Config,
+    backend: u32,
+    snat: u8,
+    suspects: &mut Suspects,
+    observer: &mut impl Observer,
+) {
+    let Some(bitmap) = tables.ports(reverse_table::bitmap_index(config, backend, snat)) else { return };
+    for (index, suspect) in suspects.iter_mut().enumerate().take(config.port_words as usize) {
+        let taken = bitmap.load(index);
+        let mut orphans = 0;
+        let mut left = taken;
+        while left != 0 {
+            let bit = left.trailing_zeros();
+            left &= left - 1;
+            let port = config.port_base.wrapping_add((index as u32 * 64 + bit) as u16);
+            if !reverse_table::exists::<F, T>(tables, config, backend, snat, port) {
+                orphans |= 1 << bit;
+            }
+        }
+        let proven = orphans & *suspect;
+        if proven != 0 {
+            bitmap.fetch_and(index, !proven);
+            observer.mended();
+        }
+        *suspect = orphans & !proven;
+    }
+}
+
+/// Whether no port of a backend is taken at any SNAT address: only then may its index be given to another.
+pub fn has_no_ports<T: Tables>(tables: &T, config: &Config, backend: u32) -> bool {
+    (0..config.snat_stride).all(|snat| {
+        tables
+            .ports(reverse_table::bitmap_index(config, backend, snat as u8))
+            .is_none_or(|bitmap| (0..PORT_BITMAP_WORDS).all(|word| bitmap.load(word) == 0))
+    })
+}
+
+/// Frees a last hop that no flow names, unless one was given it within the last `quiet` ticks. `index` must
+/// have been unnamed throughout a whole pass over the reverse tables.
+pub fn free_last_hop<T: Tables>(tables: &T, index: u16, now: u16, quiet: u16) -> bool {
+    let Some(cells) = tables.last_hop(index as u32) else { return false };
+    let word = LastHopWord(cells.load(0));
+    word.is_in_use() && clock::age(now, word.tick()) > quiet && cells.replace(0, word.0, LastHopWord::FREE.0)
+}
+
+/// A flow as people want to see it; assembled from a reverse entry and its forward word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowView {
+    /// 4 or 6.
+    pub family: u8,
+    /// Client's address, network order, IPv4 in the first four bytes.
+    pub client: [u8; 16],
+    /// Client's port, network order.
+    pub client_port: [u8; 2],
+    /// Member.
+    pub member: u32,
+    /// Backend.
+    pub backend: u32,
+    /// SNAT address.
+    pub snat: u8,
+    /// SNAT port, host order.
+    pub snat_port: u16,
+    /// State.
+    pub state: FlowState,
+    /// Ticks since either side was seen.
+    pub idle: u16,
+}
+
+/// Calls `see` for each flow of one reverse bucket.
+pub fn flows<F: Family, T: Tables>(tables: &T, bucket: u32, now: u16, mut see: impl FnMut(FlowView)) {
+    let Some(cells) = F::reverse_bucket(tables, bucket) else { return };
+    for way in 0..REVERSE_WAYS as usize {
+        let first = way * F::REVERSE_CELLS;
+        let word = ReverseWord(cells.load(first));
+        if !word.is_live() {
+            continue;
+        }
+        let Some(entry) = reverse_table::read::<F, T::Cells>(cells, first, word) else { continue };
+        let Some(slot) = flow_table::by_reference(tables, entry.flow) else { continue };
+        if !slot.word.state().is_live() || slot.word.port() != word.port() {
+            continue;
+        }
+        let client_idle = clock::age(now, flow_table::last_seen(slot.cells, slot.way));
+        see(FlowView {
+            family: F::NUMBER,
+            client: F::bytes(entry.client),
+            client_port: entry.client_port.to_ne_bytes(),
+            member: entry.member,
+            backend: word.backend(),
+            snat: word.snat(),
+            snat_port: word.port(),
+            state: slot.word.state(),
+            idle: client_idle.min(clock::age(now, entry.last_seen())),
+        });
+    }
+}
+
+/// Both families' flows in the buckets of one number; a bucket beyond a table's end holds none.
+pub fn all_flows<T: Tables>(tables: &T, bucket: u32, now: u16, mut see: impl FnMut(FlowView)) {
+    flows::<V4, T>(tables, bucket, now, &mut see);
+    flows::<V6, T>(tables, bucket, now, &mut see);
+}
