@@ -25,6 +25,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod demo;
 
 pub mod netns;
 pub mod topology;

@@ -200,6 +200,13 @@ impl Bed {
         self.clusters().iter().flat_map(Cluster::pods).collect()
     }
 
+    /// The pods whose clusters call them ready.
+    pub fn ready_pods(&self) -> Vec<Pod> {
+        let clusters = self.clusters();
+        let listed = clusters.iter().flat_map(Cluster::listed);
+        listed.filter(|listed| listed.condition == Condition::Ready).map(|listed| listed.pod).collect()
+    }
+
     /// Adds a pod to a cluster, waits until its server listens, and publishes it as ready.
     ///
     /// # Errors

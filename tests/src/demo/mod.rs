@@ -1,0 +1,226 @@
+//! What `cargo xtask demo` shows: nine steps on story S1's network, each with a verdict.
+//!
+//! A step is a function of the [`stage`]; the list of them is [`STEPS`]. `ok` judges what was delivered;
+//! times are reported beside their goal.
+
+mod consistency;
+mod faults;
+mod inspect;
+mod report;
+mod screen;
+mod spread;
+mod stage;
+
+use std::{
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use self::{
+    report::{Report, StepReport},
+    screen::Screen,
+    stage::Stage,
+};
+use crate::{
+    agent::AgentOptions,
+    netns::{clean_on_signals, exit_code_after_signal},
+    topology::{Bed, HTTP_PORT, Options, VIP},
+};
+
+/// Connections over two clusters of story S1's network, through failures and back.
+#[derive(Debug, clap::Parser)]
+#[command(name = "cargo xtask demo", bin_name = "cargo xtask demo")]
+pub struct Args {
+    /// Write what happened as JSON to this file.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Run only the step of this name; may be repeated.
+    #[arg(long, value_name = "NAME", value_parser = step_names())]
+    only: Vec<String>,
+    /// Run the steps that a plain run leaves out as well.
+    #[arg(long)]
+    all: bool,
+    /// Leave everything running at the end, and print commands to look around with.
+    #[arg(long)]
+    keep: bool,
+    /// Print one line a step.
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// A step of the demo.
+struct Step {
+    name: &'static str,
+    /// What happens, for the person who watches.
+    story: &'static str,
+    /// Whether it runs without `--all`.
+    plain: bool,
+    run: fn(&mut Stage) -> Result<StepReport>,
+}
+
+const STEPS: [Step; 9] = [
+    Step {
+        name: "distribution",
+        story: "1,000 clients connect to one address; pods of two clusters answer.",
+        plain: true,
+        run: spread::distribution,
+    },
+    Step { name: "udp", story: "The same address over UDP: 1,000 requests.", plain: true, run: spread::udp },
+    Step {
+        name: "ipv6",
+        story: "And over IPv6: 500 connections to the service's second address.",
+        plain: true,
+        run: spread::ipv6,
+    },
+    Step {
+        name: "consistency",
+        story: "200 connections stay open while a pod is added in hangzhou and another drains.",
+        plain: true,
+        run: consistency::consistency,
+    },
+    Step {
+        name: "pod-killed",
+        story: "A pod's server dies under load: its port refuses connections.",
+        plain: true,
+        run: faults::pod_killed,
+    },
+    Step {
+        name: "pod-silent",
+        story: "A pod's link goes down under load: it just does not answer.",
+        plain: true,
+        run: faults::pod_silent,
+    },
+    Step {
+        name: "cluster-down",
+        story: "All of hangzhou goes silent under load: shanghai takes over.",
+        plain: true,
+        run: faults::cluster_down,
+    },
+    Step {
+        name: "recovery",
+        story: "Hangzhou comes back and gets its share again.",
+        plain: true,
+        run: faults::recovery,
+    },
+    Step {
+        name: "inspect",
+        story: "What the kernel holds can be read with bpftool, by name.",
+        plain: true,
+        run: inspect::inspect,
+    },
+];
+
+fn step_names() -> clap::builder::PossibleValuesParser {
+    STEPS.iter().map(|step| step.name).collect::<Vec<_>>().into()
+}
+
+/// Runs the demo; says whether every step was ok.
+///
+/// # Errors
+/// When the network or the agent cannot be started, or the report cannot be written.
+pub fn run(args: &Args) -> Result<bool> {
+    clean_on_signals()?;
+    let begun = Instant::now();
+    let screen = Screen::new(args.quiet);
+    let mut report = Report::new()?;
+    let played = play(args, &screen, &mut report);
+    report.close(begun.elapsed(), played.as_ref().err());
+    if let Some(path) = &args.report {
+        report.write(path)?;
+    }
+    let stage = played?;
+    screen.end(&report);
+    if args.keep {
+        keep(&stage, &screen, report.ok);
+    }
+    Ok(report.ok)
+}
+
+fn play(args: &Args, screen: &Screen, report: &mut Report) -> Result<Stage> {
+    let mut stage = set_up(screen)?;
+    report.attach = stage.agent.attach_mode()?;
+    screen.say(&format!(
+        "kanmon is attached ({}) to the gateway's eth0. A first request, by curl:",
+        report.attach
+    ));
+    screen.say(&first_request(&stage.bed));
+    for step in STEPS.iter().filter(|step| chosen(step, args)) {
+        screen.begin(step.name, step.story);
+        let begun = Instant::now();
+        let mut done =
+            (step.run)(&mut stage).unwrap_or_else(|error| StepReport::failed(format!("{error:#}")));
+        done.finish(step.name, begun.elapsed());
+        screen.verdict(&done);
+        report.steps.push(done);
+    }
+    Ok(stage)
+}
+
+fn chosen(step: &Step, args: &Args) -> bool {
+    if args.only.is_empty() { step.plain || args.all } else { args.only.iter().any(|name| name == step.name) }
+}
+
+fn set_up(screen: &Screen) -> Result<Stage> {
+    screen.say(
+        "Building the network: a client, a gateway, a CEN router, and two clusters, hangzhou and shanghai, \
+         of three pods each. Everything is in network namespaces.",
+    );
+    let bed = Bed::s1(Options::default()).context("cannot build the network")?;
+    let agent = bed.start_agent(AgentOptions::default()).context("cannot start the agent")?;
+    Ok(Stage::new(bed, agent, *screen))
+}
+
+/// The first request is a person's: curl. What it says is shown, the steps judge.
+fn first_request(bed: &Bed) -> String {
+    let url = format!("http://{}:{HTTP_PORT}/", VIP.v4);
+    let mut curl: Command = bed.client_ns().command("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "3", &url]);
+    match curl.output() {
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            format!("  $ curl {url}\n  {}", String::from_utf8_lossy(&said).trim())
+        }
+        Err(error) => format!("  (curl cannot be run: {error})"),
+    }
+}
+
+fn keep(stage: &Stage, screen: &Screen, ok: bool) -> ! {
+    exit_code_after_signal(u8::from(!ok));
+    screen.print(&stage.commands());
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn the_plain_run_has_the_nine_steps_in_their_order() {
+        let names = |args: &[&str]| {
+            let args = Args::parse_from([&["demo"], args].concat());
+            STEPS.iter().filter(|step| chosen(step, &args)).map(|step| step.name).collect::<Vec<_>>()
+        };
+        let nine = [
+            "distribution",
+            "udp",
+            "ipv6",
+            "consistency",
+            "pod-killed",
+            "pod-silent",
+            "cluster-down",
+            "recovery",
+            "inspect",
+        ];
+        assert_eq!(names(&[]), nine);
+        assert_eq!(names(&["--all"]), nine);
+        assert_eq!(names(&["--only", "udp", "--only", "inspect"]), ["udp", "inspect"]);
+        assert!(Args::try_parse_from(["demo", "--only", "upd"]).is_err());
+    }
+}
