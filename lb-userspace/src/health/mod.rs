@@ -1,1 +1,79 @@
 //! Which backends are usable.
+//!
+//! [`Prober`] decides when to probe what and what the results mean; it does no I/O and reads no clock.
+//! [`probe::run`] is its edge to the network. [`evaluate`] combines readiness, verdicts and reachability into
+//! the backends that each service may use.
+
+mod machine;
+pub mod probe;
+mod verdict;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::desired::{Endpoint, HealthCheck, HealthCheckKind};
+
+pub use machine::{Outcome, Probe, ProbeId, Prober};
+pub use verdict::{ServiceHealth, Usability, evaluate, probe_targets};
+
+/// What is probed, and how. Backends that agree in all of this share one probe, whatever number of services
+/// they are in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ProbeTarget {
+    /// Where the probe connects to.
+    pub address: SocketAddr,
+    /// Kind, times and thresholds; the kind is never [`HealthCheckKind::None`].
+    pub check: HealthCheck,
+}
+
+impl ProbeTarget {
+    /// The probe of an endpoint under its service's check; `None` where the endpoint is not probed.
+    #[must_use]
+    pub fn of(endpoint: &Endpoint, check: &HealthCheck) -> Option<Self> {
+        if check.kind == HealthCheckKind::None {
+            return None;
+        }
+        let address: IpAddr = endpoint.backend.address;
+        endpoint.probe_port.map(|port| Self { address: SocketAddr::new(address, port), check: check.clone() })
+    }
+}
+
+/// What probes say of a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// No probe has ended yet, or the target is not probed: readiness decides.
+    #[default]
+    Unknown,
+    /// It answers.
+    Healthy,
+    /// It does not.
+    Unhealthy {
+        /// How the latest probe failed, for people.
+        reason: Arc<str>,
+    },
+}
+
+/// What probes say of all targets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdicts(HashMap<ProbeTarget, Verdict>);
+
+impl Verdicts {
+    /// The verdict on a target; [`Verdict::Unknown`] where there is none.
+    #[must_use]
+    pub fn of(&self, target: &ProbeTarget) -> &Verdict {
+        self.0.get(target).unwrap_or(&Verdict::Unknown)
+    }
+
+    /// The verdict on an endpoint under its service's check.
+    #[must_use]
+    pub fn of_endpoint(&self, endpoint: &Endpoint, check: &HealthCheck) -> &Verdict {
+        ProbeTarget::of(endpoint, check).map_or(&Verdict::Unknown, |target| self.of(&target))
+    }
+}
+
+impl FromIterator<(ProbeTarget, Verdict)> for Verdicts {
+    fn from_iter<I: IntoIterator<Item = (ProbeTarget, Verdict)>>(verdicts: I) -> Self {
+        Self(verdicts.into_iter().collect())
+    }
+}
