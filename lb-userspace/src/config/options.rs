@@ -1,0 +1,204 @@
+//! What a person wrote: one type for the command line and for the file, so that their names cannot differ.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde::{Deserialize, Deserializer};
+
+use super::duration::parse_duration;
+use super::settings::{LogLevel, Settings, SettingsError, SnatPorts, XdpMode};
+
+/// Everything that can be set, each unset unless somebody set it.
+///
+/// On the command line a name is written `--pin-dir`, in the file `pinDir`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Options {
+    /// Settings file (YAML) with the names of these flags, `pinDir` for --pin-dir; flags override it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Interface to attach to; give it several times for several
+    #[arg(long = "interface", alias = "interfaces", value_name = "NAME", value_delimiter = ',')]
+    pub interfaces: Vec<String>,
+
+    /// Directory of manifests: DIR/*.yaml is the gateway's, DIR/<cluster>/*.yaml a member cluster's
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+
+    /// Name that gateways which serve the same clusters share; they choose the same backends [default: kanmon]
+    #[arg(long = "cluster-set-id", value_name = "ID")]
+    #[serde(rename = "clusterSetID")]
+    pub cluster_set_id: Option<String>,
+
+    /// Region of this gateway
+    #[arg(long)]
+    pub region: Option<String>,
+
+    /// Zone of this gateway
+    #[arg(long)]
+    pub zone: Option<String>,
+
+    /// Own addresses that backends see as the client's, comma-separated [default: the interface's]
+    #[arg(long, alias = "snat-address", value_name = "IP", value_delimiter = ',')]
+    pub snat_addresses: Vec<IpAddr>,
+
+    /// Ports for those addresses: `auto` or a range like 32768-49151 [default: auto]
+    #[arg(long, value_name = "auto|FIRST-LAST")]
+    pub snat_ports: Option<SnatPorts>,
+
+    /// Where programs and maps are pinned, in a bpffs [default: /sys/fs/bpf/kanmon]
+    #[arg(long, value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
+
+    /// Socket that `kanmon status` and its like talk to [default: /run/kanmon/kanmon.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// Where the last good endpoints are kept for the next start [default: /var/lib/kanmon]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Flows (of both families) that are promised room [default: 1048576]
+    #[arg(long, value_name = "N", help_heading = "Table sizes")]
+    pub flows: Option<u32>,
+
+    /// How many of the flows may be IPv6 [default: 262144]
+    #[arg(long, value_name = "N", help_heading = "Table sizes")]
+    pub flows_v6: Option<u32>,
+
+    /// Services: VIP, port and protocol [default: 4096]
+    #[arg(long, value_name = "N", help_heading = "Table sizes")]
+    pub services: Option<u32>,
+
+    /// Backends: protocol, address and port [default: 16384]
+    #[arg(long, value_name = "N", help_heading = "Table sizes")]
+    pub backends: Option<u32>,
+
+    /// Members: backends counted once for each service they are in [default: 65536]
+    #[arg(long, value_name = "N", help_heading = "Table sizes")]
+    pub members: Option<u32>,
+
+    /// Slots of all rings together [default: 8388608]
+    #[arg(long, value_name = "N", help_heading = "Table sizes")]
+    pub ring_slots: Option<u32>,
+
+    /// TCP before the handshake is proven [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
+    #[serde(deserialize_with = "duration")]
+    pub tcp_half_open: Option<Duration>,
+
+    /// TCP established [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
+    #[serde(deserialize_with = "duration")]
+    pub tcp_established: Option<Duration>,
+
+    /// TCP closed by both sides: how long the SNAT port stays taken [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
+    #[serde(deserialize_with = "duration")]
+    pub tcp_closed: Option<Duration>,
+
+    /// TCP after a RST that no data followed [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
+    #[serde(deserialize_with = "duration")]
+    pub tcp_reset: Option<Duration>,
+
+    /// UDP before the first reply [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
+    #[serde(deserialize_with = "duration")]
+    pub udp_new: Option<Duration>,
+
+    /// UDP after the first reply [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
+    #[serde(deserialize_with = "duration")]
+    pub udp_replied: Option<Duration>,
+
+    /// How long the flows of an endpoint that is gone may go on [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
+    #[serde(deserialize_with = "duration")]
+    pub drain_timeout: Option<Duration>,
+
+    /// How to attach: in the driver, or in the slower generic hook [default: native]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub xdp_mode: Option<XdpMode>,
+
+    /// How much to log [default: info]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+}
+
+impl Options {
+    /// Reads the text of a settings file; `path` is for messages only.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, with line and column: bad YAML, an unknown name, a value that means nothing.
+    pub fn from_yaml(text: &str, path: &Path) -> Result<Self, SettingsError> {
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(text).map_err(|error| {
+            let (line, column, what) = super::yaml::locate(&error);
+            SettingsError::File { path: path.to_owned(), line, column, what }
+        })
+    }
+
+    /// These options, and those of `file` where these are unset.
+    #[must_use]
+    pub fn or(self, file: Self) -> Self {
+        let list = |flags: Vec<_>, file| if flags.is_empty() { file } else { flags };
+        Self {
+            config: self.config,
+            interfaces: if self.interfaces.is_empty() { file.interfaces } else { self.interfaces },
+            manifests: self.manifests.or(file.manifests),
+            cluster_set_id: self.cluster_set_id.or(file.cluster_set_id),
+            region: self.region.or(file.region),
+            zone: self.zone.or(file.zone),
+            snat_addresses: list(self.snat_addresses, file.snat_addresses),
+            snat_ports: self.snat_ports.or(file.snat_ports),
+            pin_dir: self.pin_dir.or(file.pin_dir),
+            socket: self.socket.or(file.socket),
+            state_dir: self.state_dir.or(file.state_dir),
+            flows: self.flows.or(file.flows),
+            flows_v6: self.flows_v6.or(file.flows_v6),
+            services: self.services.or(file.services),
+            backends: self.backends.or(file.backends),
+            members: self.members.or(file.members),
+            ring_slots: self.ring_slots.or(file.ring_slots),
+            tcp_half_open: self.tcp_half_open.or(file.tcp_half_open),
+            tcp_established: self.tcp_established.or(file.tcp_established),
+            tcp_closed: self.tcp_closed.or(file.tcp_closed),
+            tcp_reset: self.tcp_reset.or(file.tcp_reset),
+            udp_new: self.udp_new.or(file.udp_new),
+            udp_replied: self.udp_replied.or(file.udp_replied),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            xdp_mode: self.xdp_mode.or(file.xdp_mode),
+            log_level: self.log_level.or(file.log_level),
+        }
+    }
+}
+
+/// Reads the settings file that the flags name, if any, lays the flags over it, and checks the result.
+///
+/// # Errors
+///
+/// The file cannot be read or parsed, or the settings cannot be used as they are.
+pub fn load(flags: Options) -> Result<Settings, SettingsError> {
+    let file = match &flags.config {
+        None => Options::default(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| SettingsError::Read { path: path.clone(), source })?;
+            Options::from_yaml(&text, path)?
+        }
+    };
+    Settings::try_from(flags.or(file))
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
