@@ -110,14 +110,11 @@ fn ebpf_cargo(route: Route) -> Result<Command> {
     Ok(cargo)
 }
 
-/// The flags for a loadable object.
+/// The flags for a loadable object; `v3` is what kernel 6.1 understands.
 ///
-/// `v3` is what kernel 6.1 understands. Packet fields are rarely aligned: without
-/// `allows-misaligned-mem-access` each read of one is put together from single bytes. The feature is
-/// given to the linker, where code is generated; an LLVM before 22 doesn't know it, says so and ignores it.
+/// LLVM's `allows-misaligned-mem-access` is left off on purpose: with it, neighbouring stores to the stack are
+/// merged into misaligned ones, which the verifier refuses. Packet fields, which are rarely aligned, are read
+/// by lb-ebpf's own single loads instead.
 fn rustflags(linker: &str) -> String {
-    format!(
-        "-C debuginfo=2 -C target-cpu=v3 -C linker={linker} -C link-arg=--btf \
-         -C link-arg=--cpu-features=+allows-misaligned-mem-access"
-    )
+    format!("-C debuginfo=2 -C target-cpu=v3 -C linker={linker} -C link-arg=--btf")
 }

@@ -29,13 +29,13 @@ pub(crate) fn everything() -> Result<bool> {
 
     heading("clippy");
     let mut clippy = workspace::cargo();
-    clippy.args(["clippy", "--release", "--all-targets", "--", "-D", "warnings"]);
+    clippy.args(["clippy", "--all-targets", "--", "-D", "warnings"]);
     check("clippy", build::run(&mut clippy, "clippy of the host's crates"));
     check("eBPF clippy", build::ebpf_clippy(route));
 
     heading("documentation");
     let mut doc = workspace::cargo();
-    doc.args(["doc", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings");
+    doc.args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
     check("documentation", build::run(&mut doc, "cargo doc"));
 
     heading("tests");
