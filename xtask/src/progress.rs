@@ -62,13 +62,14 @@ impl Step {
                 }
             }
         });
+        let mut apt = AptProgress::default();
         let mut kept = VecDeque::new();
         let mut latest = String::new();
         let mut spoken = Instant::now();
         loop {
             match received.recv_timeout(Duration::from_millis(500)) {
                 Ok(line) => {
-                    latest = apt_progress(&line).unwrap_or_else(|| line.trim().to_owned());
+                    latest = apt.line(&line).unwrap_or_else(|| line.trim().to_owned());
                     if let Some(spinner) = &self.spinner {
                         spinner.set_message(latest.clone());
                     }
@@ -114,12 +115,38 @@ impl Step {
     }
 }
 
-/// apt's machine-readable progress (`pmstatus:PACKAGE:PERCENT:TEXT`), made readable.
-fn apt_progress(line: &str) -> Option<String> {
-    let rest = line.strip_prefix("pmstatus:").or_else(|| line.strip_prefix("dlstatus:"))?;
-    let mut fields = rest.splitn(3, ':');
-    let percent: f32 = fields.nth(1)?.parse().ok()?;
-    Some(format!("{percent:.0}% {}", fields.next().unwrap_or_default()))
+/// How far apt is, from what it prints: it has no count of its own where there is no terminal.
+///
+/// Its machine-readable progress (`APT::Status-Fd`) would want a file descriptor of its own, which sudo
+/// closes; sharing standard output makes maintainer scripts fail.
+#[derive(Default)]
+struct AptProgress {
+    packages: usize,
+    unpacked: usize,
+    set_up: usize,
+}
+
+impl AptProgress {
+    /// The line with the share of the work that is done, where the line is apt's; otherwise nothing.
+    fn line(&mut self, line: &str) -> Option<String> {
+        if let Some((counts, _)) = line.split_once(" newly installed") {
+            let numbers = counts.split_whitespace().filter_map(|word| word.parse::<usize>().ok());
+            self.packages = numbers.sum();
+            return None;
+        }
+        if self.packages == 0 {
+            return None;
+        }
+        if line.starts_with("Unpacking ") {
+            self.unpacked += 1;
+        } else if line.starts_with("Setting up ") {
+            self.set_up += 1;
+        } else if !line.starts_with("Get:") {
+            return None;
+        }
+        let percent = 100 * (self.unpacked + self.set_up) / (2 * self.packages);
+        Some(format!("{}% {}", percent.min(100), line.trim()))
+    }
 }
 
 #[cfg(test)]
@@ -128,15 +155,14 @@ mod tests {
 
     #[test]
     fn apt_tells_how_far_it_is() {
-        assert_eq!(
-            apt_progress("pmstatus:rustc-web:41.6667:Unpacking rustc-web (amd64)").as_deref(),
-            Some("42% Unpacking rustc-web (amd64)")
-        );
-        assert_eq!(
-            apt_progress("dlstatus:1:9.5:Retrieving file 1 of 4").as_deref(),
-            Some("10% Retrieving file 1 of 4")
-        );
-        assert_eq!(apt_progress("Reading package lists..."), None);
+        let mut apt = AptProgress::default();
+        assert_eq!(apt.line("Unpacking before the count"), None);
+        assert_eq!(apt.line("1 upgraded, 1 newly installed, 0 to remove and 5 not upgraded."), None);
+        assert_eq!(apt.line("Get:1 http://x y [3 kB]").as_deref(), Some("0% Get:1 http://x y [3 kB]"));
+        assert_eq!(apt.line("Unpacking a (1) ...").as_deref(), Some("25% Unpacking a (1) ..."));
+        assert_eq!(apt.line("Unpacking b (1) ...").as_deref(), Some("50% Unpacking b (1) ..."));
+        assert_eq!(apt.line("Setting up a (1) ...").as_deref(), Some("75% Setting up a (1) ..."));
+        assert_eq!(apt.line("Reading package lists..."), None);
     }
 
     #[test]

@@ -36,7 +36,9 @@ impl Installer {
     /// # Errors
     /// An installer fails, or needs root and there is no way to it.
     pub(crate) fn get(&mut self, route: Option<Route>, missing: &[Item]) -> Result<()> {
-        let packages: Vec<String> = missing.iter().flat_map(packages_of).collect();
+        let mut packages: Vec<String> = missing.iter().flat_map(packages_of).collect();
+        packages.sort();
+        packages.dedup();
         let nightly = missing.iter().any(|item| item.fix == Fix::Nightly);
         let components: Vec<&String> = missing
             .iter()
@@ -106,8 +108,8 @@ impl Installer {
     fn apt(&self, apt: &Path) -> Result<Command> {
         let environment = [("DEBIAN_FRONTEND".into(), "noninteractive".into())];
         let mut command = self.privilege.command(apt, &environment, "apt-get")?;
-        // Progress for machines, and patience with another apt at work.
-        command.args(["-o", "APT::Status-Fd=1", "-o", "DPkg::Lock::Timeout=120", "--quiet"]);
+        // Patience with another apt at work.
+        command.args(["-o", "DPkg::Lock::Timeout=120", "--quiet"]);
         Ok(command)
     }
 }
