@@ -1,0 +1,193 @@
+//! Which Services are fronts: what clients can connect to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Service as KubeService, ServiceSpec};
+
+use super::LOAD_BALANCER_CLASS;
+use super::addresses::ADDRESSES_ANNOTATION;
+use super::health_check::{self, Check};
+use super::index::Index;
+use super::problems::{self, Problems};
+use super::types::{ObjectName, Protocol, Reason};
+
+/// What `spec.loadBalancerSourceRanges` was before it was a field.
+const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+/// The Service that decides about VIPs, ports and health checks of its namespace and name.
+#[derive(Debug)]
+pub(super) struct Front<'a> {
+    pub(super) name: ObjectName,
+    /// The cluster whose Service it is.
+    pub(super) cluster: &'a str,
+    pub(super) service: &'a KubeService,
+    /// In the order of the Service.
+    pub(super) ports: Vec<FrontPort>,
+    pub(super) check: Check,
+}
+
+/// A port that clients can connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FrontPort {
+    pub(super) port: u16,
+    pub(super) protocol: Protocol,
+    /// Empty if it has none.
+    pub(super) name: String,
+}
+
+/// Finds the fronts, in the order of their names.
+pub(super) fn collect<'a>(
+    clusters: &BTreeMap<&'a str, Index<'a>>,
+    problems: &mut Problems,
+) -> BTreeMap<ObjectName, Front<'a>> {
+    let mut fronts: BTreeMap<ObjectName, Front<'a>> = BTreeMap::new();
+    let mut restricted = BTreeSet::new();
+    for (&cluster, index) in clusters {
+        for (name, &service) in &index.services {
+            let Some(spec) = candidate(cluster, name, service, problems) else { continue };
+            if has_source_ranges(service, spec) {
+                restricted.insert(name.clone());
+                let message = "loadBalancerSourceRanges is set, and Kanmon does not enforce it yet, so the \
+                               service is not served; remove it, and restrict clients by a firewall";
+                problems.error(cluster, problems::service(name), Reason::SourceRangesNotEnforced, message);
+            }
+            if let Some(front) = fronts.get(name) {
+                report_differences(front, cluster, name, service, problems);
+            } else {
+                let front = front(cluster, name, service, spec, problems);
+                fronts.insert(name.clone(), front);
+            }
+        }
+    }
+    fronts.retain(|name, _| !restricted.contains(name));
+    fronts
+}
+
+/// The spec of a Service that can be a front; says so if one wants to be and cannot.
+fn candidate<'a>(
+    cluster: &str,
+    name: &ObjectName,
+    service: &'a KubeService,
+    problems: &mut Problems,
+) -> Option<&'a ServiceSpec> {
+    let spec = service.spec.as_ref()?;
+    if spec.load_balancer_class.as_deref() != Some(LOAD_BALANCER_CLASS) {
+        return None;
+    }
+    let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    let message = if kind != "LoadBalancer" {
+        format!("loadBalancerClass is {LOAD_BALANCER_CLASS}, but type is {kind}; say `type: LoadBalancer`")
+    } else if spec.cluster_ip.as_deref() == Some("None") {
+        "a headless Service (`clusterIP: None`) cannot be balanced; remove clusterIP".to_owned()
+    } else {
+        return Some(spec);
+    };
+    problems.error(cluster, problems::service(name), Reason::UnsupportedService, message);
+    None
+}
+
+fn front<'a>(
+    cluster: &'a str,
+    name: &ObjectName,
+    service: &'a KubeService,
+    spec: &ServiceSpec,
+    problems: &mut Problems,
+) -> Front<'a> {
+    if spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None") {
+        let message = "sessionAffinity is not done: each connection of a client is balanced by itself; say \
+                       `sessionAffinity: None`";
+        problems.warning(cluster, problems::service(name), Reason::SessionAffinityIgnored, message);
+    }
+    Front {
+        name: name.clone(),
+        cluster,
+        service,
+        ports: ports(cluster, name, spec, problems),
+        check: health_check::parse(cluster, name, service.metadata.annotations.as_ref(), problems),
+    }
+}
+
+fn ports(cluster: &str, name: &ObjectName, spec: &ServiceSpec, problems: &mut Problems) -> Vec<FrontPort> {
+    let mut ports: Vec<FrontPort> = Vec::new();
+    let object = problems::service(name);
+    for port in spec.ports.iter().flatten() {
+        let Some(number) = u16::try_from(port.port).ok().filter(|&number| number > 0) else {
+            let message = format!("port {} is not within 1 to 65535", port.port);
+            problems.error(cluster, &object, Reason::InvalidObject, message);
+            continue;
+        };
+        let Some(protocol) = protocol(port.protocol.as_deref()) else {
+            let message = format!(
+                "port {number} has protocol {}; only TCP and UDP are served",
+                port.protocol.as_deref().unwrap_or_default()
+            );
+            problems.error(cluster, &object, Reason::UnsupportedProtocol, message);
+            continue;
+        };
+        if ports.iter().any(|other| (other.port, other.protocol) == (number, protocol)) {
+            let message = format!("port {number}/{protocol} is there twice; the first one counts");
+            problems.error(cluster, &object, Reason::InvalidObject, message);
+            continue;
+        }
+        ports.push(FrontPort { port: number, protocol, name: port.name.clone().unwrap_or_default() });
+    }
+    if spec.ports.as_ref().is_none_or(Vec::is_empty) {
+        problems.error(cluster, &object, Reason::InvalidObject, "has no ports; add spec.ports");
+    }
+    ports
+}
+
+/// The protocol of a port; unset means TCP.
+pub(super) fn protocol(text: Option<&str>) -> Option<Protocol> {
+    match text.unwrap_or("TCP") {
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+fn has_source_ranges(service: &KubeService, spec: &ServiceSpec) -> bool {
+    spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty())
+        || annotation(service, SOURCE_RANGES_ANNOTATION).is_some_and(|ranges| !ranges.trim().is_empty())
+}
+
+/// Says what another cluster's Service of the same name asks for in vain.
+fn report_differences(
+    front: &Front<'_>,
+    cluster: &str,
+    name: &ObjectName,
+    service: &KubeService,
+    problems: &mut Problems,
+) {
+    let addresses = |service| annotation(service, ADDRESSES_ANNOTATION);
+    let load_balancer_ip = |service: &KubeService| {
+        service.spec.as_ref().and_then(|spec| spec.load_balancer_ip.clone()).unwrap_or_default()
+    };
+    let ports = |service: &KubeService| -> BTreeSet<(i32, Option<Protocol>)> {
+        let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+        ports.map(|port| (port.port, protocol(port.protocol.as_deref()))).collect()
+    };
+    let mut differ = Vec::new();
+    if addresses(service) != addresses(front.service)
+        || load_balancer_ip(service) != load_balancer_ip(front.service)
+    {
+        differ.push("addresses");
+    }
+    if !ports(service).is_subset(&ports(front.service)) {
+        differ.push("ports");
+    }
+    if !differ.is_empty() {
+        let message = format!(
+            "its {} are not those of cluster {}, whose Service of this name is the front and decides; make \
+             them equal",
+            differ.join(" and "),
+            front.cluster
+        );
+        problems.warning(cluster, problems::service(name), Reason::NotFront, message);
+    }
+}
+
+/// The text of an annotation.
+pub(super) fn annotation<'a>(service: &'a KubeService, key: &str) -> Option<&'a str> {
+    service.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
