@@ -56,12 +56,8 @@ impl ServiceKey {
             Self::V4(key) => (IpAddr::from(key.vip), key.port, key.protocol),
             Self::V6(key) => (IpAddr::from(key.vip), key.port, key.protocol),
         };
-        Some(ServiceId {
-            vip,
-            port: u16::from_be_bytes(port),
-            protocol: Protocol::from_ip_number(protocol)?,
-        })
-        .filter(|id| Self::from(id) == *self)
+        Some(ServiceId { vip, port: u16::from_be_bytes(port), protocol: Protocol::from_ip_number(protocol)? })
+            .filter(|id| Self::from(id) == *self)
     }
 }
 
@@ -70,6 +66,17 @@ impl From<IpAddr> for VipKey {
         match vip {
             IpAddr::V4(vip) => Self::V4(VipKeyV4 { vip: vip.octets() }),
             IpAddr::V6(vip) => Self::V6(VipKeyV6 { vip: vip.octets() }),
+        }
+    }
+}
+
+impl VipKey {
+    /// The VIP.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        match self {
+            Self::V4(key) => IpAddr::from(key.vip),
+            Self::V6(key) => IpAddr::from(key.vip),
         }
     }
 }

@@ -38,7 +38,12 @@ impl IndexPool {
         self.free.pop_front()
     }
 
-    /// Gives an index back.
+    /// Undoes the last [`Self::take`].
+    pub(super) fn put_back(&mut self, index: u32) {
+        self.free.push_front(index);
+    }
+
+    /// Gives an index back that packets may have seen.
     pub(super) fn give_back(&mut self, index: u32) {
         self.pending.push(index);
     }

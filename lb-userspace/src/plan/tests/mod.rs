@@ -1,0 +1,1 @@
+//! Plans, applied step by step to a simulated machine.
