@@ -1,9 +1,20 @@
 //! The node's network: next hops, SNAT addresses and ports.
 //!
-//! Next hops, SNAT addresses and ports.
+//! [`NetworkWatcher`] asks the kernel for the next hop of every backend and follows what changes. [`snat`]
+//! chooses the ports that the gateway may take for itself.
+
+mod links;
+mod netlink;
+mod next_hop;
+pub mod snat;
+mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+
+pub use links::{Link, LinkKind};
+pub use netlink::NetlinkError;
+pub use watcher::{NetworkWatcher, list_links, release_neighbours};
 
 /// How a frame to a backend leaves the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,3 +130,40 @@ pub fn is_local(addresses: &[LocalAddress], address: IpAddr) -> bool {
 
 /// Addresses to resolve.
 pub type Destinations = BTreeSet<IpAddr>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(ifindex: u32, address: &str, primary: bool) -> LocalAddress {
+        LocalAddress { ifindex, address: address.parse().expect("an address"), prefix: 24, primary }
+    }
+
+    #[test]
+    fn snat_addresses_are_the_primary_ones_of_the_first_attached_interface_that_has_one() {
+        let addresses = [
+            local(1, "127.0.0.1", false),
+            local(2, "192.0.2.7", true),
+            local(2, "192.0.2.8", true),
+            local(2, "fe80::2", false),
+            local(3, "192.0.3.7", true),
+            local(3, "2001:db8::7", true),
+            local(4, "203.0.113.1", true),
+        ];
+        let chosen = |attached: &[u32]| {
+            let addresses = default_snat_addresses(&addresses, attached);
+            addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(&[2, 3]), ["192.0.2.7", "2001:db8::7"]);
+        assert_eq!(chosen(&[3, 2]), ["192.0.3.7", "2001:db8::7"]);
+        assert_eq!(chosen(&[2]), ["192.0.2.7"]);
+        assert!(chosen(&[9]).is_empty());
+    }
+
+    #[test]
+    fn any_address_of_the_node_is_local() {
+        let addresses = [local(2, "fe80::2", false)];
+        assert!(is_local(&addresses, "fe80::2".parse().expect("an address")));
+        assert!(!is_local(&addresses, "fe80::3".parse().expect("an address")));
+    }
+}
