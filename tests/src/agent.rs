@@ -122,6 +122,8 @@ impl Bed {
         command.args(["--region", &options.region]);
         command.arg("--pin-dir").arg(self.bpffs());
         command.arg("--socket").arg(self.socket());
+        // The last good endpoints of one run are no other run's.
+        command.arg("--state-dir").arg(self.run().path().join("state"));
         command.args(&options.extra);
         let process = self.run().spawn("kanmon", command)?;
         let mut agent = Agent { process, program, socket: self.socket(), _run: self.run().clone() };

@@ -3,18 +3,17 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use super::{
     Client, Sources,
@@ -69,7 +68,7 @@ pub struct HeldReport {
 #[derive(Debug)]
 pub struct Held {
     state: Arc<Mutex<HeldReport>>,
-    stop: Arc<AtomicBool>,
+    stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -83,9 +82,9 @@ impl Client {
         let sources = hold.sources.clone().unwrap_or_else(|| self.sources(hold.target));
         let state =
             Arc::new(Mutex::new(HeldReport { connections: hold.connections, ..HeldReport::default() }));
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, stopped) = watch::channel(false);
         let (opened, all_opened) = mpsc::channel();
-        let worker = Worker { hold, state: state.clone(), stop: stop.clone(), opening: Semaphore::new(100) };
+        let worker = Worker { hold, state: state.clone(), stopped, opening: Semaphore::new(100) };
         let ns = self.ns().clone();
         let thread = thread::spawn(move || {
             ns.block_on(|| async {
@@ -114,7 +113,7 @@ impl Held {
     }
 
     fn end(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.send_replace(true);
         if let Some(thread) = self.thread.take()
             && let Err(panic) = thread.join()
         {
@@ -134,51 +133,51 @@ impl Drop for Held {
 struct Worker {
     hold: Hold,
     state: Arc<Mutex<HeldReport>>,
-    stop: Arc<AtomicBool>,
+    stopped: watch::Receiver<bool>,
     opening: Semaphore,
 }
 
 impl Worker {
-    /// Keeps one connection until told to stop.
+    /// Keeps one connection until told to stop; tells `opened` once its first answer or failure is counted.
     async fn keep(&self, source: SocketAddr, opened: mpsc::Sender<()>) {
-        let first = {
-            let _turn = self.opening.acquire().await;
-            let first = within(self.hold.timeout, async {
-                let mut conversation = Conversation::connect(source, self.hold.target).await?;
-                let answer = conversation.ask(false).await?;
-                Ok((conversation, answer))
-            })
-            .await;
-            // Nobody waits any more when the caller has given up.
-            let _ = opened.send(());
-            first
-        };
-        let outcome = match first {
-            Ok((conversation, answer)) => {
+        let first = self.open(source).await;
+        match &first {
+            Ok((_, answer)) => {
                 self.hold.live.add(&Ok(answer.clone()));
                 *self.report().by_pod.entry(answer.pod.clone()).or_default() += 1;
-                self.converse(conversation, &answer).await
             }
-            Err(failure) => Err((failure, None)),
-        };
-        if let Err((failure, pod)) = outcome {
-            let with = pod.map_or_else(|| "before its first answer".to_owned(), |pod| format!("with {pod}"));
-            self.hold.live.add(&Err(failure.clone()));
-            self.report().broken.push(format!("{source} {with}: {failure}"));
+            Err(failure) => self.broken(source, "before its first answer", failure),
+        }
+        // Nobody waits any more when the caller has given up.
+        let _ = opened.send(());
+        if let Ok((conversation, answer)) = first
+            && let Err(failure) = self.converse(conversation, &answer).await
+        {
+            self.broken(source, &format!("with {}", answer.pod), &failure);
         }
     }
 
-    async fn converse(
-        &self,
-        mut conversation: Conversation,
-        first: &Answer,
-    ) -> Result<(), (Failure, Option<String>)> {
-        let broken = |failure| (failure, Some(first.pod.clone()));
+    async fn open(&self, source: SocketAddr) -> Result<(Conversation, Answer), Failure> {
+        let _turn = self.opening.acquire().await;
+        within(self.hold.timeout, async {
+            let mut conversation = Conversation::connect(source, self.hold.target).await?;
+            let answer = conversation.ask(false).await?;
+            Ok((conversation, answer))
+        })
+        .await
+    }
+
+    fn broken(&self, source: SocketAddr, when: &str, failure: &Failure) {
+        self.hold.live.add(&Err(failure.clone()));
+        self.report().broken.push(format!("{source} {when}: {failure}"));
+    }
+
+    async fn converse(&self, mut conversation: Conversation, first: &Answer) -> Result<(), Failure> {
         loop {
-            let last = self.stop.load(Ordering::Relaxed);
-            let answer = within(self.hold.timeout, conversation.ask(false)).await.map_err(broken)?;
+            let last = *self.stopped.borrow();
+            let answer = within(self.hold.timeout, conversation.ask(false)).await?;
             if answer.pod != first.pod {
-                return Err(broken(Failure::WrongAnswer(format!("{} answered", answer.pod))));
+                return Err(Failure::WrongAnswer(format!("{} answered", answer.pod)));
             }
             self.hold.live.add(&Ok(answer));
             if last {
@@ -190,15 +189,12 @@ impl Worker {
 
     /// Waits for the next request's time or the end.
     async fn pause(&self) {
-        let step = Duration::from_millis(50);
-        let mut left = self.hold.every;
-        while !left.is_zero() && !self.stop.load(Ordering::Relaxed) {
-            sleep(left.min(step)).await;
-            left = left.saturating_sub(step);
-        }
+        let mut stopped = self.stopped.clone();
+        // Either way it is time for the next request.
+        let _ = timeout(self.hold.every, stopped.wait_for(|stopped| *stopped)).await;
     }
 
-    fn report(&self) -> std::sync::MutexGuard<'_, HeldReport> {
+    fn report(&self) -> MutexGuard<'_, HeldReport> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

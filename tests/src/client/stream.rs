@@ -103,7 +103,7 @@ impl Running {
             if result.is_some() || late {
                 return result;
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(50));
         }
     }
 

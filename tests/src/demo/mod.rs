@@ -1,6 +1,6 @@
 //! What `cargo xtask demo` shows: nine steps on story S1's network, each with a verdict.
 //!
-//! A step is a function of the [`stage`]; the list of them is [`STEPS`]. `ok` judges what was delivered;
+//! A step is a function of the stage (`stage.rs`); the list of them is `STEPS`. `ok` judges what was delivered;
 //! times are reported beside their goal.
 
 mod consistency;
