@@ -6,7 +6,13 @@ use serde::{Deserialize, Serialize};
 
 /// Where VIPs come from.
 #[derive(Clone, Debug, PartialEq, Eq, CustomResource, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "kanmon.dev", version = "v1alpha1", kind = "AddressPool", doc = "Where VIPs come from.")]
+#[kube(
+    group = "kanmon.dev",
+    version = "v1alpha1",
+    kind = "AddressPool",
+    doc = "Where VIPs come from.",
+    derive = "PartialEq"
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AddressPoolSpec {
     /// Networks whose addresses are given to Services, in order of preference.
@@ -36,7 +42,8 @@ pub enum PoolScope {
     group = "kanmon.dev",
     version = "v1alpha1",
     kind = "MemberCluster",
-    doc = "A Kubernetes cluster that endpoints come from."
+    doc = "A Kubernetes cluster that endpoints come from.",
+    derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MemberClusterSpec {

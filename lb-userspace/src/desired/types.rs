@@ -22,7 +22,7 @@ pub struct ClusterObjects {
 }
 
 /// What belongs to the gateway itself.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GatewayObjects {
     /// Where VIPs come from.
     pub pools: Vec<AddressPool>,
