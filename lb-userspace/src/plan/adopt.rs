@@ -24,6 +24,8 @@ impl Model {
     /// Rebuilds the model of what `snapshot` shows, and the steps that repair what contradicts itself (none,
     /// unless the maps were damaged or the last agent was killed within a plan). Apply the steps before those
     /// of the first plan. A plan for what the maps say already is empty.
+    ///
+    /// The last agent's writes must be older than a grace period. They are: a process takes longer to start.
     #[must_use]
     pub fn adopt(snapshot: &MapSnapshot, limits: Limits) -> (Self, Vec<Step>) {
         let mut adoption = Adoption {

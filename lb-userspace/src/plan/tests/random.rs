@@ -1,0 +1,147 @@
+//! Random histories: targets, flows and crashes, with every reader satisfied after every step.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::super::{Target, TargetMember};
+use super::{Agent, DRAIN, LIMITS, backend, next_hop, service, target};
+use crate::network::NextHopError;
+
+const SERVICES: u8 = 6;
+
+/// One member of a target: `None` where there is none.
+#[derive(Clone, Copy, Debug)]
+struct Pod {
+    weight: u32,
+    draining: bool,
+    usable: bool,
+}
+
+/// What changes between two plans.
+#[derive(Clone, Debug)]
+struct Change {
+    services: BTreeMap<u8, BTreeMap<u8, Pod>>,
+    interface: u32,
+    mac: u8,
+    unreachable: Option<u8>,
+    node_address: bool,
+    /// Flows that start after each step, and the share of flows that end after the plan.
+    connects: u8,
+    ends: u8,
+    /// Seconds that pass.
+    seconds: u64,
+    /// The step before which the agent is killed.
+    crash: Option<prop::sample::Index>,
+}
+
+fn pod() -> impl Strategy<Value = Pod> {
+    (
+        prop_oneof![3 => Just(1u32), 1 => Just(3), 1 => Just(0)],
+        prop::bool::weighted(0.15),
+        prop::bool::weighted(0.8),
+    )
+        .prop_map(|(weight, draining, usable)| Pod { weight, draining, usable })
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let services =
+        prop::collection::btree_map(0..SERVICES, prop::collection::btree_map(1..5u8, pod(), 0..4), 0..4);
+    let network = (2..4u32, 1..3u8, prop::option::weighted(0.2, 1..5u8), any::<bool>());
+    let flows = (0..3u8, 0..4u8, prop_oneof![4 => Just(1u64), 1 => Just(DRAIN.as_secs())]);
+    let crash = prop::option::weighted(0.3, any::<prop::sample::Index>());
+    (services, network, flows, crash).prop_map(|(services, network, flows, crash)| Change {
+        services,
+        interface: network.0,
+        mac: network.1,
+        unreachable: network.2,
+        node_address: network.3,
+        connects: flows.0,
+        ends: flows.1,
+        seconds: flows.2,
+        crash,
+    })
+}
+
+impl Change {
+    fn target(&self) -> Target {
+        let mut result = target(&[]);
+        for (number, pods) in &self.services {
+            let id = service(*number);
+            result.vips.insert(id.vip, self.node_address);
+            let members = &mut result.services.entry(id).or_default().members;
+            for (number, pod) in pods {
+                let backend = backend(&id, *number);
+                members.insert(backend, TargetMember { weight: pod.weight, draining: pod.draining });
+                if pod.usable {
+                    result.usable.insert(backend);
+                }
+                let hop = if self.unreachable == Some(*number) {
+                    Err(NextHopError::NoRoute("unreachable".into()))
+                } else {
+                    Ok(next_hop(self.interface, self.mac))
+                };
+                result.next_hops.insert(backend.address, hop);
+            }
+        }
+        result
+    }
+}
+
+/// Runs one plan, with clients that connect after every step, killed in the middle where the change says so.
+fn live(agent: &mut Agent, change: &Change) {
+    agent.now += std::time::Duration::from_secs(change.seconds);
+    let target = change.target();
+    let plan = agent.plan(&target);
+    let end = change.crash.as_ref().map_or(plan.steps.len(), |index| index.index(plan.steps.len() + 1));
+    for (number, step) in plan.steps[..end].iter().enumerate() {
+        agent.machine.apply(step);
+        for client in 0..change.connects {
+            let key = number as u32 * 7919 + u32::from(client) * 104_729;
+            agent.machine.connect(&service(client * 2 + number as u8 % 2), key);
+        }
+    }
+    if change.crash.is_some() {
+        agent.restart();
+    } else {
+        agent.applied = plan.number;
+    }
+    let mut number = 0;
+    agent.machine.flows.retain(|_| {
+        number += 1;
+        number % 4 >= u32::from(change.ends)
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn readers_are_right_after_every_step_and_the_end_is_that_of_a_fresh_start(
+        changes in prop::collection::vec(change(), 1..12),
+    ) {
+        let mut agent = Agent::new(LIMITS);
+        for change in &changes {
+            live(&mut agent, change);
+        }
+        let last = changes.last().unwrap().target();
+        agent.machine.flows.clear();
+        agent.settle(&last);
+        let mut fresh = Agent::new(LIMITS);
+        // A member that drains keeps its entry where it had one, and needs none where it had not.
+        let serving = without_draining(&last);
+        fresh.settle(&serving);
+        agent.settle(&serving);
+        prop_assert_eq!(agent.machine.view(), fresh.machine.view());
+        agent.restart();
+        prop_assert_eq!(agent.run(&serving).steps, vec![], "adopted maps are right already");
+    }
+}
+
+fn without_draining(target: &Target) -> Target {
+    let mut target = target.clone();
+    for service in target.services.values_mut() {
+        service.members.retain(|_, member| !member.draining);
+    }
+    target
+}
