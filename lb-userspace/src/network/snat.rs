@@ -207,7 +207,7 @@ fn highest_free(count: u16, alignment: u16, in_use: &PortsInUse) -> Option<u16> 
 
 fn check_shape(range: &RangeInclusive<u16>, in_use: &PortsInUse) -> Result<PortRange, PortRangeError> {
     let count = u32::from(*range.end()) + 1 - u32::from(*range.start());
-    let aligned = range.start() % WORD == 0 && count % u32::from(WORD) == 0;
+    let aligned = range.start().is_multiple_of(WORD) && count.is_multiple_of(u32::from(WORD));
     if aligned && *range.start() >= FIRST_UNPRIVILEGED && count <= u32::from(MAX_PORTS) {
         let words = u16::try_from(count / u32::from(WORD)).unwrap_or(MAX_PORTS / WORD);
         return Ok(PortRange { base: *range.start(), words });
