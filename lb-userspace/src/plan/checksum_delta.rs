@@ -5,48 +5,44 @@
 
 use std::net::IpAddr;
 
+use lb_common::datapath::checksum::Sum;
+
 use crate::desired::{BackendId, ServiceId};
 
 /// What turning the VIP and the service's port into the backend's address and port adds to the one's
 /// complement sum under a TCP or UDP checksum (RFC 1624, equation 3, without the checksum itself).
 #[must_use]
 pub fn l4_delta(service: &ServiceId, backend: &BackendId) -> u16 {
-    let old = address_sum(service.vip) + word(service.port.to_be_bytes());
-    let new = address_sum(backend.address) + word(backend.port.to_be_bytes());
-    delta(old, new)
+    addresses(service.vip, backend.address)
+        .sub16(u16::from_ne_bytes(service.port.to_be_bytes()))
+        .add16(u16::from_ne_bytes(backend.port.to_be_bytes()))
+        .fold()
 }
 
 /// As [`l4_delta`] for the IPv4 header: the addresses alone. 0 for IPv6, whose header has no checksum.
 #[must_use]
 pub fn l3_delta(service: &ServiceId, backend: &BackendId) -> u16 {
-    if service.vip.is_ipv6() {
-        return 0;
-    }
-    delta(address_sum(service.vip), address_sum(backend.address))
+    if service.vip.is_ipv6() { 0 } else { addresses(service.vip, backend.address).fold() }
 }
 
-/// new − old in one's complement arithmetic.
-fn delta(old: u32, new: u32) -> u16 {
-    fold(u32::from(!fold(old)) + new)
+/// The sum of the new address less that of the old.
+fn addresses(old: IpAddr, new: IpAddr) -> Sum {
+    let sum = words(old).fold(Sum::ZERO, Sum::sub16);
+    words(new).fold(sum, Sum::add16)
 }
 
-fn address_sum(address: IpAddr) -> u32 {
-    let sum = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|pair| word(*pair)).sum();
-    match address {
-        IpAddr::V4(v4) => sum(&v4.octets()),
-        IpAddr::V6(v6) => sum(&v6.octets()),
-    }
-}
-
-fn word(bytes: [u8; 2]) -> u32 {
-    u32::from(u16::from_ne_bytes(bytes))
-}
-
-fn fold(mut sum: u32) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+/// The raw 16-bit words of an address.
+fn words(address: IpAddr) -> impl Iterator<Item = u16> {
+    let (bytes, length) = match address {
+        IpAddr::V4(v4) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&v4.octets());
+            (bytes, 2)
+        }
+        IpAddr::V6(v6) => (v6.octets(), 8),
+    };
+    let words: [[u8; 2]; 8] = bytemuck::cast(bytes);
+    words.into_iter().take(length).map(u16::from_ne_bytes)
 }
 
 #[cfg(test)]
@@ -58,7 +54,14 @@ mod tests {
 
     /// The Internet checksum over bytes, in host order of the raw words.
     fn checksum(bytes: &[u8]) -> u16 {
-        !fold(bytes.as_chunks().0.iter().map(|pair| word(*pair)).sum())
+        !fold(bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum())
+    }
+
+    fn fold(mut sum: u32) -> u16 {
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
     }
 
     /// RFC 1624, equation 3, with a precomputed delta.

@@ -266,6 +266,7 @@ pub(super) fn member_value(
         service: index,
         vip_v4,
         vip_port: id.port.to_be_bytes(),
+        family: family(id.vip),
         ..Member::default()
     }
 }

@@ -2,6 +2,7 @@
 //! may still see what the last steps took away.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use lb_common::abi::{
 };
 
 use super::super::encode::{backend_id, descriptor_id, filter_index};
+use super::super::model::with_next_hop;
 use super::super::{BackendKey, FlowUsage, Limits, MapSnapshot, Step, l3_delta, l4_delta};
 use crate::desired::{BackendId, ServiceId};
 
@@ -56,7 +58,8 @@ struct Seen {
 /// What packets can tell, whatever the indices are.
 #[derive(Debug, PartialEq)]
 pub(super) struct View {
-    services: BTreeMap<ServiceId, [Option<Vec<BackendId>>; 2]>,
+    /// Of each ring the backends' shares and a digest of their order.
+    services: BTreeMap<ServiceId, [Option<(BTreeMap<BackendId, u32>, u64)>; 2]>,
     members: BTreeMap<(ServiceId, BackendId), Member>,
     backends: BTreeMap<BackendId, u32>,
     vips: BTreeMap<IpAddr, u32>,
@@ -313,20 +316,18 @@ impl Machine {
         }
         let index = self.maps.services.get(&service.into())?;
         let descriptor = self.maps.descriptors[index];
-        let takes = |member: &u32, overlay: bool| {
+        let takes = |member: &u32| {
             let value = &self.maps.members[member];
             let usable = self.maps.backends[&value.backend].flags & backend_flags::USABLE != 0;
-            value.flags & (member_flags::DRAINING | member_flags::NEXT_HOP) == member_flags::NEXT_HOP
-                && (usable || !overlay)
+            let open = member_flags::DRAINING | member_flags::NEXT_HOP;
+            usable && value.flags & open == member_flags::NEXT_HOP
         };
-        let member = [(descriptor.ring, true), (descriptor.fallback, false)].into_iter().find_map(
-            |(word, overlay)| {
-                let ring = self.rings.get(&RingWord(word).offset()).filter(|_| word != 0)?;
-                let start = key as usize % ring.slots.len();
-                let walk = (0..8).map(|step| ring.slots[(start + step * 31) % ring.slots.len()]);
-                walk.into_iter().find(|member| takes(member, overlay))
-            },
-        )?;
+        let member = [descriptor.ring, descriptor.fallback].into_iter().find_map(|word| {
+            let ring = self.rings.get(&RingWord(word).offset()).filter(|_| word != 0)?;
+            let start = key as usize % ring.slots.len();
+            let mut walk = (0..8).map(|step| ring.slots[(start + step * 31) % ring.slots.len()]);
+            walk.find(takes)
+        })?;
         let value = &self.maps.members[&member];
         let backend = backend_id(&self.maps.backends[&value.backend])?;
         let flow = Flow { member, generation: value.generation, service: *service, backend };
@@ -343,16 +344,27 @@ impl Machine {
     /// Everything that packets can tell, without indices and generations.
     pub(super) fn view(&self) -> View {
         let maps = &self.maps;
-        let backend = |member: &u32| backend_id(&maps.backends[&maps.members[member].backend]).unwrap();
         let ring = |word: u64| {
-            let ring = &self.rings.get(&RingWord(word).offset())?;
-            (word != 0).then(|| ring.slots.iter().map(backend).collect())
+            let ring = &self.rings.get(&RingWord(word).offset()).filter(|_| word != 0)?;
+            let (mut shares, mut digest) = (BTreeMap::new(), DefaultHasher::new());
+            for member in ring.slots.iter() {
+                let backend = backend_id(&maps.backends[&maps.members[member].backend])?;
+                *shares.entry(backend).or_default() += 1;
+                backend.hash(&mut digest);
+            }
+            Some((shares, digest.finish()))
         };
         let valid = |member: &&Member| member.flags & member_flags::VALID != 0;
         let plain = |member: &Member| {
             let service = descriptor_id(&maps.descriptors[&member.service]).unwrap();
             let backend = backend_id(&maps.backends[&member.backend]).unwrap();
-            ((service, backend), Member { backend: 0, generation: 0, service: 0, ..*member })
+            let mut member = Member { backend: 0, generation: 0, service: 0, ..*member };
+            if member.flags & member_flags::NEXT_HOP == 0 {
+                // The words of a next hop that is gone mean nothing.
+                member = with_next_hop(member, Some(&super::next_hop(0, 0)));
+                member.flags &= !member_flags::NEXT_HOP;
+            }
+            ((service, backend), member)
         };
         assert!(maps.descriptors.values().all(|value| {
             *value == ServiceDescriptor::zeroed()
