@@ -38,7 +38,7 @@ fn element<T, const N: usize, const FLAGS: usize>(
     map: &Array<T, N, FLAGS>,
     index: u32,
 ) -> Option<KernelCells> {
-    const { assert!((size_of::<T>() / 8).is_power_of_two() && size_of::<T>() % 8 == 0) };
+    const { assert!((size_of::<T>() / 8).is_power_of_two() && size_of::<T>().is_multiple_of(8)) };
     let first = map.get_ptr_mut(index)?.cast::<u64>();
     Some(KernelCells { first, mask: size_of::<T>() / 8 - 1 })
 }
@@ -237,9 +237,11 @@ impl Maps for Kernel {
             return self.count(Counter::EventLost);
         }
         budget.store(0, now | (sent + 1) << 32);
-        if maps::EVENTS.output(event, 0).is_err() {
-            self.count(Counter::EventLost);
-        }
+        let Some(mut entry) = maps::EVENTS.reserve_untyped::<Event>(0) else {
+            return self.count(Counter::EventLost);
+        };
+        entry.write(*event);
+        entry.submit(0);
     }
 
     #[inline(always)]
@@ -250,5 +252,13 @@ impl Maps for Kernel {
         }
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn forget(&self, value: u32) -> u32 {
+        element(&maps::SCRATCH, cpu()).map_or(0, |cells| {
+            cells.store(0, value as u64);
+            cells.load(0) as u32
+        })
     }
 }

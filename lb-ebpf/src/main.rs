@@ -2,7 +2,7 @@
 //! crate compiles for the kernel; [`kernel`] and [`packet`] are the glue, [`maps`] are the maps.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 // `core::sync::atomic` has no read-modify-writes on the BPF target (`atomic-cas: false`), LLVM does.
 #![allow(internal_features)]
 
@@ -11,33 +11,44 @@ mod maps;
 mod packet;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::datapath::{self, Verdict};
+use lb_common::datapath::{self, V4, V6, Verdict};
 
 use crate::{kernel::Kernel, maps::EGRESS, packet::Packet};
 
-/// Index in `PROGRAMS` of [`kanmon_new_flow`].
-const NEW_FLOW: u32 = 0;
+/// Index in `PROGRAMS` of [`kanmon_new_v4`].
+const NEW_FLOW_V4: u32 = 0;
+/// Index in `PROGRAMS` of [`kanmon_new_v6`].
+const NEW_FLOW_V6: u32 = 1;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
 pub fn kanmon(ctx: XdpContext) -> u32 {
     let mut packet = Packet::new(&ctx);
     match datapath::forward(&mut packet, &Kernel) {
-        Verdict::NewFlow => {
-            // SAFETY: the array holds XDP programs only, and nothing on this stack needs dropping.
-            unsafe { maps::PROGRAMS.tail_call(&ctx, NEW_FLOW) };
-            // Only reached while the agent has not filled the array yet.
-            Kernel::not_ready()
-        }
+        Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
+        Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
         verdict => action(verdict),
     }
 }
 
-/// Where [`kanmon`] sends what may begin a flow.
+/// Where [`kanmon`] sends what may begin an IPv4 flow.
 #[xdp]
-pub fn kanmon_new_flow(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::new(&ctx);
-    action(datapath::new_flow(&mut packet, &Kernel))
+pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
+    action(datapath::new_flow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] sends what may begin an IPv6 flow.
+#[xdp]
+pub fn kanmon_new_v6(ctx: XdpContext) -> u32 {
+    action(datapath::new_flow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+#[inline(always)]
+fn tail_call(ctx: &XdpContext, program: u32) -> u32 {
+    // SAFETY: the array holds XDP programs only, and nothing on this stack needs dropping.
+    unsafe { maps::PROGRAMS.tail_call(ctx, program) };
+    // Only reached while the agent has not filled the array yet.
+    Kernel::not_ready()
 }
 
 #[inline(always)]
@@ -46,7 +57,7 @@ fn action(verdict: Verdict) -> u32 {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Transmit => xdp_action::XDP_TX,
         Verdict::Redirect(ifindex) => EGRESS.redirect(ifindex, 0).unwrap_or(xdp_action::XDP_ABORTED),
-        Verdict::Drop | Verdict::NewFlow => xdp_action::XDP_DROP,
+        Verdict::Drop | Verdict::NewFlowV4 | Verdict::NewFlowV6 => xdp_action::XDP_DROP,
     }
 }
 

@@ -9,10 +9,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::abi::{
-    ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, Event,
-    EventBudget, FlowBucket, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock, Member,
-    MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
-    ServiceKeyV6, VipKeyV4, VipKeyV6,
+    ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
+    EventBudget, FlowBucket, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock,
+    Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
+    ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.
@@ -32,7 +32,8 @@ pub(crate) static BACKENDS_V4: HashMap<BackendKeyV4, u32, 1024> = HashMap::new()
 pub(crate) static BACKENDS_V6: HashMap<BackendKeyV6, u32, 1024> = HashMap::new();
 
 #[btf_map]
-pub(crate) static ADDRESS_FILTER: Array<AddressFilter, { ADDRESS_FILTER_SIZE as usize }, SHARED> = Array::new();
+pub(crate) static ADDRESS_FILTER: Array<AddressFilter, { ADDRESS_FILTER_SIZE as usize }, SHARED> =
+    Array::new();
 #[btf_map]
 pub(crate) static DESCRIPTORS: Array<ServiceDescriptor, 1, SHARED> = Array::new();
 #[btf_map]
@@ -65,8 +66,13 @@ pub(crate) static COUNTERS: Array<CpuCounters, 1, SHARED> = Array::new();
 pub(crate) static MEMBER_STATS: Array<MemberStats, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static EVENT_BUDGET: Array<EventBudget, 1, SHARED> = Array::new();
+/// A cell for each CPU, for [`lb_common::datapath::Maps::forget`].
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<Event, { 256 * 1024 }> = RingBuf::new();
+pub(crate) static SCRATCH: Array<u64, 1, SHARED> = Array::new();
+/// Holds [`lb_common::abi::Event`]s. It is declared without a type because libbpf, and so bpftool, refuses ring
+/// buffers with a value size.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<(), { 256 * 1024 }> = RingBuf::new();
 
 #[btf_map]
 pub(crate) static EGRESS: DevMapHash<64> = DevMapHash::new();

@@ -1,7 +1,9 @@
 //! The frame between `data` and `data_end`.
 
+use core::arch::asm;
+
 use aya_ebpf::{EbpfContext as _, helpers::bpf_xdp_adjust_head, programs::XdpContext};
-use bytemuck::Pod;
+use bytemuck::{Pod, cast};
 use lb_common::datapath::{MAX_OFFSET, PacketMut};
 
 /// A frame. The two pointers are read from the context once, and again after the head has moved.
@@ -40,15 +42,44 @@ impl PacketMut for Packet<'_> {
     #[inline(always)]
     fn read<T: Pod, const OFFSET: usize>(&self, base: usize) -> Option<T> {
         let place = self.place::<T, OFFSET>(base)?;
-        // SAFETY: `place` checked the end; any bytes are a valid `Pod`.
-        Some(unsafe { place.read_unaligned() })
+        // SAFETY: `place` checked the end.
+        unsafe {
+            Some(match size_of::<T>() {
+                1 => cast(*place.cast::<u8>()),
+                2 => cast(load16(place.cast(), 0)),
+                4 => cast(load32(place.cast(), 0)),
+                8 => cast(load64(place.cast(), 0)),
+                12 => cast([load32(place.cast(), 0), load32(place.cast(), 4), load32(place.cast(), 8)]),
+                16 => cast([load64(place.cast(), 0), load64(place.cast(), 8)]),
+                _ => place.read_unaligned(),
+            })
+        }
     }
 
     #[inline(always)]
     fn write<T: Pod, const OFFSET: usize>(&mut self, base: usize, value: T) -> Option<()> {
         let place = self.place::<T, OFFSET>(base)?;
         // SAFETY: `place` checked the end, and the program owns the frame while it runs.
-        unsafe { place.write_unaligned(value) };
+        unsafe {
+            match size_of::<T>() {
+                1 => *place.cast::<u8>() = cast(value),
+                2 => store16(place.cast(), 0, cast(value)),
+                4 => store32(place.cast(), 0, cast(value)),
+                8 => store64(place.cast(), 0, cast(value)),
+                12 => {
+                    let [a, b, c]: [u32; 3] = cast(value);
+                    store32(place.cast(), 0, a);
+                    store32(place.cast(), 4, b);
+                    store32(place.cast(), 8, c);
+                }
+                16 => {
+                    let [a, b]: [u64; 2] = cast(value);
+                    store64(place.cast(), 0, a);
+                    store64(place.cast(), 8, b);
+                }
+                _ => place.write_unaligned(value),
+            }
+        }
         Some(())
     }
 
@@ -61,3 +92,43 @@ impl PacketMut for Packet<'_> {
         moved
     }
 }
+
+/// Declares a single load and a single store of one width at a possibly misaligned address. Rust and LLVM would
+/// put them together from bytes; the kernel allows them in packets wherever the CPU does.
+macro_rules! unaligned_access {
+    ($load:ident, $store:ident, $type:ty, $width:literal) => {
+        #[inline(always)]
+        unsafe fn $load(place: *const u8, offset: usize) -> $type {
+            let value: u64;
+            // SAFETY: the caller has checked that the bytes lie within the frame.
+            unsafe {
+                let place = place.add(offset);
+                asm!(
+                    concat!("{value} = *(", $width, " *)({place} + 0)"),
+                    value = out(reg) value,
+                    place = in(reg) place,
+                    options(pure, readonly, nostack),
+                );
+            }
+            value as $type
+        }
+
+        #[inline(always)]
+        unsafe fn $store(place: *mut u8, offset: usize, value: $type) {
+            // SAFETY: the caller has checked that the bytes lie within the frame.
+            unsafe {
+                let place = place.add(offset);
+                asm!(
+                    concat!("*(", $width, " *)({place} + 0) = {value}"),
+                    value = in(reg) value as u64,
+                    place = in(reg) place,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+unaligned_access!(load16, store16, u16, "u16");
+unaligned_access!(load32, store32, u32, "u32");
+unaligned_access!(load64, store64, u64, "u64");

@@ -39,6 +39,20 @@ impl Sum {
         Self(self.0 + !words as u64)
     }
 
+    /// Adds four raw words at once.
+    #[must_use]
+    #[inline(always)]
+    pub const fn add64(self, words: u64) -> Self {
+        self.add32(words as u32).add32((words >> 32) as u32)
+    }
+
+    /// Subtracts four raw words at once.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sub64(self, words: u64) -> Self {
+        self.add64(!words)
+    }
+
     /// The sum as a 16-bit one's complement number.
     #[must_use]
     #[inline(always)]

@@ -31,17 +31,14 @@ pub(super) fn send<F: Family, M: Maps>(
     flow: FlowWord,
     service: u32,
 ) {
-    let event = Event {
-        time: maps.now(),
-        client: F::bytes(client),
-        member: flow.member(),
-        client_port: client_port.to_ne_bytes(),
-        snat_port: flow.port().to_be_bytes(),
-        kind: kind as u8,
-        family: F::NUMBER,
-        protocol: ip.protocol,
-        snat: flow.snat(),
-        service,
-    };
+    // Put together from whole words: byte-wise building would cost the kernel's stack and a `memset`.
+    let [client_high, client_low] = F::raw(client);
+    let ends = flow.member() as u64 | (client_port as u64) << 32 | (flow.port().to_be() as u64) << 48;
+    let what = kind as u64
+        | (F::NUMBER as u64) << 8
+        | (ip.protocol as u64) << 16
+        | (flow.snat() as u64) << 24
+        | (service as u64) << 32;
+    let event: Event = bytemuck::cast([maps.now(), client_high, client_low, ends, what]);
     maps.event(&event, config.events_per_tick);
 }

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
-        address_check,
+        BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, ServiceKeyV4, ServiceKeyV6, VipKeyV4,
+        VipKeyV6, address_check,
     },
     hash::{self, FlowHash, HashKey},
 };
@@ -31,10 +31,15 @@ pub trait Family: Sized + Copy {
 
     /// Reads the network header.
     #[doc(hidden)]
-    fn parse<P: PacketMut>(packet: &P, offset: usize) -> Option<Ip<Self>>;
+    fn parse<P: PacketMut, M: Maps>(packet: &P, maps: &M, offset: usize) -> Option<Ip<Self>>;
     /// The keyed hash of a flow; see [`hash::hash_v4`].
-    fn hash(key: &HashKey, source: Self::Address, destination: Self::Address, ports: u32, protocol: u8)
-    -> FlowHash;
+    fn hash(
+        key: &HashKey,
+        source: Self::Address,
+        destination: Self::Address,
+        ports: u32,
+        protocol: u8,
+    ) -> FlowHash;
     /// Index of an address in `ADDRESS_FILTER`.
     fn filter_index(address: Self::Address) -> u32;
     /// Index of the service at (address, raw port, protocol).
@@ -77,8 +82,8 @@ pub trait Family: Sized + Copy {
         destination: Self::Address,
         header_delta: Sum,
     ) -> Option<()>;
-    /// The address as bytes in network order, IPv4 in the first four.
-    fn bytes(address: Self::Address) -> [u8; 16];
+    /// The address as two words whose bytes in memory are in network order, IPv4 in the first four.
+    fn raw(address: Self::Address) -> [u64; 2];
 }
 
 /// IPv4 (RFC 791).
@@ -96,7 +101,7 @@ impl Family for V4 {
     const NETWORK: Network = Network::V4;
 
     #[inline(always)]
-    fn parse<P: PacketMut>(packet: &P, offset: usize) -> Option<Ip<Self>> {
+    fn parse<P: PacketMut, M: Maps>(packet: &P, _maps: &M, offset: usize) -> Option<Ip<Self>> {
         parse::ipv4(packet, offset)
     }
 
@@ -216,83 +221,61 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn bytes(address: u32) -> [u8; 16] {
-        let [a, b, c, d] = address.to_ne_bytes();
-        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    fn raw(address: u32) -> [u64; 2] {
+        [bytemuck::cast([address, 0]), 0]
     }
 }
 
-/// Two words as they lie in memory, as one cell.
+/// An address as 32-bit words, in the order in which they lie in memory.
 #[inline(always)]
-const fn cell(first: u32, second: u32) -> u64 {
-    if cfg!(target_endian = "little") {
-        first as u64 | (second as u64) << 32
-    } else {
-        (first as u64) << 32 | second as u64
-    }
-}
-
-/// The inverse of [`cell`].
-#[inline(always)]
-const fn words(cell: u64) -> [u32; 2] {
-    if cfg!(target_endian = "little") {
-        [cell as u32, (cell >> 32) as u32]
-    } else {
-        [(cell >> 32) as u32, cell as u32]
-    }
+fn words4(address: [u64; 2]) -> [u32; 4] {
+    bytemuck::cast(address)
 }
 
 impl Family for V6 {
-    type Address = [u32; 4];
+    type Address = [u64; 2];
     const NUMBER: u8 = 6;
     const REVERSE_CELLS: usize = 8;
     const NETWORK: Network = Network::V6;
 
     #[inline(always)]
-    fn parse<P: PacketMut>(packet: &P, offset: usize) -> Option<Ip<Self>> {
-        parse::ipv6(packet, offset)
+    fn parse<P: PacketMut, M: Maps>(packet: &P, maps: &M, offset: usize) -> Option<Ip<Self>> {
+        parse::ipv6(packet, maps, offset)
     }
 
     #[inline(always)]
-    fn hash(
-        key: &HashKey,
-        source: [u32; 4],
-        destination: [u32; 4],
-        ports: u32,
-        protocol: u8,
-    ) -> FlowHash {
-        hash::hash_v6(key, source, destination, ports, protocol)
+    fn hash(key: &HashKey, source: [u64; 2], destination: [u64; 2], ports: u32, protocol: u8) -> FlowHash {
+        hash::hash_v6(key, words4(source), words4(destination), ports, protocol)
     }
 
     #[inline(always)]
-    fn filter_index(address: [u32; 4]) -> u32 {
-        hash::filter_index_v6(address)
+    fn filter_index(address: [u64; 2]) -> u32 {
+        hash::filter_index_v6(words4(address))
     }
 
     #[inline(always)]
-    fn service<M: Maps>(maps: &M, address: [u32; 4], port: u16, protocol: u8) -> Option<u32> {
-        let key =
-            ServiceKeyV6 { vip: bytemuck::cast(address), port: port.to_ne_bytes(), protocol, pad: 0 };
+    fn service<M: Maps>(maps: &M, address: [u64; 2], port: u16, protocol: u8) -> Option<u32> {
+        let key = ServiceKeyV6 { vip: bytemuck::cast(address), port: port.to_ne_bytes(), protocol, pad: 0 };
         maps.service_v6(&key)
     }
 
     #[inline(always)]
-    fn vip<M: Maps>(maps: &M, address: [u32; 4]) -> Option<u32> {
+    fn vip<M: Maps>(maps: &M, address: [u64; 2]) -> Option<u32> {
         maps.vip_v6(&VipKeyV6 { vip: bytemuck::cast(address) })
     }
 
     #[inline(always)]
-    fn backend<M: Maps>(maps: &M, address: [u32; 4], port: u16, protocol: u8) -> Option<u32> {
+    fn backend<M: Maps>(maps: &M, address: [u64; 2], port: u16, protocol: u8) -> Option<u32> {
         let key =
             BackendKeyV6 { address: bytemuck::cast(address), port: port.to_ne_bytes(), protocol, pad: 0 };
         maps.backend_v6(&key)
     }
 
     #[inline(always)]
-    fn snat_index(config: &Config, address: [u32; 4]) -> Option<u8> {
+    fn snat_index(config: &Config, address: [u64; 2]) -> Option<u8> {
         let mut index = 0;
         while index < MAX_SNAT_ADDRESSES && index < config.snat_v6_count as usize {
-            if bytemuck::cast::<_, [u32; 4]>(config.snat_v6[index]) == address {
+            if bytemuck::cast::<_, [u64; 2]>(config.snat_v6[index]) == address {
                 return Some(index as u8);
             }
             index += 1;
@@ -301,7 +284,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn snat_address(config: &Config, index: u8) -> [u32; 4] {
+    fn snat_address(config: &Config, index: u8) -> [u64; 2] {
         bytemuck::cast(config.snat_v6[index as usize & (MAX_SNAT_ADDRESSES - 1)])
     }
 
@@ -321,72 +304,65 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn client_word(_address: [u32; 4]) -> u32 {
+    fn client_word(_address: [u64; 2]) -> u32 {
         0
     }
 
     #[inline(always)]
-    fn store_client<C: Cells>(cells: C, first: usize, address: [u32; 4], version: u16) {
-        let address = [cell(address[0], address[1]), cell(address[2], address[3])];
+    fn store_client<C: Cells>(cells: C, first: usize, address: [u64; 2], version: u16) {
         cells.store(first + 4, address[0]);
         cells.store(first + 5, address[1]);
         cells.store(first + 6, address_check(address, version));
     }
 
     #[inline(always)]
-    fn load_client<C: Cells>(cells: C, first: usize, _word: u32, version: u16) -> Option<[u32; 4]> {
+    fn load_client<C: Cells>(cells: C, first: usize, _word: u32, version: u16) -> Option<[u64; 2]> {
         let address = [cells.load(first + 4), cells.load(first + 5)];
         if cells.load(first + 6) != address_check(address, version) {
             return None;
         }
-        let [a, b] = words(address[0]);
-        let [c, d] = words(address[1]);
-        Some([a, b, c, d])
+        Some(address)
     }
 
     #[inline(always)]
-    fn member_vip<M: Maps, C: Cells>(maps: &M, member: C) -> Option<[u32; 4]> {
+    fn member_vip<M: Maps, C: Cells>(maps: &M, member: C) -> Option<[u64; 2]> {
         let descriptor = maps.descriptor((member.load(6) >> 32) as u32)?;
-        let [a, b] = words(descriptor.load(2));
-        let [c, d] = words(descriptor.load(3));
-        Some([a, b, c, d])
+        Some([descriptor.load(2), descriptor.load(3)])
     }
 
     #[inline(always)]
-    fn member_address<C: Cells>(member: C) -> [u32; 4] {
-        let [a, b] = words(member.load(0));
-        let [c, d] = words(member.load(1));
-        [a, b, c, d]
+    fn member_address<C: Cells>(member: C) -> [u64; 2] {
+        [member.load(0), member.load(1)]
     }
 
     #[inline(always)]
-    fn add(sum: Sum, address: [u32; 4]) -> Sum {
-        sum.add32(address[0]).add32(address[1]).add32(address[2]).add32(address[3])
+    fn add(sum: Sum, address: [u64; 2]) -> Sum {
+        sum.add64(address[0]).add64(address[1])
     }
 
     #[inline(always)]
-    fn sub(sum: Sum, address: [u32; 4]) -> Sum {
-        sum.sub32(address[0]).sub32(address[1]).sub32(address[2]).sub32(address[3])
+    fn sub(sum: Sum, address: [u64; 2]) -> Sum {
+        sum.sub64(address[0]).sub64(address[1])
     }
 
     #[inline(always)]
     fn write_header<P: PacketMut>(
         packet: &mut P,
         ip: &Ip<Self>,
-        source: [u32; 4],
-        destination: [u32; 4],
+        source: [u64; 2],
+        destination: [u64; 2],
         _header_delta: Sum,
     ) -> Option<()> {
         const HOP_LIMIT: usize = offset_of!(Ipv6Hdr, hop_limit);
         const SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
         const DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
         packet.write::<u8, HOP_LIMIT>(ip.network_offset, ip.ttl.wrapping_sub(1))?;
-        packet.write::<[u32; 4], SOURCE>(ip.network_offset, source)?;
-        packet.write::<[u32; 4], DESTINATION>(ip.network_offset, destination)
+        packet.write::<[u64; 2], SOURCE>(ip.network_offset, source)?;
+        packet.write::<[u64; 2], DESTINATION>(ip.network_offset, destination)
     }
 
     #[inline(always)]
-    fn bytes(address: [u32; 4]) -> [u8; 16] {
-        bytemuck::cast(address)
+    fn raw(address: [u64; 2]) -> [u64; 2] {
+        address
     }
 }

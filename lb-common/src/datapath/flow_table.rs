@@ -1,6 +1,6 @@
 //! The forward table: from a flow's hash to its word. Layout and protocol: docs/adr/0001-flow-tables.md.
 
-use super::{Cells, Tables, V4, V6, member, member::MemberHead, reverse_table};
+use super::{Cells, Maps, Tables, V4, V6, member, member::MemberHead, reverse_table};
 use crate::{
     abi::{Config, FLOW_WAYS, FlowRef, FlowState, FlowWord},
     clock,
@@ -102,125 +102,140 @@ pub(super) enum Displaced {
     HalfOpen,
 }
 
-/// How often the search for a slot starts again because another CPU was faster.
-const CLAIM_ATTEMPTS: u32 = 3;
+/// How often the search for a slot starts again because another CPU was faster, or the flow that seemed
+/// expired was not.
+const CLAIM_ATTEMPTS: u64 = 4;
 
-/// How attractive a slot is to a new flow; smaller is better.
+/// How attractive a slot is to a new flow; smaller is better. Below the class there is room for 16 bits that
+/// order the slots of one class, and for two bits that number the way.
 const SCORE_EMPTY: u32 = 0;
-const SCORE_DEAD: u32 = 1 << 20;
-const SCORE_HALF_OPEN: u32 = 2 << 20;
-const SCORE_NONE: u32 = 3 << 20;
+const SCORE_DEAD: u32 = 1 << 18;
+const SCORE_HALF_OPEN: u32 = 2 << 18;
+const SCORE_NONE: u32 = 3 << 18;
 
-/// Claims a slot for a new flow and returns it in state [`FlowState::Claimed`], with what was displaced and,
-/// where that was a flow, its word. The caller holds the key's lock and knows that the key is not in the
-/// table. `None`: both buckets are full of live flows.
+/// Claims a slot for a new flow and returns it in state [`FlowState::Claimed`], with what was displaced. The
+/// caller holds the key's lock and knows that the key is not in the table. `None`: both buckets are full of
+/// live flows.
 #[inline(always)]
-pub(super) fn claim<T: Tables>(
-    tables: &T,
+pub(super) fn claim<M: Maps>(
+    maps: &M,
     config: &Config,
     hash: FlowHash,
     now: u16,
-) -> Option<(Slot<T::Cells>, Displaced)> {
-    let buckets = [
-        hash.first_bucket(config.flow_bucket_mask),
-        hash.second_bucket(config.flow_bucket_mask),
-    ];
+) -> Option<(Slot<M::Cells>, Displaced)> {
+    let first = hash.first_bucket(config.flow_bucket_mask);
+    let second = hash.second_bucket(config.flow_bucket_mask);
+    let claimed = claim_in(maps, config, first, second, now);
+    if claimed == NO_SLOT {
+        return None;
+    }
+    let bucket = (claimed >> 4) as u32;
+    let way = (claimed >> 2) as u32 & (FLOW_WAYS - 1);
+    let displaced = match claimed & 3 {
+        0 => Displaced::Nothing,
+        1 => Displaced::Dead,
+        _ => Displaced::HalfOpen,
+    };
+    let cells = maps.flow_bucket(bucket)?;
+    let word = FlowWord(cells.load(word_cell(way)));
+    Some((Slot { cells, bucket, way, word }, displaced))
+}
+
+/// What [`claim_in`] returns that found nothing.
+const NO_SLOT: u64 = u64::MAX;
+
+/// Claims a slot in one of two buckets: bucket (from bit 4), way (bits 2–3), what was displaced (bits 0–1). A
+/// call that returns one register: inlined, it would not fit into the caller's stack frame.
+#[inline(never)]
+fn claim_in<M: Maps>(maps: &M, config: &Config, first_bucket: u32, second_bucket: u32, now: u16) -> u64 {
     let mut attempt = 0;
     while attempt < CLAIM_ATTEMPTS {
         attempt += 1;
-        let first = best_in(tables, config, buckets[0], now)?;
-        let second = best_in(tables, config, buckets[1], now)?;
-        // The less loaded bucket wins: its score carries the number of its used ways.
+        let first = best_in(maps, config, first_bucket, now);
+        let second = best_in(maps, config, second_bucket, now);
+        // The less loaded bucket wins: the score of an empty slot is the number of used ones beside it.
         let (bucket, best) =
-            if second.score < first.score { (buckets[1], second) } else { (buckets[0], first) };
-        if best.score >= SCORE_NONE {
-            return None;
+            if second >> 2 < first >> 2 { (second_bucket, second) } else { (first_bucket, first) };
+        if best >= SCORE_NONE {
+            return NO_SLOT;
         }
-        let cells = tables.flow_bucket(bucket)?;
-        let victim = best.word;
-        let claimed = FlowWord::new(FlowState::Claimed, victim.version().wrapping_add(1));
-        if !cells.replace(word_cell(best.way), victim.0, claimed.0) {
+        let Some(cells) = maps.flow_bucket(bucket) else { return NO_SLOT };
+        let way = best & (FLOW_WAYS - 1);
+        let victim = FlowWord(cells.load(word_cell(way)));
+        let state = victim.state();
+        // The search looked at the client's side only.
+        if state.is_live()
+            && !state.is_half_open()
+            && state != FlowState::Closed
+            && !is_backend_idle(maps, config, victim, now)
+        {
+            cells.store_tick(tag_cell(way), now);
             continue;
         }
-        let displaced = if best.score < SCORE_DEAD {
-            Displaced::Nothing
-        } else {
-            let slot = bucket * FLOW_WAYS + best.way;
-            release(tables, config, victim, FlowRef { slot, version: victim.version() });
-            if best.score < SCORE_HALF_OPEN { Displaced::Dead } else { Displaced::HalfOpen }
-        };
-        return Some((Slot { cells, bucket, way: best.way, word: claimed }, displaced));
+        let claimed = FlowWord::new(FlowState::Claimed, victim.version().wrapping_add(1));
+        if !cells.replace(word_cell(way), victim.0, claimed.0) {
+            continue;
+        }
+        let slot = bucket * FLOW_WAYS + way;
+        let mut displaced = 0;
+        if state.is_live() {
+            release(maps, config, victim, FlowRef { slot, version: victim.version() });
+            displaced = if best < SCORE_HALF_OPEN { 1 } else { 2 };
+        }
+        return (slot as u64) << 2 | displaced;
     }
-    None
+    NO_SLOT
 }
 
-/// The best way of a bucket for a new flow.
-#[derive(Clone, Copy)]
-struct Best {
-    score: u32,
-    way: u32,
-    word: FlowWord,
-}
-
+/// The best way of a bucket for a new flow: its score, with the way's number in the low two bits.
+///
 /// New flows are half-open, and half-open flows hold at most half of a bucket: where they do already, only
 /// one of them can make room.
 #[inline(always)]
-fn best_in<T: Tables>(tables: &T, config: &Config, bucket: u32, now: u16) -> Option<Best> {
-    let cells = tables.flow_bucket(bucket)?;
+fn best_in<M: Maps>(maps: &M, config: &Config, bucket: u32, now: u16) -> u32 {
+    let Some(cells) = maps.flow_bucket(bucket) else { return SCORE_NONE };
     let mut used = 0;
     let mut half_open = 0;
     let mut way = 0;
     while way < FLOW_WAYS {
         let state = FlowWord(cells.load(word_cell(way))).state();
-        if !matches!(state, FlowState::Empty) {
-            used += 1;
-        }
-        if state.is_half_open() || matches!(state, FlowState::Claimed) {
-            half_open += 1;
-        }
+        used += (state as u8 != FlowState::Empty as u8) as u32;
+        half_open += (state.is_half_open() || state as u8 == FlowState::Claimed as u8) as u32;
         way += 1;
     }
-    let quota_left = half_open < FLOW_WAYS / 2;
-    let mut best = Best { score: SCORE_NONE, way: 0, word: FlowWord(0) };
+    let used = maps.forget(used);
+    let quota_left = maps.forget(half_open) < FLOW_WAYS / 2;
+    let mut best = SCORE_NONE;
     way = 0;
     while way < FLOW_WAYS {
-        let word = FlowWord(cells.load(word_cell(way)));
+        let state = FlowWord(cells.load(word_cell(way))).state();
         let age = clock::age(now, last_seen(cells, way));
-        let score = score(tables, config, word, age, used, quota_left, now);
-        if score < best.score {
-            best = Best { score, way, word };
+        let score = maps.forget(score(config, state, age, used, quota_left)) | way;
+        if score < best {
+            best = score;
         }
         way += 1;
     }
-    Some(best)
+    maps.forget(best)
 }
 
+/// How attractive a slot in this state is, its client last seen `age` ticks ago.
 #[inline(always)]
-fn score<T: Tables>(
-    tables: &T,
-    config: &Config,
-    word: FlowWord,
-    age: u16,
-    used: u32,
-    quota_left: bool,
-    now: u16,
-) -> u32 {
+fn score(config: &Config, state: FlowState, age: u16, used: u32, quota_left: bool) -> u32 {
     // Among equals the oldest goes first.
-    let youth = 0xffff - age as u32;
-    match word.state() {
-        FlowState::Empty if quota_left => SCORE_EMPTY + used,
-        FlowState::Closed if quota_left => SCORE_DEAD + youth,
-        FlowState::Empty | FlowState::Claimed | FlowState::Closed => SCORE_NONE,
-        state if state.is_half_open() => {
-            if age > timeout(config, state) { SCORE_DEAD + youth } else { SCORE_HALF_OPEN + youth }
-        }
-        state => {
-            if quota_left && age > timeout(config, state) && is_backend_idle(tables, config, word, now) {
-                SCORE_DEAD + youth
-            } else {
-                SCORE_NONE
-            }
-        }
+    let youth = (0xffff - age as u32) << 2;
+    if state.is_half_open() {
+        return youth + if age > timeout(config, state) { SCORE_DEAD } else { SCORE_HALF_OPEN };
+    }
+    if !quota_left {
+        return SCORE_NONE;
+    }
+    match state {
+        FlowState::Empty => SCORE_EMPTY + (used << 2),
+        FlowState::Claimed => SCORE_NONE,
+        FlowState::Closed => SCORE_DEAD + youth,
+        _ if age > timeout(config, state) => SCORE_DEAD + youth,
+        _ => SCORE_NONE,
     }
 }
 
@@ -322,4 +337,3 @@ pub(super) fn by_reference<T: Tables>(tables: &T, flow: FlowRef) -> Option<Slot<
     let word = FlowWord(cells.load(word_cell(way)));
     if word.version() != flow.version { None } else { Some(Slot { cells, bucket, way, word }) }
 }
-

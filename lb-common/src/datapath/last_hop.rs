@@ -34,41 +34,55 @@ pub(super) fn learn<P: PacketMut, T: Tables>(
     // A reply goes to where the request came from.
     let destination = pack(from_low, from_mid, from_high, link.vlan[0]);
     let source = pack(to_low, to_mid, to_high, link.vlan[1]);
-    let place =
-        packet.ingress() as u64 | (link.vlan_count as u64) << 32 | (link.service_tag as u64) << 40;
+    let place = packet.ingress() as u64 | (link.vlan_count as u64) << 32 | (link.service_tag as u64) << 40;
     let salt = config.flow_key.words[15] as u64 | (config.flow_key.words[14] as u64) << 32;
     let content = hash::finish(hash::finish(hash::finish(destination ^ salt) ^ source) ^ place);
 
-    let home = (content >> 48) as u32;
+    let index = find_or_insert(tables, &Content { destination, source, place, hash: content }, now);
+    if index == LAST_HOPS { None } else { Some(index as u16) }
+}
+
+/// What a last hop says, and the keyed hash of it.
+struct Content {
+    destination: u64,
+    source: u64,
+    place: u64,
+    hash: u64,
+}
+
+/// Index of the last hop; [`LAST_HOPS`] when the table is full.
+#[inline(never)]
+fn find_or_insert<T: Tables>(tables: &T, content: &Content, now: u16) -> u32 {
+    let home = content.hash >> 48;
     let mut free = LAST_HOPS;
     let mut step = 0;
-    while step < LAST_HOP_WAYS {
-        let index = (home + step) & (LAST_HOPS - 1);
+    while step < LAST_HOP_WAYS as u64 {
+        let index = (home + step) as u32 & (LAST_HOPS - 1);
         step += 1;
-        let cells = tables.last_hop(index)?;
+        let Some(cells) = tables.last_hop(index) else { return LAST_HOPS };
         let word = LastHopWord(cells.load(0));
-        if word.is(content) {
+        if word.is(content.hash) {
             // The tick is exchanged before the flow exists: the agent frees only what nobody was given lately.
-            if word.tick() == now || cells.replace(0, word.0, LastHopWord::in_use(content, now).0) {
-                return Some(index as u16);
+            if word.tick() == now || cells.replace(0, word.0, LastHopWord::in_use(content.hash, now).0) {
+                return index;
             }
-            if LastHopWord(cells.load(0)).is(content) {
-                return Some(index as u16);
+            if LastHopWord(cells.load(0)).is(content.hash) {
+                return index;
             }
         } else if word.is_free() && free == LAST_HOPS {
             free = index;
         }
     }
-    let cells = tables.last_hop(free)?;
-    let claimed = LastHopWord::claimed(content, now);
+    let Some(cells) = tables.last_hop(free) else { return LAST_HOPS };
+    let claimed = LastHopWord::claimed(content.hash, now);
     if !cells.replace(0, LastHopWord::FREE.0, claimed.0) {
-        return None;
+        return LAST_HOPS;
     }
-    cells.store(1, destination);
-    cells.store(2, source);
-    cells.store(3, place);
-    cells.compare_exchange(0, claimed.0, LastHopWord::in_use(content, now).0);
-    Some(free as u16)
+    cells.store(1, content.destination);
+    cells.store(2, content.source);
+    cells.store(3, content.place);
+    cells.compare_exchange(0, claimed.0, LastHopWord::in_use(content.hash, now).0);
+    free
 }
 
 /// Reads a last hop.

@@ -39,11 +39,12 @@ enum Outcome {
     Drop(Counter),
     /// Rewritten, out of this interface. Members count these.
     Send(u32),
-    NewFlow,
+    /// Untouched: it begins a flow of this family.
+    NewFlow(Network),
 }
 
-/// Decides on a packet and rewrites it. [`Verdict::NewFlow`] asks for [`new_flow`], which the kernel enters by
-/// a tail call so that the common path stays short.
+/// Decides on a packet and rewrites it. [`Verdict::NewFlowV4`] and [`Verdict::NewFlowV6`] ask for [`new_flow`],
+/// which the kernel enters by a tail call so that the common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
@@ -54,13 +55,12 @@ pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     conclude(packet, maps, outcome)
 }
 
-/// Makes the flow of a packet for which [`forward`] said [`Verdict::NewFlow`], and forwards it.
+/// Makes the flow of a packet for which [`forward`] said so, and forwards it.
 #[inline(always)]
-pub fn new_flow<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+pub fn new_flow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
-        Some(link) if link.network == Network::V4 => open::<V4, P, M>(packet, maps, &link),
-        Some(link) => open::<V6, P, M>(packet, maps, &link),
-        None => Outcome::Pass(Counter::PassNotIp),
+        Some(link) if link.network == F::NETWORK => open::<F, P, M>(packet, maps, &link),
+        _ => Outcome::Pass(Counter::PassNotIp),
     };
     conclude(packet, maps, outcome)
 }
@@ -68,7 +68,8 @@ pub fn new_flow<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
 /// Both, one after the other: the whole program, as the host runs it.
 pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     match forward(packet, maps) {
-        Verdict::NewFlow => new_flow(packet, maps),
+        Verdict::NewFlowV4 => new_flow::<V4, P, M>(packet, maps),
+        Verdict::NewFlowV6 => new_flow::<V6, P, M>(packet, maps),
         verdict => verdict,
     }
 }
@@ -86,13 +87,20 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Ve
         }
         Outcome::Send(ifindex) if ifindex == packet.ingress() => Verdict::Transmit,
         Outcome::Send(ifindex) => Verdict::Redirect(ifindex),
-        Outcome::NewFlow => Verdict::NewFlow,
+        Outcome::NewFlow(Network::V4) => Verdict::NewFlowV4,
+        Outcome::NewFlow(Network::V6) => Verdict::NewFlowV6,
     }
 }
 
 #[inline(always)]
 fn open<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
-    let Some(ip) = F::parse(packet, link.network_offset()) else { return Outcome::Pass(Counter::PassNotIp) };
+    // Five kinds of tagging, two protocols: each would be explored on its own all the way down.
+    let tags = maps.forget(link.vlan_count as u32 | (link.service_tag as u32) << 8);
+    let link = &Link { vlan_count: tags as u8, service_tag: tags >> 8 != 0, ..*link };
+    let Some(ip) = F::parse(packet, maps, link.network_offset()) else {
+        return Outcome::Pass(Counter::PassNotIp);
+    };
+    let ip = Ip { protocol: maps.forget(ip.protocol as u32) as u8, ..ip };
     let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
     if ip.shape != Shape::Whole {
         return Outcome::Drop(Counter::DropMalformed);
@@ -104,7 +112,9 @@ fn open<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link)
 /// rule that can drop.
 #[inline(always)]
 fn classify<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
-    let Some(ip) = F::parse(packet, link.network_offset()) else { return Outcome::Pass(Counter::PassNotIp) };
+    let Some(ip) = F::parse(packet, maps, link.network_offset()) else {
+        return Outcome::Pass(Counter::PassNotIp);
+    };
     let filter = maps.address_filter(F::filter_index(ip.destination));
     if filter == 0 {
         return Outcome::Pass(Counter::PassForeign);
@@ -151,7 +161,7 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
                 return Some(request::forward(packet, maps, config, link, ip, ports, slot));
             }
             if F::service(maps, ip.destination, ports.destination, ip.protocol).is_some() {
-                return Some(Outcome::NewFlow);
+                return Some(Outcome::NewFlow(F::NETWORK));
             }
             Counter::DropClosedPort
         }
@@ -175,12 +185,6 @@ const ICMPV6: u8 = 58;
 #[inline(always)]
 fn flow_hash<F: Family>(config: &Config, ip: &Ip<F>, ports: Ports) -> FlowHash {
     F::hash(&config.flow_key, ip.source, ip.destination, port_word(ports), ip.protocol)
-}
-
-/// The keyed hash that the ring uses, shared by all gateways.
-#[inline(always)]
-fn ring_hash<F: Family>(config: &Config, ip: &Ip<F>, ports: Ports) -> u64 {
-    F::hash(&config.ring_key, ip.source, ip.destination, port_word(ports), ip.protocol).low
 }
 
 #[inline(always)]

@@ -41,6 +41,8 @@ pub enum Verdict {
     Transmit,
     /// Rewritten, out of the interface of this index.
     Redirect(u32),
-    /// Untouched: [`super::new_flow`] has to look at it.
-    NewFlow,
+    /// Untouched IPv4: [`super::new_flow`] has to look at it.
+    NewFlowV4,
+    /// Untouched IPv6, likewise.
+    NewFlowV6,
 }

@@ -9,7 +9,7 @@ use network_types::{
     udp::UdpHdr,
 };
 
-use super::{Family, PacketMut};
+use super::{Family, Maps, PacketMut};
 use crate::abi::{TCP, UDP};
 
 /// Ethertypes in network order, as they are read.
@@ -160,13 +160,17 @@ pub(super) fn ipv4<F: Family<Address = u32>, P: PacketMut>(packet: &P, offset: u
 
 /// Reads an IPv6 header and its extension headers; `None` where it is cut short or is not version 6.
 #[inline(always)]
-pub(super) fn ipv6<F: Family<Address = [u32; 4]>, P: PacketMut>(packet: &P, offset: usize) -> Option<Ip<F>> {
+pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, M: Maps>(
+    packet: &P,
+    maps: &M,
+    offset: usize,
+) -> Option<Ip<F>> {
     let version: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, vcf) }>(offset)?;
     let payload: u16 = packet.read::<_, { offset_of!(Ipv6Hdr, payload_len) }>(offset)?;
     let mut next: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, next_hdr) }>(offset)?;
     let ttl: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, hop_limit) }>(offset)?;
-    let source: [u32; 4] = packet.read::<_, { offset_of!(Ipv6Hdr, src_addr) }>(offset)?;
-    let destination: [u32; 4] = packet.read::<_, { offset_of!(Ipv6Hdr, dst_addr) }>(offset)?;
+    let source: [u64; 2] = packet.read::<_, { offset_of!(Ipv6Hdr, src_addr) }>(offset)?;
+    let destination: [u64; 2] = packet.read::<_, { offset_of!(Ipv6Hdr, dst_addr) }>(offset)?;
     if version >> 4 != 6 {
         return None;
     }
@@ -199,6 +203,7 @@ pub(super) fn ipv6<F: Family<Address = [u32; 4]>, P: PacketMut>(packet: &P, offs
         next = following;
         transport_offset += (length as usize + 1) * 8;
     }
+    let transport_offset = maps.forget(transport_offset as u32) as usize;
     if shape == Shape::Whole {
         let headers = transport_offset - offset - Ipv6Hdr::LEN;
         shape = if payload < headers {

@@ -5,8 +5,9 @@ use core::mem::offset_of;
 use network_types::tcp::TcpHdr;
 
 use super::{
-    Cells, Family, Maps, Outcome, PacketMut, events, flow_table, last_hop,
+    Cells, Family, Maps, Outcome, PacketMut, events, flow_table,
     flow_table::Slot,
+    last_hop,
     member::{self, MemberHead},
     parse::{self, Ip, Link, Shape},
     request::TCP_FLAGS,

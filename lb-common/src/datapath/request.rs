@@ -5,8 +5,7 @@ use core::mem::offset_of;
 use network_types::tcp::TcpHdr;
 
 use super::{
-    Cells, Family, Maps, Outcome, PacketMut,
-    events,
+    Cells, Family, Maps, Outcome, PacketMut, events,
     flow_table::Slot,
     last_hop::Egress,
     member::{self, MemberHead},
@@ -33,7 +32,9 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     ports: Ports,
     slot: Slot<M::Cells>,
 ) -> Outcome {
-    let Some(member) = maps.member(slot.word.member()) else { return Outcome::Drop(Counter::DropStaleMember) };
+    let Some(member) = maps.member(slot.word.member()) else {
+        return Outcome::Drop(Counter::DropStaleMember);
+    };
     let head = MemberHead::load(member);
     let flags = Flags(if ip.protocol == TCP {
         match packet.read::<u8, TCP_FLAGS>(ip.transport_offset) {
@@ -45,10 +46,10 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     });
     if !head.is_of(slot.word) {
         let begins = ip.protocol == UDP || flags.is_open();
-        return if begins { Outcome::NewFlow } else { Outcome::Drop(Counter::DropStaleMember) };
+        return if begins { Outcome::NewFlow(F::NETWORK) } else { Outcome::Drop(Counter::DropStaleMember) };
     }
     if ip.protocol == UDP && head.has(member_flags::REMOVED) {
-        return Outcome::NewFlow;
+        return Outcome::NewFlow(F::NETWORK);
     }
     if ip.ttl <= 1 {
         return Outcome::Drop(Counter::DropTtl);
@@ -75,7 +76,7 @@ fn step<F: Family, P: PacketMut, M: Maps>(
 ) -> Option<Outcome> {
     match tcp::from_client(slot.word.state(), flags) {
         ClientStep::Stay => {}
-        ClientStep::NewFlow => return Some(Outcome::NewFlow),
+        ClientStep::NewFlow => return Some(Outcome::NewFlow(F::NETWORK)),
         ClientStep::To(state) => {
             if slot.advance(state) && matches!(state, FlowState::Closed | FlowState::ClientReset) {
                 events::of_flow(maps, config, EventKind::Closed, ip.source, ports.source, ip, slot.word);
@@ -142,9 +143,7 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
         destination_port: head.port(),
     };
     let constant = Constant { transport, header };
-    if let Err(counter) =
-        rewrite(packet, link, ip, ports, &new, constant, Covered::Destination, &egress)
-    {
+    if let Err(counter) = rewrite(packet, link, ip, ports, &new, constant, Covered::Destination, &egress) {
         return Outcome::Drop(counter);
     }
     if let Some(stats) = maps.member_stats(flow.member(), config.member_count) {

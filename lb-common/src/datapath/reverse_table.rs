@@ -3,7 +3,9 @@
 //! A port is unique because its bit is: whoever sets it owns the key until the entry is removed, and only
 //! whoever removed the entry clears it.
 
-use super::{Cells, Family, Tables, flow_table, flow_table::Slot};
+use core::hint::black_box;
+
+use super::{Cells, Family, Maps, Tables, flow_table};
 use crate::{
     abi::{
         Config, FlowRef, FlowState, FlowWord, REVERSE_WAYS, ReverseState, ReverseWord, VERSION_MASK,
@@ -12,10 +14,15 @@ use crate::{
     clock, hash,
 };
 
+// Loop counters are 64 bits wide all through the packet program: the verifier loses track of a 32-bit one that
+// the compiler has to keep on the stack, and takes the loop for an infinite one.
+
 /// Words of a bitmap, and busy ports, that a new flow looks at before it takes a port from another flow.
-const PORT_STEPS: u32 = 24;
+const PORT_STEPS: u64 = 20;
 /// Flows that it then looks at.
-const RECLAIM_STEPS: u32 = 16;
+const RECLAIM_STEPS: u64 = 16;
+/// How often it does so.
+const TAKE_OVER_ATTEMPTS: u64 = 2;
 /// A flow that saw a RST is taken for dead after this many quiet ticks (about a second) when ports run short.
 const RESET_QUIET_TICKS: u16 = 4;
 
@@ -215,74 +222,95 @@ pub(super) struct NewReverse<F: Family> {
 /// A port that a new flow was given, its reverse entry published.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Allocation {
+    /// SNAT address.
+    pub snat: u8,
     /// SNAT port, host order.
     pub port: u16,
     /// Another flow had to give it up.
     pub reclaimed: bool,
 }
 
-/// Takes a port at one SNAT address and publishes the reverse entry. `None`: no port within reach.
+/// Takes a port and publishes the reverse entry: a free one near where the hash points, at the SNAT address
+/// that it names or the next one; else one of a flow that can spare it. `None`: no port within reach.
 #[inline(always)]
-pub(super) fn allocate<F: Family, T: Tables>(
-    tables: &T,
+pub(super) fn allocate<F: Family, M: Maps>(
+    maps: &M,
     config: &Config,
     new: &NewReverse<F>,
-    snat: u8,
     start: u16,
     now: u16,
 ) -> Option<Allocation> {
-    let bitmap = tables.ports(bitmap_index(config, new.backend, snat))?;
-    let words = config.port_words as u32;
-    // Multiply and shift rather than divide; the low bits rotate the choice within a word.
-    let first = (start as u32 * words) >> 16;
-    if let Some(port) = take_free::<F, T>(tables, config, new, snat, bitmap, first, start, now) {
-        return Some(Allocation { port, reclaimed: false });
+    let count = F::snat_count(config);
+    // Multiply and shift rather than divide.
+    let snat = (start as u32 & 0xff).wrapping_mul(count) >> 8;
+    let search = Search {
+        snat: maps.forget(snat) as u8,
+        next_snat: maps.forget(if snat + 1 < count { snat + 1 } else { 0 }) as u8,
+        first_word: maps.forget((start as u32 * config.port_words as u32) >> 16),
+        bit: start as u32 & 63,
+        now,
+    };
+    let free = take_free::<F, M>(maps, config, new, &search);
+    if free != NO_PORT {
+        return Some(Allocation { snat: (free >> 16) as u8, port: free as u16, reclaimed: false });
     }
-    let port = take_over::<F, T>(tables, config, new, snat, first, start, now)?;
-    Some(Allocation { port, reclaimed: true })
+    let taken = take_over::<F, M>(maps, config, new, &search);
+    if taken == NO_PORT {
+        return None;
+    }
+    Some(Allocation { snat: (taken >> 16) as u8, port: taken as u16, reclaimed: true })
 }
 
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn take_free<F: Family, T: Tables>(
-    tables: &T,
-    config: &Config,
-    new: &NewReverse<F>,
+/// What a search returns that found nothing; else the port, and above it the SNAT address. The searches are
+/// calls that return one register: inlined, their loops would not fit into one stack frame of the kernel's.
+const NO_PORT: u64 = u64::MAX;
+
+/// Where a search for a port goes.
+#[derive(Clone, Copy)]
+struct Search {
     snat: u8,
-    bitmap: T::Cells,
-    first: u32,
-    start: u16,
+    next_snat: u8,
+    first_word: u32,
+    bit: u32,
     now: u16,
-) -> Option<u16> {
+}
+
+#[inline(never)]
+fn take_free<F: Family, M: Maps>(maps: &M, config: &Config, new: &NewReverse<F>, search: &Search) -> u64 {
     let words = config.port_words as u32;
-    let mut word = first;
+    let mut snat = search.snat;
+    let mut word = search.first_word;
     // Bits of this word that were tried already: their bucket is full, or another CPU took them.
     let mut tried = 0;
     let mut step = 0;
     while step < PORT_STEPS {
         step += 1;
+        // Read what these point to anew each time: hoisted out of the loop it would be kept on the stack, and
+        // the kernel has no room for that.
+        let (new, search) = (black_box(new), black_box(search));
+        let Some(bitmap) = maps.ports(bitmap_index(config, new.backend, snat)) else { return NO_PORT };
         let free = !(bitmap.load(word as usize) | tried);
         if free == 0 {
-            word += 1;
-            if word >= words {
-                word = 0;
-            }
+            word = maps.forget(if word + 1 >= words { 0 } else { word + 1 });
             tried = 0;
+            if step >= PORT_STEPS / 2 {
+                snat = search.next_snat;
+            }
             continue;
         }
-        let bit = lowest_from(free, start as u32 & 63);
+        let bit = lowest_from(free, search.bit);
         let mask = 1 << bit;
         tried |= mask;
         if bitmap.fetch_or(word as usize, mask) & mask != 0 {
             continue;
         }
         let port = config.port_base.wrapping_add((word * 64 + bit) as u16);
-        if insert::<F, T>(tables, config, new, snat, port, now) {
-            return Some(port);
+        if insert::<F, M>(maps, config, new, snat, port, search.now) {
+            return (snat as u64) << 16 | port as u64;
         }
         bitmap.fetch_and(word as usize, !mask);
     }
-    None
+    NO_PORT
 }
 
 /// The lowest set bit at or above `from`, else the lowest of all. `bits` must not be 0.
@@ -292,99 +320,121 @@ const fn lowest_from(bits: u64, from: u32) -> u32 {
     (if above != 0 { above } else { bits }).trailing_zeros()
 }
 
-/// Takes a port from a flow that can spare it: expired or closed ones first, then half-open ones.
-#[inline(always)]
-fn take_over<F: Family, T: Tables>(
-    tables: &T,
-    config: &Config,
-    new: &NewReverse<F>,
-    snat: u8,
-    first: u32,
-    start: u16,
-    now: u16,
-) -> Option<u16> {
-    let ports = config.port_words as u32 * 64;
-    let mut accept_half_open = false;
-    let mut round = 0;
-    while round < 2 {
-        let mut step = 0;
-        while step < RECLAIM_STEPS {
-            // A stride that is odd and larger than a word: neighbours were often made together.
-            let mut offset = first * 64 + (start as u32 & 63) + step * 67;
-            if offset >= ports {
-                offset -= ports;
-            }
-            if offset >= ports {
-                offset = 0;
-            }
-            step += 1;
-            let port = config.port_base.wrapping_add(offset as u16);
-            if !evict_holder::<F, T>(tables, config, new.backend, snat, port, accept_half_open, now) {
-                continue;
-            }
-            let bitmap = tables.ports(bitmap_index(config, new.backend, snat))?;
-            let mask = 1 << (offset & 63);
-            if bitmap.fetch_or((offset >> 6) as usize, mask) & mask != 0 {
-                continue;
-            }
-            if insert::<F, T>(tables, config, new, snat, port, now) {
-                return Some(port);
-            }
-            bitmap.fetch_and((offset >> 6) as usize, !mask);
+/// Takes a port from a flow that can spare it.
+#[inline(never)]
+fn take_over<F: Family, M: Maps>(maps: &M, config: &Config, new: &NewReverse<F>, search: &Search) -> u64 {
+    let mut attempt = 0;
+    while attempt < TAKE_OVER_ATTEMPTS {
+        let best = best_holder::<F, M>(maps, config, new.backend, search, attempt);
+        if best >= HOLDER_LIVE {
+            return NO_PORT;
         }
-        accept_half_open = true;
-        round += 1;
+        attempt += 1;
+        let port = config.port_base.wrapping_add(best as u16);
+        if !evict_holder::<F, M>(maps, config, new.backend, search.snat, port) {
+            continue;
+        }
+        let Some(bitmap) = maps.ports(bitmap_index(config, new.backend, search.snat)) else {
+            return NO_PORT;
+        };
+        let (word, mask) = (((best & 0xffff) >> 6) as usize, 1 << (best & 63));
+        if bitmap.fetch_or(word, mask) & mask != 0 {
+            continue;
+        }
+        if insert::<F, M>(maps, config, new, search.snat, port, search.now) {
+            return (search.snat as u64) << 16 | port as u64;
+        }
+        bitmap.fetch_and(word, !mask);
     }
-    None
+    NO_PORT
 }
 
-/// Evicts the flow that holds a port if it can spare it.
+/// Classes of flows that may have to give up their port, above the port's offset; smaller goes first.
+const HOLDER_DEAD: u32 = 0;
+const HOLDER_HALF_OPEN: u32 = 1 << 16;
+const HOLDER_LIVE: u32 = 2 << 16;
+
+/// The offset of the port, of those within reach, whose flow can spare it best, with its class above it:
+/// expired and closed flows come before half-open ones.
 #[inline(always)]
-fn evict_holder<F: Family, T: Tables>(
-    tables: &T,
+fn best_holder<F: Family, M: Maps>(
+    maps: &M,
+    config: &Config,
+    backend: u32,
+    search: &Search,
+    attempt: u64,
+) -> u32 {
+    let ports = config.port_words as u32 * 64;
+    let mut best = HOLDER_LIVE;
+    let mut step = 0;
+    while step < RECLAIM_STEPS {
+        // The stride is odd and longer than a word: neighbouring ports were often given out together.
+        let offset = search.first_word * 64 + search.bit + (step + attempt * RECLAIM_STEPS) as u32 * 67;
+        let offset = if offset >= ports { offset - ports } else { offset };
+        let offset = maps.forget(if offset >= ports { 0 } else { offset });
+        step += 1;
+        let port = config.port_base.wrapping_add(offset as u16);
+        let class = holder_class::<F, M>(maps, config, backend, search.snat, port, search.now);
+        let candidate = maps.forget(class) | offset;
+        best = maps.forget(if candidate < best { candidate } else { best });
+    }
+    best
+}
+
+#[inline(always)]
+fn holder_class<F: Family, M: Maps>(
+    maps: &M,
     config: &Config,
     backend: u32,
     snat: u8,
     port: u16,
-    accept_half_open: bool,
     now: u16,
-) -> bool {
+) -> u32 {
     let key = ReverseWord::key(backend, snat, port);
-    let Some((cells, first, entry)) = locate::<F, T>(tables, config, key) else { return false };
+    let Some((cells, first, entry)) = locate::<F, M>(maps, config, key) else { return HOLDER_LIVE };
+    let forward = cells.load(first + FORWARD);
+    let (flow, version) = unpack_forward(forward);
+    if version != entry.version() {
+        return HOLDER_LIVE;
+    }
+    let Some(slot) = flow_table::by_reference(maps, flow) else { return HOLDER_LIVE };
+    let client_quiet = clock::age(now, flow_table::last_seen(slot.cells, slot.way));
+    let quiet = clock::age(now, (forward >> 48) as u16).min(client_quiet);
+    let state = slot.word.state();
+    match state {
+        FlowState::Empty | FlowState::Claimed => HOLDER_LIVE,
+        FlowState::Closed => HOLDER_DEAD,
+        FlowState::ClientReset | FlowState::BackendReset if quiet >= RESET_QUIET_TICKS => HOLDER_DEAD,
+        _ if state.is_half_open() && client_quiet <= flow_table::timeout(config, state) => HOLDER_HALF_OPEN,
+        _ if state.is_half_open() || quiet > flow_table::timeout(config, state) => HOLDER_DEAD,
+        _ => HOLDER_LIVE,
+    }
+}
+
+/// Evicts the flow that holds a port.
+#[inline(always)]
+fn evict_holder<F: Family, M: Maps>(maps: &M, config: &Config, backend: u32, snat: u8, port: u16) -> bool {
+    let key = ReverseWord::key(backend, snat, port);
+    let Some((cells, first, entry)) = locate::<F, M>(maps, config, key) else { return false };
     let (flow, version) = unpack_forward(cells.load(first + FORWARD));
     if version != entry.version() {
         return false;
     }
-    let Some(slot) = flow_table::by_reference(tables, flow) else { return false };
-    if !slot.word.state().is_live() || !can_spare(tables, config, &slot, accept_half_open, now) {
+    let Some(slot) = flow_table::by_reference(maps, flow) else { return false };
+    // It was found dead or half-open a moment ago; what is established by now stays.
+    let state = slot.word.state();
+    if !state.is_live() || state == FlowState::Established {
         return false;
     }
     let empty = FlowWord::new(FlowState::Empty, slot.word.version());
     slot.cells.replace(flow_table::word_cell(slot.way), slot.word.0, empty.0)
-        && remove_entry(tables, config, cells, first, entry)
+        && remove_entry(maps, config, cells, first, entry)
 }
 
+/// Publishes an entry whose port's bit the caller owns. False: its bucket is full, or contended.
 #[inline(always)]
-fn can_spare<T: Tables>(
-    tables: &T,
-    config: &Config,
-    slot: &Slot<T::Cells>,
-    accept_half_open: bool,
-    now: u16,
-) -> bool {
-    let seen = flow_table::last_seen(slot.cells, slot.way);
-    match slot.word.state() {
-        FlowState::Closed => true,
-        FlowState::ClientReset | FlowState::BackendReset => clock::age(now, seen) >= RESET_QUIET_TICKS,
-        state if accept_half_open && state.is_half_open() => true,
-        _ => flow_table::is_expired(tables, config, slot.word, seen, now),
-    }
-}
-
-/// Publishes an entry whose port's bit the caller owns. False: its bucket is full.
-#[inline(always)]
-fn insert<F: Family, T: Tables>(
-    tables: &T,
+fn insert<F: Family, M: Maps>(
+    maps: &M,
     config: &Config,
     new: &NewReverse<F>,
     snat: u8,
@@ -393,26 +443,30 @@ fn insert<F: Family, T: Tables>(
 ) -> bool {
     let key = ReverseWord::key(new.backend, snat, port);
     let bucket = hash::reverse_bucket(&config.flow_key, key, F::reverse_mask(config));
-    let Some(cells) = F::reverse_bucket(tables, bucket) else { return false };
+    let Some(cells) = F::reverse_bucket(maps, bucket) else { return false };
+    let mut free_way = REVERSE_WAYS;
     let mut way = 0;
-    while way < REVERSE_WAYS as usize {
-        let first = way * F::REVERSE_CELLS;
+    while way < REVERSE_WAYS {
+        if ReverseWord(cells.load(way as usize * F::REVERSE_CELLS + WORD)).is_empty() {
+            free_way = way;
+        }
         way += 1;
-        let free = ReverseWord(cells.load(first + WORD));
-        if !free.is_empty() {
-            continue;
-        }
-        let version = free.version().wrapping_add(1) & VERSION_MASK;
-        let claimed = ReverseWord::new(ReverseState::Claimed, version, key);
-        if !cells.replace(first + WORD, free.0, claimed.0) {
-            continue;
-        }
-        cells.store(first + FORWARD, pack_forward(new.flow, version, now));
-        cells.store(first + CLIENT, pack_client(F::client_word(new.client), new.client_port, version));
-        cells.store(first + PATH, pack_path(new.member, new.generation, new.last_hop, version));
-        F::store_client(cells, first, new.client, version);
-        cells.compare_exchange(first + WORD, claimed.0, claimed.with_state(ReverseState::New).0);
-        return true;
     }
-    false
+    let free_way = maps.forget(free_way);
+    if free_way >= REVERSE_WAYS {
+        return false;
+    }
+    let first = free_way as usize * F::REVERSE_CELLS;
+    let free = ReverseWord(cells.load(first + WORD));
+    let version = free.version().wrapping_add(1) & VERSION_MASK;
+    let claimed = ReverseWord::new(ReverseState::Claimed, version, key);
+    if !free.is_empty() || !cells.replace(first + WORD, free.0, claimed.0) {
+        return false;
+    }
+    cells.store(first + FORWARD, pack_forward(new.flow, version, now));
+    cells.store(first + CLIENT, pack_client(F::client_word(new.client), new.client_port, version));
+    cells.store(first + PATH, pack_path(new.member, new.generation, new.last_hop, version));
+    F::store_client(cells, first, new.client, version);
+    cells.compare_exchange(first + WORD, claimed.0, claimed.with_state(ReverseState::New).0);
+    true
 }

@@ -72,12 +72,7 @@ pub(super) fn rewrite<F: Family, P: PacketMut>(
 }
 
 #[inline(always)]
-fn transport<F: Family, P: PacketMut>(
-    packet: &mut P,
-    ip: &Ip<F>,
-    new: &Tuple<F>,
-    delta: Sum,
-) -> Option<()> {
+fn transport<F: Family, P: PacketMut>(packet: &mut P, ip: &Ip<F>, new: &Tuple<F>, delta: Sum) -> Option<()> {
     let offset = ip.transport_offset;
     if ip.protocol == TCP {
         const CHECK: usize = offset_of!(TcpHdr, check);
@@ -107,7 +102,11 @@ fn link_layer<F: Family, P: PacketMut>(packet: &mut P, link: &Link, egress: &Egr
 }
 
 #[inline(always)]
-fn write_link_layer<F: Family, P: PacketMut>(packet: &mut P, egress: &Egress, with_types: bool) -> Option<()> {
+fn write_link_layer<F: Family, P: PacketMut>(
+    packet: &mut P,
+    egress: &Egress,
+    with_types: bool,
+) -> Option<()> {
     const TYPE: usize = offset_of!(EthHdr, ether_type);
     let [d0, d1, d2, outer] = bytemuck::cast::<_, [u16; 4]>(egress.destination);
     let [s0, s1, s2, inner] = bytemuck::cast::<_, [u16; 4]>(egress.source);
@@ -121,13 +120,7 @@ fn write_link_layer<F: Family, P: PacketMut>(packet: &mut P, egress: &Egress, wi
         1 => packet.write::<[u16; 3], TYPE>(0, [parse::vlan_ethertype(egress.service_tag), outer, network]),
         _ => packet.write::<[u16; 5], TYPE>(
             0,
-            [
-                parse::vlan_ethertype(egress.service_tag),
-                outer,
-                parse::vlan_ethertype(false),
-                inner,
-                network,
-            ],
+            [parse::vlan_ethertype(egress.service_tag), outer, parse::vlan_ethertype(false), inner, network],
         ),
     }
 }

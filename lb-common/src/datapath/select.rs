@@ -8,9 +8,9 @@ use crate::{
 
 /// Candidates that are looked at in the ring. The walk is a function of the key alone, so a backend that
 /// flaps moves nobody else's flows.
-const RING_CANDIDATES: u32 = 8;
+const RING_CANDIDATES: u64 = 8;
 /// Candidates that are looked at in the fallback ring, which names usable backends only.
-const FALLBACK_CANDIDATES: u32 = 4;
+const FALLBACK_CANDIDATES: u64 = 4;
 
 /// A member that takes new flows.
 #[derive(Clone, Copy, Debug)]
@@ -27,45 +27,44 @@ pub(super) struct Selected<C> {
 #[inline(always)]
 pub(super) fn select<M: Maps>(maps: &M, service: u32, ring_hash: u64) -> Option<Selected<M::Cells>> {
     let descriptor = maps.descriptor(service)?;
-    let ring = RingWord(descriptor.load(0));
-    if let Some(selected) = walk(maps, service, ring, ring_hash, RING_CANDIDATES) {
-        return Some(selected);
+    let mut index = walk(maps, service, RingWord(descriptor.load(0)), ring_hash, RING_CANDIDATES);
+    if index == 0 {
+        index = walk(maps, service, RingWord(descriptor.load(1)), ring_hash, FALLBACK_CANDIDATES);
     }
-    let fallback = RingWord(descriptor.load(1));
-    walk(maps, service, fallback, ring_hash, FALLBACK_CANDIDATES)
+    if index == 0 {
+        return None;
+    }
+    let cells = maps.member(index)?;
+    Some(Selected { index, cells, head: MemberHead::load(cells) })
 }
 
-#[inline(always)]
-fn walk<M: Maps>(
-    maps: &M,
-    service: u32,
-    ring: RingWord,
-    ring_hash: u64,
-    candidates: u32,
-) -> Option<Selected<M::Cells>> {
+/// The first usable member among a key's candidates in a ring; 0: none.
+#[inline(never)]
+fn walk<M: Maps>(maps: &M, service: u32, ring: RingWord, ring_hash: u64, candidates: u64) -> u32 {
     if !ring.is_some() {
-        return None;
+        return 0;
     }
     let mut attempt = 0;
     while attempt < candidates {
-        let slot = ring.slot(hash::candidate(ring_hash, attempt));
+        let slot = ring.slot(hash::candidate(ring_hash, attempt as u32));
         attempt += 1;
-        let pair = maps.ring_pair(ring.offset().wrapping_add(slot >> 1))?.load(0);
+        let Some(pair) = maps.ring_pair(ring.offset().wrapping_add(slot >> 1)) else { return 0 };
+        let pair = pair.load(0);
         let index = if slot & 1 == 0 { pair as u32 } else { (pair >> 32) as u32 };
-        if let Some(selected) = usable(maps, service, index) {
-            return Some(selected);
+        if is_usable(maps, service, index) {
+            return maps.forget(index);
         }
     }
-    None
+    0
 }
 
 #[inline(always)]
-fn usable<M: Maps>(maps: &M, service: u32, index: u32) -> Option<Selected<M::Cells>> {
-    let cells = maps.member(index)?;
+fn is_usable<M: Maps>(maps: &M, service: u32, index: u32) -> bool {
+    let Some(cells) = maps.member(index) else { return false };
     let head = MemberHead::load(cells);
     if !head.takes_new_flows() || member::service(cells) != service {
-        return None;
+        return false;
     }
-    let flags = maps.backend(head.backend())?.load(0) as u32;
-    if flags & backend_flags::USABLE == 0 { None } else { Some(Selected { index, cells, head }) }
+    let Some(backend) = maps.backend(head.backend()) else { return false };
+    backend.load(0) as u32 & backend_flags::USABLE != 0
 }

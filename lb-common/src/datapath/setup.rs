@@ -7,18 +7,18 @@ use super::{
     member::MemberHead,
     parse::{self, Ip, Link, Ports},
     request,
-    reverse_table::{self, Allocation, NewReverse},
-    select::{self, Selected},
+    reverse_table::{self, NewReverse},
+    select,
     tcp::{self, ClientStep, Flags},
 };
 use crate::{
-    abi::{Config, Counter, EventKind, FlowState, FlowWord, TCP, UDP, member_flags},
+    abi::{Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, TCP, UDP, member_flags},
     clock,
-    hash::FlowHash,
+    hash::{FlowHash, HashKey},
 };
 
 /// Tries for a flow's lock before the packet is given up.
-const LOCK_TRIES: u32 = 64;
+const LOCK_TRIES: u64 = 64;
 
 /// Makes a flow and forwards its first packet.
 #[inline(always)]
@@ -47,10 +47,21 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
         return Outcome::Drop(Counter::DropTtl);
     }
     let now = clock::tick(maps.now());
-    let hash = super::flow_hash::<F>(config, ip, ports);
+    let identity = Identity {
+        source: ip.source,
+        destination: ip.destination,
+        ports: super::port_word(ports),
+        protocol: ip.protocol,
+    };
+    let hash = FlowHash {
+        low: hash_half::<F>(&config.flow_key, &identity, false),
+        high: hash_half::<F>(&config.flow_key, &identity, true),
+    };
+    let ring_hash = hash_half::<F>(&config.ring_key, &identity, false);
     let Some(last_hop) = last_hop::learn(packet, maps, config, link, now) else {
         return Outcome::Drop(Counter::DropLastHopsFull);
     };
+    let last_hop = maps.forget(last_hop as u32) as u16;
 
     // A compare-exchange on a slot doesn't make a key unique: two CPUs could insert it into two slots.
     let Some(lock) = maps.lock(hash.stripe()) else { return Outcome::Drop(Counter::DropNotReady) };
@@ -61,17 +72,62 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
             return Outcome::Drop(Counter::DropInsertContended);
         }
     }
-    let made = locked::<F, M>(maps, config, ip, ports, service, flags, hash, last_hop, now);
+    let made = locked::<F, M>(maps, config, ip, ports, service, flags, hash, ring_hash, last_hop, now);
     lock.compare_exchange(0, 1, 0);
 
+    // One place that tells the agent, outside the lock.
+    let (kind, word) = match &made {
+        Ok(path) if path.is_new => (Some(EventKind::Opened), path.word),
+        Err(Counter::DropTableFull) => (Some(EventKind::TableFull), NO_FLOW),
+        Err(Counter::DropPortsExhausted) => (Some(EventKind::PortsExhausted), NO_FLOW),
+        _ => (None, NO_FLOW),
+    };
+    if let Some(kind) = kind {
+        events::send(maps, config, kind, ip.source, ports.source, ip, word, service);
+    }
     match made {
-        Ok((flow, member, head)) => request::send(packet, maps, config, link, ip, ports, flow, member, head),
+        Ok(path) => {
+            // The compiler keeps every address in the packet that it has computed; there is no room for that.
+            let ip = &Ip {
+                network_offset: maps.forget(ip.network_offset as u32) as usize,
+                transport_offset: maps.forget(ip.transport_offset as u32) as usize,
+                ..*ip
+            };
+            request::send(packet, maps, config, link, ip, ports, path.word, path.member, path.head)
+        }
         Err(counter) => Outcome::Drop(counter),
     }
 }
 
-/// A flow's word, its member's line and cell 2.
-type Path<C> = (FlowWord, C, MemberHead);
+/// What makes a flow that flow.
+struct Identity<F: Family> {
+    source: F::Address,
+    destination: F::Address,
+    ports: u32,
+    protocol: u8,
+}
+
+/// One half of a keyed hash. A call: inlined three times, its intermediate values would fill the kernel's stack.
+#[inline(never)]
+fn hash_half<F: Family>(key: &HashKey, identity: &Identity<F>, high: bool) -> u64 {
+    let hash = F::hash(key, identity.source, identity.destination, identity.ports, identity.protocol);
+    if high { hash.high } else { hash.low }
+}
+
+/// The word of a flow that could not be made.
+const NO_FLOW: FlowWord = FlowWord::new(FlowState::Empty, 0);
+
+/// Where a packet goes.
+struct Path<C> {
+    /// Its flow's word.
+    word: FlowWord,
+    /// Its member's line.
+    member: C,
+    /// The line's cell 2.
+    head: MemberHead,
+    /// The flow was made for this packet.
+    is_new: bool,
+}
 
 /// What happens under the key's lock: find the flow after all, or make it.
 #[inline(always)]
@@ -84,10 +140,12 @@ fn locked<F: Family, M: Maps>(
     service: u32,
     flags: Flags,
     hash: FlowHash,
+    ring_hash: u64,
     last_hop: u16,
     now: u16,
 ) -> Result<Path<M::Cells>, Counter> {
-    if let Some(existing) = flow_table::find(maps, config, hash) {
+    if let Some(found) = flow_table::find(maps, config, hash) {
+        let existing = Slot { way: maps.forget(found.way) & (FLOW_WAYS - 1), ..found };
         if let Some(path) = join(maps, ip.protocol, flags, &existing) {
             existing.touch(now);
             return Ok(path);
@@ -96,11 +154,8 @@ fn locked<F: Family, M: Maps>(
             maps.count(Counter::FlowReclaimed);
         }
     }
-    let ring_hash = super::ring_hash::<F>(config, ip, ports);
     let selected = select::select(maps, service, ring_hash).ok_or(Counter::DropNoBackend)?;
     let Some((slot, displaced)) = flow_table::claim(maps, config, hash, now) else {
-        let none = FlowWord::new(FlowState::Empty, 0);
-        events::send(maps, config, EventKind::TableFull, ip.source, ports.source, ip, none, service);
         return Err(Counter::DropTableFull);
     };
     match displaced {
@@ -108,12 +163,17 @@ fn locked<F: Family, M: Maps>(
         Displaced::Dead => maps.count(Counter::FlowReclaimed),
         Displaced::HalfOpen => maps.count(Counter::FlowDisplaced),
     }
-    let Some((snat, allocation)) =
-        allocate::<F, M>(maps, config, ip, ports, &selected, &slot, hash, last_hop, now)
-    else {
+    let new = NewReverse::<F> {
+        backend: selected.head.backend(),
+        flow: slot.reference(),
+        client: ip.source,
+        client_port: ports.source,
+        member: selected.index,
+        generation: selected.head.generation(),
+        last_hop,
+    };
+    let Some(allocation) = reverse_table::allocate::<F, M>(maps, config, &new, hash.port_start(), now) else {
         flow_table::unclaim(slot);
-        let none = FlowWord::new(FlowState::Empty, 0);
-        events::send(maps, config, EventKind::PortsExhausted, ip.source, ports.source, ip, none, service);
         return Err(Counter::DropPortsExhausted);
     };
     if allocation.reclaimed {
@@ -123,7 +183,7 @@ fn locked<F: Family, M: Maps>(
     let word = FlowWord::new(state, slot.word.version()).with_path(
         selected.index,
         selected.head.generation(),
-        snat,
+        allocation.snat,
         allocation.port,
     );
     flow_table::publish(slot, hash, word, now);
@@ -131,8 +191,7 @@ fn locked<F: Family, M: Maps>(
     if let Some(stats) = maps.member_stats(selected.index, config.member_count) {
         stats.add(0, 1);
     }
-    events::send(maps, config, EventKind::Opened, ip.source, ports.source, ip, word, service);
-    Ok((word, selected.cells, selected.head))
+    Ok(Path { word, member: selected.cells, head: selected.head, is_new: true })
 }
 
 /// The path of a flow that another CPU made meanwhile, or that this packet belongs to after all; `None` where
@@ -147,48 +206,5 @@ fn join<M: Maps>(maps: &M, protocol: u8, flags: Flags, existing: &Slot<M::Cells>
     if protocol == TCP && tcp::from_client(existing.word.state(), flags) == ClientStep::NewFlow {
         return None;
     }
-    Some((existing.word, member, head))
+    Some(Path { word: existing.word, member, head, is_new: false })
 }
-
-/// Takes a port at the first SNAT address that has one, beginning with the one that the hash names.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn allocate<F: Family, M: Maps>(
-    maps: &M,
-    config: &Config,
-    ip: &Ip<F>,
-    ports: Ports,
-    selected: &Selected<M::Cells>,
-    slot: &Slot<M::Cells>,
-    hash: FlowHash,
-    last_hop: u16,
-    now: u16,
-) -> Option<(u8, Allocation)> {
-    let count = F::snat_count(config);
-    let new = NewReverse::<F> {
-        backend: selected.head.backend(),
-        flow: slot.reference(),
-        client: ip.source,
-        client_port: ports.source,
-        member: selected.index,
-        generation: selected.head.generation(),
-        last_hop,
-    };
-    let mut snat = (hash.port_start() as u32 & 0xff).wrapping_mul(count) >> 8;
-    let mut tried = 0;
-    while tried < count && tried < SNAT_TRIES {
-        tried += 1;
-        let found = reverse_table::allocate::<F, M>(maps, config, &new, snat as u8, hash.port_start(), now);
-        if let Some(allocation) = found {
-            return Some((snat as u8, allocation));
-        }
-        snat += 1;
-        if snat >= count {
-            snat = 0;
-        }
-    }
-    None
-}
-
-/// SNAT addresses that a new flow tries.
-const SNAT_TRIES: u32 = 2;

@@ -54,8 +54,7 @@ pub fn flow_bucket<T: Tables>(
             }
             continue;
         }
-        let expired =
-            flow_table::is_expired(tables, config, word, flow_table::last_seen(cells, way), now);
+        let expired = flow_table::is_expired(tables, config, word, flow_table::last_seen(cells, way), now);
         match (expired, word.is_doomed()) {
             (true, true) => {
                 if flow_table::evict(tables, config, &slot) {
@@ -206,7 +205,7 @@ pub fn flows<F: Family, T: Tables>(tables: &T, bucket: u32, now: u16, mut see: i
         let client_idle = clock::age(now, flow_table::last_seen(slot.cells, slot.way));
         see(FlowView {
             family: F::NUMBER,
-            client: F::bytes(entry.client),
+            client: bytemuck::cast(F::raw(entry.client)),
             client_port: entry.client_port.to_ne_bytes(),
             member: entry.member,
             backend: word.backend(),

@@ -82,9 +82,7 @@ pub const fn from_client(state: FlowState, flags: Flags) -> ClientStep {
         };
     }
     match state {
-        SynAcked if flags.is_ack() => {
-            ClientStep::Prove(if flags.is_fin() { ClientFin } else { Established })
-        }
+        SynAcked if flags.is_ack() => ClientStep::Prove(if flags.is_fin() { ClientFin } else { Established }),
         Established if flags.is_fin() => ClientStep::To(ClientFin),
         BackendFin if flags.is_fin() => ClientStep::To(Closed),
         ClientReset => ClientStep::To(if flags.is_fin() { ClientFin } else { Established }),

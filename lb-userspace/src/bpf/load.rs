@@ -20,12 +20,14 @@ use super::settings::{Settings, SettingsError, random_flow_key};
 /// The packet program, as `cargo xtask build-ebpf` made it.
 pub static EBPF_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KANMON_EBPF_OBJECT_PATH"));
 
+/// `BPF_F_RDONLY_PROG`, which the kernel adds to device maps by itself.
+const RDONLY_PROG: u32 = 1 << 7;
 /// The program that links run.
 pub(super) const ENTRY_PROGRAM: &str = "kanmon";
 /// The map of programs that the entry program calls.
 const PROGRAM_ARRAY: &str = "PROGRAMS";
 /// Those programs, by index.
-const CALLED_PROGRAMS: [&str; 1] = ["kanmon_new_flow"];
+const CALLED_PROGRAMS: [&str; 2] = ["kanmon_new_v4", "kanmon_new_v6"];
 
 /// The loaded packet program with its maps. Dropping it closes descriptors and nothing else: what is pinned
 /// and attached stays so.
@@ -247,7 +249,7 @@ fn check_pin(pins: &PinDir, pin: &Path, layout: &MapLayout) -> Result<(), LoadEr
         ("key size", info.key_size(), layout.key_size),
         ("value size", info.value_size(), layout.value_size),
         ("a number of entries of", info.max_entries(), layout.max_entries),
-        ("flags", info.map_flags(), layout.flags),
+        ("flags", info.map_flags() & !RDONLY_PROG, layout.flags),
     ];
     let different = (found_kind != kind)
         .then(|| ("type", format!("{found_kind:?}"), format!("{kind:?}")))
