@@ -1,1 +1,206 @@
 //! The agent: what `kanmon run` does from start to end.
+//!
+//! ```text
+//! settings → checks → lock → maps made or adopted ─► loop: sources, verdicts, next hops ─► target ─► plan ─► maps
+//!                                                     beside it: sweep, events, probes, the socket
+//! ```
+//!
+//! One task owns the model of the maps. Whatever changes (manifests, verdicts, next hops, what the sweep
+//! counted) wakes it, and it plans anew.
+
+mod cleanup;
+mod clock;
+mod core;
+mod events;
+mod log;
+mod problems;
+mod queue;
+mod report;
+mod signals;
+mod start;
+mod sweep;
+mod target;
+
+pub use cleanup::cleanup;
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tracing_subscriber::EnvFilter;
+
+use self::core::{Core, Inputs, Interfaces, Outputs};
+use crate::cluster::{self, LastGood};
+use crate::config::{self, LogLevel, Options, Settings};
+use crate::health::{Prober, probe};
+use crate::plan::Limits;
+use crate::status::view;
+use report::{Facts, Published, Report};
+use signals::{Ending, Signals};
+use start::{Started, remove_unless_adopted, start};
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// When it can't start: nothing was touched then, or it was put back.
+pub fn run(options: Options) -> Result<()> {
+    let settings = config::load(options)?;
+    log_to_stderr(settings.log_level);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    let result = runtime.block_on(serve(settings));
+    // A thread that still reads files must not hold the end up.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    result
+}
+
+async fn serve(settings: Settings) -> Result<()> {
+    let mut signals = Signals::take().context("cannot handle signals")?;
+    let started = tokio::select! {
+        started = start(settings) => started?,
+        _ = signals.ending() => return Ok(()),
+    };
+    let pin_dir = started.settings.pin_dir.clone();
+    let (server, report, core) = assemble(started)?;
+    let server = tokio::spawn(server.serve(Arc::new(report)));
+    let ended = core::run(core, &mut signals).await;
+    signals.force_on_next();
+    // The socket goes with its task.
+    server.abort();
+    let _ = server.await;
+    match ended {
+        Ok((core, ending)) => end(core, ending, pin_dir).await,
+        Err((kernel, error)) => {
+            remove_unless_adopted(kernel);
+            Err(error)
+        }
+    }
+}
+
+/// Puts the tasks beside the loop to work and connects them with it.
+fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, Core)> {
+    let Started { settings, mut kernel, interfaces, network, clusters, allocations, .. } = started;
+    let (targets, probed) = watch::channel(Arc::default());
+    let (verdicts_out, verdicts) = watch::channel(Arc::default());
+    tokio::spawn(probe::run(Prober::new(probe::default_in_flight(), rand::random()), probed, verdicts_out));
+
+    let (orders, ordered) = watch::channel(sweep::Orders::default());
+    let (passes_out, passes) = watch::channel(Arc::default());
+    tokio::spawn(sweep::run(kernel.memory(), *kernel.config(), ordered, passes_out));
+
+    if let Some(events) = kernel.take_events().context("cannot read events of the packet program")? {
+        tokio::spawn(events::run(events));
+    }
+    let (last_good, kept) = watch::channel(None);
+    tokio::spawn(keep_last_good(settings.state_dir.clone(), kept));
+
+    let (published_out, published) = watch::channel(Arc::new(Published::default()));
+    let sizes = *kernel.sizes();
+    let plan = sizes.memory();
+    let mut memory: BTreeMap<String, u64> =
+        plan.maps.iter().map(|map| (map.name.to_owned(), map.bytes)).collect();
+    memory.insert("total".to_owned(), plan.total());
+    let report = Report {
+        facts: Facts {
+            since: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            region: settings.region,
+            zone: settings.zone,
+            pin_dir: settings.pin_dir.display().to_string(),
+            adopted: kernel.adopted(),
+            capacity: u64::from(sizes.flows),
+            memory,
+            snat: view::Snat {
+                addresses: started.snat_addresses.iter().copied().collect(),
+                ports: started.snat_ports.to_string(),
+            },
+        },
+        published,
+        passes: passes.clone(),
+        memory: kernel.memory(),
+        config: *kernel.config(),
+    };
+    let core = Core {
+        inputs: Inputs {
+            clusters,
+            verdicts,
+            next_hops: network.next_hops(),
+            addresses: network.local_addresses(),
+            passes,
+        },
+        outputs: Outputs { targets, orders, published: published_out, last_good },
+        interfaces: Interfaces { names: settings.interfaces, indices: interfaces, mode: settings.xdp_mode },
+        snat_addresses: started.snat_addresses,
+        limits: Limits {
+            services: sizes.descriptor_count(),
+            backends: sizes.backend_count(),
+            members: sizes.member_count(),
+            ring_pairs: sizes.ring_pairs(),
+            drain_timeout: settings.drain_timeout,
+        },
+        allocations,
+        kernel,
+        network,
+    };
+    Ok((started.server, report, core))
+}
+
+async fn end(core: Core, ending: Ending, pin_dir: PathBuf) -> Result<()> {
+    match ending {
+        Ending::Leave => {
+            tracing::info!(
+                "SIGTERM: ending; the program stays attached and forwards with what is pinned below {}",
+                pin_dir.display()
+            );
+        }
+        Ending::CleanUp => {
+            let removed = core.kernel.remove().context("cannot clean up; `kanmon cleanup` tries again")?;
+            if let Err(error) = core.network.release().await {
+                tracing::warn!("cannot give neighbours back to the kernel: {error}");
+            }
+            tracing::info!(
+                "SIGINT: cleaned up; {}",
+                cleanup::describe(&removed).trim_end().replace('\n', ", ")
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Writes each last good state to the disk, one after another.
+async fn keep_last_good(directory: PathBuf, mut states: watch::Receiver<Option<Arc<LastGood>>>) {
+    let mut complained = false;
+    while states.changed().await.is_ok() {
+        let Some(state) = states.borrow_and_update().clone() else { continue };
+        let directory = directory.clone();
+        let stored = spawn_blocking(move || cluster::store_last_good(&directory, &state)).await;
+        match stored {
+            Ok(Ok(())) => complained = false,
+            Ok(Err(error)) if !complained => {
+                complained = true;
+                tracing::warn!("the last good endpoints are not kept for the next start: {error}");
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+}
+
+/// Logs for people go to stderr; `RUST_LOG` overrides the level.
+fn log_to_stderr(level: LogLevel) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},aya=warn,hyper=warn")));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

@@ -1,0 +1,446 @@
+//! The loop: one task that owns the model of the maps and reacts to whatever changes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::future::pending;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use lb_common::abi::member_flags;
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+
+use super::log;
+use super::problems;
+use super::queue::{Next, StepQueue};
+use super::report::{Gone, Published};
+use super::signals::{Ending, Signals};
+use super::sweep::{Orders, Pass};
+use super::target::target;
+use crate::bpf::{self, Kernel};
+use crate::cluster::{self, LastGood};
+use crate::config::XdpMode;
+use crate::desired::{self, BackendId, Desired, ServiceId};
+use crate::health::probe::Targets;
+use crate::health::{ProbeTarget, Usability, Verdict, Verdicts, evaluate, probe_targets};
+use crate::network::{LocalAddresses, NetworkWatcher, NextHopError, NextHops};
+use crate::plan::{FlowUsage, Limits, Model, Step, Target, plan};
+use crate::status::view;
+
+/// How long a change waits for more of its kind.
+const DEBOUNCE: Duration = Duration::from_millis(3);
+/// A grace period: far longer than any packet is in the program.
+const GRACE: Duration = Duration::from_millis(100);
+/// How long the first plan waits for first verdicts and next hops. Meanwhile adopted maps serve as they are,
+/// and new ones are not attached.
+const FIRST_PLAN: Duration = Duration::from_secs(2);
+/// After a write that failed, the maps are read anew no sooner than this.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the loop works with.
+pub(super) struct Core {
+    pub(super) kernel: Kernel,
+    pub(super) network: NetworkWatcher,
+    pub(super) inputs: Inputs,
+    pub(super) outputs: Outputs,
+    pub(super) interfaces: Interfaces,
+    pub(super) snat_addresses: BTreeSet<IpAddr>,
+    pub(super) limits: Limits,
+    pub(super) allocations: desired::Allocations,
+}
+
+/// Where to attach, and how.
+pub(super) struct Interfaces {
+    pub(super) names: Vec<String>,
+    pub(super) indices: BTreeSet<u32>,
+    pub(super) mode: XdpMode,
+}
+
+/// What the loop listens to.
+pub(super) struct Inputs {
+    pub(super) clusters: watch::Receiver<Arc<cluster::Snapshot>>,
+    pub(super) verdicts: watch::Receiver<Arc<Verdicts>>,
+    pub(super) next_hops: watch::Receiver<Arc<NextHops>>,
+    pub(super) addresses: watch::Receiver<Arc<LocalAddresses>>,
+    pub(super) passes: watch::Receiver<Arc<Pass>>,
+}
+
+/// What the loop tells the tasks beside it.
+pub(super) struct Outputs {
+    pub(super) targets: watch::Sender<Targets>,
+    pub(super) orders: watch::Sender<Orders>,
+    pub(super) published: watch::Sender<Arc<Published>>,
+    pub(super) last_good: watch::Sender<Option<Arc<LastGood>>>,
+}
+
+/// The loop's own state.
+struct State {
+    core: Core,
+    model: Model,
+    queue: StepQueue,
+    /// End of the grace period that the queue waits for.
+    grace: Option<Instant>,
+    unwanted: HashSet<u32>,
+    clusters: Arc<cluster::Snapshot>,
+    desired: Arc<Desired>,
+    usability: Arc<Usability>,
+    verdicts: Arc<Verdicts>,
+    next_hops: Arc<NextHops>,
+    probed: Targets,
+    /// Endpoints that are gone while their members live, and all that are there: those may go next.
+    remembered: HashMap<(ServiceId, BackendId), Gone>,
+    attach: Vec<view::Attachment>,
+    problems: Vec<view::Problem>,
+    /// Until when the first plan may wait; `None` after it.
+    first_plan: Option<Instant>,
+    /// Whether the first plan's steps have all been applied.
+    programmed: bool,
+    /// When to plan next.
+    plan_at: Option<Instant>,
+    /// When to plan again at the latest: a drain time ends.
+    deadline: Option<Instant>,
+}
+
+/// Runs until a signal comes; gives the kernel side and the network back.
+///
+/// # Errors
+/// When adopted maps can't be read, or when the program can't be attached.
+pub(super) async fn run(
+    core: Core,
+    signals: &mut Signals,
+) -> Result<(Core, Ending), (Kernel, anyhow::Error)> {
+    let mut state = match State::begin(core) {
+        Ok(state) => state,
+        Err(failed) => return Err(failed),
+    };
+    match state.live(signals).await {
+        Ok(ending) => Ok((state.core, ending)),
+        Err(error) => Err((state.core.kernel, error)),
+    }
+}
+
+impl State {
+    fn begin(core: Core) -> Result<Self, (Kernel, anyhow::Error)> {
+        let clusters = core.inputs.clusters.borrow().clone();
+        let mut state = Self {
+            model: Model::new(core.limits),
+            core,
+            queue: StepQueue::default(),
+            grace: None,
+            unwanted: HashSet::new(),
+            clusters,
+            desired: Arc::default(),
+            usability: Arc::default(),
+            verdicts: Arc::default(),
+            next_hops: Arc::default(),
+            probed: Arc::default(),
+            remembered: HashMap::new(),
+            attach: Vec::new(),
+            problems: Vec::new(),
+            first_plan: Some(Instant::now() + FIRST_PLAN),
+            programmed: false,
+            plan_at: Some(Instant::now()),
+            deadline: None,
+        };
+        let begun = if state.core.kernel.adopted() {
+            // The maps hold the last state: the new program may take over at once.
+            state.adopt().and_then(|()| state.attach())
+        } else {
+            Ok(())
+        };
+        match begun {
+            Ok(()) => Ok(state),
+            Err(error) => Err((state.core.kernel, error)),
+        }
+    }
+
+    /// Rebuilds the model from the maps.
+    fn adopt(&mut self) -> Result<()> {
+        let snapshot = self.core.kernel.snapshot()?;
+        let (model, repairs) = Model::adopt(&snapshot, self.core.limits);
+        if !repairs.is_empty() {
+            tracing::info!("repairing {} entries that an agent left half done", repairs.len());
+        }
+        self.model = model;
+        self.queue.clear();
+        self.grace = None;
+        let at_once = self.queue.push(0, repairs);
+        self.apply_all(&at_once)
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        let mode = match self.core.interfaces.mode {
+            XdpMode::Native => bpf::XdpMode::Native,
+            XdpMode::Generic => bpf::XdpMode::Generic,
+        };
+        for attachment in self.core.kernel.attach(&self.core.interfaces.names, mode)? {
+            log::attached(&attachment);
+            let mode = match attachment.mode {
+                bpf::AttachedMode::Native => "native",
+                bpf::AttachedMode::Generic => "generic",
+            };
+            self.attach.push(view::Attachment { interface: attachment.interface, mode: mode.to_owned() });
+        }
+        Ok(())
+    }
+
+    async fn live(&mut self, signals: &mut Signals) -> Result<Ending> {
+        self.merge();
+        loop {
+            self.advance()?;
+            let inputs = &mut self.core.inputs;
+            tokio::select! {
+                ending = signals.ending() => return Ok(ending),
+                snapshot = changed(&mut inputs.clusters) => {
+                    self.clusters = snapshot;
+                    self.merge();
+                }
+                _ = changed(&mut inputs.addresses) => self.merge(),
+                verdicts = changed(&mut inputs.verdicts) => {
+                    log::verdicts(&self.verdicts, &verdicts, &self.desired);
+                    self.verdicts = verdicts;
+                    self.wake();
+                }
+                next_hops = changed(&mut inputs.next_hops) => {
+                    self.next_hops = next_hops;
+                    self.wake();
+                }
+                _ = changed(&mut inputs.passes) => self.wake(),
+                () = until(self.grace) => self.grace = None,
+                () = until(self.plan_at) => self.plan()?,
+                () = until(self.deadline) => self.plan()?,
+                () = until(self.first_plan) => self.plan()?,
+            }
+        }
+    }
+
+    fn wake(&mut self) {
+        self.plan_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+    }
+
+    /// From what the clusters say to desired state.
+    fn merge(&mut self) {
+        let addresses = self.core.inputs.addresses.borrow().iter().map(|local| local.address).collect();
+        let clusters = &self.clusters;
+        let desired =
+            desired::merge(&clusters.clusters, &clusters.gateway, &addresses, &self.core.allocations);
+        self.core.allocations.clone_from(&desired.allocations);
+        log::services(&self.desired, &desired);
+        self.desired = Arc::new(desired);
+        for service in self.desired.services.values() {
+            for endpoint in &service.endpoints {
+                let gone = Gone {
+                    service: format!("{}/{}", service.namespace, service.name),
+                    endpoint: endpoint.clone(),
+                };
+                self.remembered.insert((service.id, endpoint.backend), gone);
+            }
+        }
+        self.probed = Arc::new(probe_targets(self.desired.services.values()));
+        self.core.outputs.targets.send_replace(self.probed.clone());
+        self.core.outputs.last_good.send_replace(Some(Arc::new(LastGood {
+            gateway: clusters.gateway.clone(),
+            clusters: clusters.clusters.clone(),
+            allocations: self.core.allocations.clone(),
+        })));
+        self.resolve();
+        self.wake();
+    }
+
+    /// Asks for the next hops of all that has or gets flows.
+    fn resolve(&self) {
+        let wanted = self.desired.services.values().flat_map(|service| &service.endpoints);
+        let mut addresses: BTreeSet<IpAddr> = wanted.map(|endpoint| endpoint.backend.address).collect();
+        addresses.extend(self.model.backend_addresses());
+        self.core.network.set_addresses(addresses);
+    }
+
+    /// Plans anew and applies what may not wait.
+    fn plan(&mut self) -> Result<()> {
+        self.plan_at = None;
+        self.deadline = self.deadline.filter(|deadline| *deadline > Instant::now());
+        if let Some(latest) = self.first_plan {
+            if Instant::now() < latest && !self.knows_enough() {
+                return Ok(());
+            }
+            self.first_plan = None;
+        }
+        let now = Instant::now();
+        let next_hops = self.next_hops.clone();
+        let reachable = |address: IpAddr| !matches!(next_hops.get(&address), Some(Err(_)));
+        self.usability = Arc::new(evaluate(self.desired.services.values(), &self.verdicts, reachable));
+        let target = self.target();
+        let usage = self.usage();
+        let plan = plan(&mut self.model, &target, &usage, now);
+        self.deadline = plan.next;
+        if !plan.steps.is_empty() {
+            tracing::debug!("plan {}: {} steps", plan.number, plan.steps.len());
+        }
+        let at_once = self.queue.push(plan.number, plan.steps);
+        let found = plan.problems.iter().filter_map(|problem| problems::from_plan(problem, &self.next_hops));
+        let mut problems: Vec<view::Problem> =
+            self.desired.problems.iter().map(problems::from_desired).chain(found).collect();
+        problems.extend(self.degraded());
+        problems::log_changes(&self.problems, &problems);
+        self.problems = problems;
+        self.resolve();
+        self.apply_all(&at_once)?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Whether the first plan may be made: each route has been looked up, each neighbour has answered, and
+    /// each probe has had its first result.
+    fn knows_enough(&self) -> bool {
+        let wanted = self.desired.services.values().flat_map(|service| &service.endpoints);
+        let resolved = wanted.map(|endpoint| endpoint.backend.address).all(|address| {
+            !matches!(self.next_hops.get(&address), None | Some(Err(NextHopError::Unresolved { .. })))
+        });
+        let known = |target: &ProbeTarget| *self.verdicts.of(target) != Verdict::Unknown;
+        resolved && self.probed.iter().all(known)
+    }
+
+    fn target(&self) -> Target {
+        target(
+            &self.desired,
+            &self.usability,
+            &self.next_hops,
+            &self.core.inputs.addresses.borrow(),
+            &self.core.snat_addresses,
+            &self.core.interfaces.indices,
+        )
+    }
+
+    fn usage(&self) -> FlowUsage {
+        self.core.inputs.passes.borrow().usage.clone()
+    }
+
+    fn degraded(&self) -> Vec<view::Problem> {
+        let services = self.usability.services.iter();
+        services
+            .filter_map(|(id, health)| {
+                Some(view::Problem {
+                    cluster: None,
+                    object: format!("service {id}"),
+                    reason: "Degraded".to_owned(),
+                    message: health.degraded.clone()?,
+                })
+            })
+            .collect()
+    }
+
+    /// Applies what waits, up to the next grace period, and does what was waiting for the end of it.
+    fn advance(&mut self) -> Result<()> {
+        while self.grace.is_none() {
+            match self.queue.next() {
+                Next::Apply(step) => self.apply_all(&[step])?,
+                Next::Wait => self.grace = Some(Instant::now() + GRACE),
+                Next::Idle => break,
+            }
+        }
+        self.give_orders();
+        if self.queue.is_idle() && self.grace.is_none() && self.first_plan.is_none() && !self.programmed {
+            if self.attach.is_empty() {
+                self.attach()?;
+            }
+            self.programmed = true;
+            tracing::info!("ready: {} services are programmed", self.desired.services.len());
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// Applies steps. Where the kernel refuses one, the model is rebuilt from the maps and planned from anew.
+    fn apply_all(&mut self, steps: &[Step]) -> Result<()> {
+        for step in steps {
+            match self.core.kernel.apply(step) {
+                Ok(bpf::Applied::EvictFlows { member }) => {
+                    self.unwanted.insert(member);
+                }
+                Ok(bpf::Applied::Done | bpf::Applied::GracePeriod) => {}
+                Err(error) => {
+                    tracing::error!("a map write failed: {error}; reading the maps anew");
+                    self.plan_at = Some(Instant::now() + RETRY);
+                    return self.adopt().context("the maps can't be read either");
+                }
+            }
+            match step {
+                Step::WriteMember { index, .. } => {
+                    self.unwanted.remove(index);
+                }
+                Step::SetMemberFlags { index, flags } if flags & member_flags::REMOVED == 0 => {
+                    self.unwanted.remove(index);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn give_orders(&self) {
+        let applied = self.queue.applied();
+        self.core.outputs.orders.send_if_modified(|orders| {
+            let differs = orders.applied != applied || *orders.unwanted != self.unwanted;
+            if differs {
+                *orders = Orders { applied, unwanted: Arc::new(self.unwanted.clone()) };
+            }
+            differs
+        });
+    }
+
+    /// Shows the commands what is so now.
+    fn publish(&mut self) {
+        let members: HashMap<_, _> =
+            self.model.members().map(|member| ((member.service, member.backend), member)).collect();
+        let listed: HashSet<(ServiceId, BackendId)> = self
+            .desired
+            .services
+            .values()
+            .flat_map(|service| service.endpoints.iter().map(|endpoint| (service.id, endpoint.backend)))
+            .collect();
+        self.remembered.retain(|key, _| listed.contains(key) || members.contains_key(key));
+        let gone = self.remembered.iter().filter(|(key, _)| !listed.contains(*key));
+        let sources = self.clusters.problems.iter().map(problems::from_desired);
+        self.core.outputs.published.send_replace(Arc::new(Published {
+            ready: self.programmed,
+            attach: self.attach.clone(),
+            clusters: cluster_names(&self.clusters),
+            desired: self.desired.clone(),
+            usability: self.usability.clone(),
+            verdicts: self.verdicts.clone(),
+            next_hops: self.next_hops.clone(),
+            services: self.model.services().collect(),
+            gone: gone.map(|(key, gone)| (*key, gone.clone())).collect(),
+            members,
+            problems: sources.chain(self.problems.iter().cloned()).collect(),
+        }));
+    }
+}
+
+fn cluster_names(clusters: &cluster::Snapshot) -> BTreeMap<String, String> {
+    let mut names: BTreeMap<String, String> =
+        clusters.clusters.keys().map(|name| (name.clone(), String::new())).collect();
+    for member in &clusters.gateway.members {
+        if let Some(name) = &member.metadata.name {
+            names.insert(name.clone(), member.spec.region.clone());
+        }
+    }
+    names
+}
+
+/// The next value of a channel. One whose sender is gone says nothing any more: whoever it was has logged why,
+/// and its last word stays.
+async fn changed<T: Clone>(channel: &mut watch::Receiver<T>) -> T {
+    if channel.changed().await.is_err() {
+        return pending().await;
+    }
+    channel.borrow_and_update().clone()
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => pending().await,
+    }
+}

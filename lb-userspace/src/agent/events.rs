@@ -1,0 +1,77 @@
+//! What the packet program reports, read as it comes.
+
+use std::time::{Duration, Instant};
+
+use lb_common::abi::EventKind;
+
+use crate::bpf::Events;
+
+/// The same complaint is logged at most once in this time.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Complaints of one kind.
+#[derive(Debug, Default)]
+struct Complaint {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Complaint {
+    /// Counts one; how many have come since the last was logged, when it is time to log again.
+    fn due(&mut self, now: Instant) -> Option<u64> {
+        self.unsaid += 1;
+        if self.last.is_some_and(|last| now - last < QUIET) {
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+/// Reads events for as long as the agent runs. Opened and closed flows are for `--log-level trace`; what is
+/// lost is logged at once.
+pub(super) async fn run(mut events: Events) {
+    let (mut table_full, mut ports_exhausted) = (Complaint::default(), Complaint::default());
+    loop {
+        let event = match events.next().await {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::error!("events of the packet program are no longer read: {error}");
+                return;
+            }
+        };
+        tracing::trace!(?event, "event");
+        let now = Instant::now();
+        if event.kind == EventKind::TableFull as u8
+            && let Some(count) = table_full.due(now)
+        {
+            tracing::warn!(
+                "the flow table is full: {count} new flows were dropped; raise --flows and restart after \
+                 `kanmon cleanup`"
+            );
+        }
+        if event.kind == EventKind::PortsExhausted as u8
+            && let Some(count) = ports_exhausted.due(now)
+        {
+            tracing::warn!(
+                "no SNAT port is left towards a backend: {count} new flows were dropped; add an address with \
+                 --snat-addresses, or more endpoints"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_summed_up_within_the_quiet_time() {
+        let mut complaint = Complaint::default();
+        let begin = Instant::now();
+        assert_eq!(complaint.due(begin), Some(1));
+        assert_eq!(complaint.due(begin + QUIET / 2), None);
+        assert_eq!(complaint.due(begin + QUIET / 2), None);
+        assert_eq!(complaint.due(begin + QUIET), Some(3));
+    }
+}

@@ -1,0 +1,83 @@
+//! What the loop tells people, in the log.
+
+use std::collections::BTreeMap;
+
+use crate::bpf::{AttachedMode, Attachment};
+use crate::desired::{Desired, Endpoint, Service};
+use crate::health::{Verdict, Verdicts};
+
+/// An interface got the program.
+pub(super) fn attached(attachment: &Attachment) {
+    let interface = &attachment.interface;
+    for note in &attachment.notes {
+        tracing::warn!("{interface}: {note}");
+    }
+    let how = if attachment.adopted { "took over" } else { "attached to" };
+    match attachment.mode {
+        AttachedMode::Native => tracing::info!("{how} {interface}, native (in the driver)"),
+        AttachedMode::Generic => {
+            tracing::warn!("{how} {interface}, generic: each packet costs several times as much")
+        }
+    }
+}
+
+/// Services that came, changed their endpoints, or went.
+pub(super) fn services(before: &Desired, now: &Desired) {
+    for (id, service) in &now.services {
+        let Service { namespace, name, .. } = service;
+        match before.services.get(id) {
+            None => tracing::info!("{id} is {namespace}/{name}: {}", endpoints(service)),
+            Some(old) if old.endpoints != service.endpoints => {
+                tracing::info!("{id} ({namespace}/{name}) changes: {}", endpoints(service));
+            }
+            Some(_) => {}
+        }
+    }
+    for (id, service) in &before.services {
+        if !now.services.contains_key(id) {
+            tracing::info!("{id} ({}/{}) is no longer served", service.namespace, service.name);
+        }
+    }
+}
+
+/// `6 endpoints (hangzhou 3, shanghai 3), 1 of them takes no new flows`
+fn endpoints(service: &Service) -> String {
+    let mut clusters: BTreeMap<&str, usize> = BTreeMap::new();
+    for endpoint in &service.endpoints {
+        *clusters.entry(&endpoint.cluster).or_default() += 1;
+    }
+    let clusters: Vec<String> = clusters.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let closed = service.endpoints.iter().filter(|endpoint| !endpoint.takes_new_flows()).count();
+    let mut text = format!("{} endpoints", service.endpoints.len());
+    if !clusters.is_empty() {
+        text.push_str(&format!(" ({})", clusters.join(", ")));
+    }
+    if closed > 0 {
+        text.push_str(&format!(", {closed} of them without new flows"));
+    }
+    text
+}
+
+/// Backends whose probes changed their verdict.
+pub(super) fn verdicts(before: &Verdicts, now: &Verdicts, desired: &Desired) {
+    let mut changes: BTreeMap<String, (&Endpoint, &Verdict)> = BTreeMap::new();
+    for service in desired.services.values() {
+        for endpoint in &service.endpoints {
+            let old = before.of_endpoint(endpoint, &service.health_check);
+            let new = now.of_endpoint(endpoint, &service.health_check);
+            if std::mem::discriminant(old) != std::mem::discriminant(new) {
+                changes.insert(endpoint.backend.to_string(), (endpoint, new));
+            }
+        }
+    }
+    for (backend, (endpoint, verdict)) in changes {
+        let Endpoint { cluster, pod, .. } = endpoint;
+        match verdict {
+            Verdict::Unknown => {}
+            Verdict::Healthy => tracing::info!("{backend} ({cluster} {pod}) is healthy"),
+            Verdict::Unhealthy { reason } => {
+                tracing::warn!("{backend} ({cluster} {pod}) is unhealthy: {reason}");
+            }
+        }
+    }
+}

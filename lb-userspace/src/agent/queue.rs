@@ -1,0 +1,133 @@
+//! Plans on their way into the maps: one step after another, with a pause at each grace period.
+
+use std::collections::VecDeque;
+
+use crate::plan::Step;
+
+/// The steps that are still to be applied.
+#[derive(Debug, Default)]
+pub(super) struct StepQueue {
+    steps: VecDeque<Step>,
+    /// Number of the last plan in the queue, and of the last one that has left it whole.
+    planned: u64,
+    applied: u64,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq)]
+pub(super) enum Next {
+    /// Apply this step.
+    Apply(Step),
+    /// Wait for a grace period.
+    Wait,
+    /// Nothing is left.
+    Idle,
+}
+
+impl StepQueue {
+    /// Appends a plan. Returns the steps to apply at once, before everything that waits: a backend that
+    /// becomes usable or unusable must not wait for a grace period of something else.
+    ///
+    /// Storing a backend's flags commutes with every step but those that write the same element.
+    pub(super) fn push(&mut self, number: u64, steps: Vec<Step>) -> Vec<Step> {
+        self.planned = number;
+        let mut at_once = Vec::new();
+        for step in steps {
+            match step {
+                Step::SetBackendFlags { index, .. } if !self.writes_backend(index) => at_once.push(step),
+                Step::GracePeriod if matches!(self.steps.back(), Some(Step::GracePeriod)) => {}
+                step => self.steps.push_back(step),
+            }
+        }
+        if self.steps.is_empty() {
+            self.applied = self.planned;
+        }
+        at_once
+    }
+
+    /// Takes the next step.
+    pub(super) fn next(&mut self) -> Next {
+        match self.steps.pop_front() {
+            Some(Step::GracePeriod) => Next::Wait,
+            Some(step) => Next::Apply(step),
+            None => {
+                self.applied = self.planned;
+                Next::Idle
+            }
+        }
+    }
+
+    /// Number of the last plan all of whose steps have been applied.
+    pub(super) const fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_idle(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Forgets what waits: the maps are about to be read anew.
+    pub(super) fn clear(&mut self) {
+        self.steps.clear();
+    }
+
+    fn writes_backend(&self, backend: u32) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::InitBackend { index, .. } | Step::SetBackendFlags { index, .. } => *index == backend,
+            _ => false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::Backend;
+
+    use super::*;
+
+    fn flags(index: u32) -> Step {
+        Step::SetBackendFlags { index, flags: 0 }
+    }
+
+    fn init(index: u32) -> Step {
+        Step::InitBackend { index, value: Backend::default() }
+    }
+
+    #[test]
+    fn flags_overtake_what_waits_for_a_grace_period() {
+        let mut queue = StepQueue::default();
+        assert_eq!(queue.push(1, vec![init(1), Step::GracePeriod, Step::DeleteVip { key: vip() }]), []);
+        assert_eq!(queue.next(), Next::Apply(init(1)));
+        assert_eq!(queue.next(), Next::Wait);
+        assert_eq!(queue.push(2, vec![flags(1)]), [flags(1)]);
+        assert_eq!(queue.next(), Next::Apply(Step::DeleteVip { key: vip() }));
+    }
+
+    #[test]
+    fn flags_do_not_overtake_a_write_of_the_same_backend() {
+        let mut queue = StepQueue::default();
+        assert_eq!(queue.push(1, vec![Step::GracePeriod, init(1)]), []);
+        assert_eq!(queue.push(2, vec![flags(1), flags(2)]), [flags(2)]);
+        assert_eq!(queue.next(), Next::Wait);
+        assert_eq!(queue.next(), Next::Apply(init(1)));
+        assert_eq!(queue.next(), Next::Apply(flags(1)));
+    }
+
+    #[test]
+    fn a_plan_counts_as_applied_when_its_last_step_has_been() {
+        let mut queue = StepQueue::default();
+        queue.push(3, vec![init(1), Step::GracePeriod]);
+        assert_eq!(queue.applied(), 0);
+        while queue.next() != Next::Idle {
+            assert_eq!(queue.applied(), 0);
+        }
+        assert_eq!(queue.applied(), 3);
+        queue.push(4, vec![flags(1)]);
+        assert_eq!(queue.applied(), 4, "all of it went at once");
+    }
+
+    fn vip() -> crate::plan::VipKey {
+        crate::plan::VipKey::V4(lb_common::abi::VipKeyV4 { vip: [192, 0, 2, 1] })
+    }
+}

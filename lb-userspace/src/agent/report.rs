@@ -1,0 +1,550 @@
+//! Answers for `kanmon status` and its like: what the loop last published, joined with what the maps say now.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use lb_common::abi::{ABI_VERSION, Config, FlowState, Member, ServiceDescriptor, member_flags};
+use lb_common::clock::TICK_NS;
+use lb_common::datapath::sweep::{self, FlowView};
+use tokio::sync::watch;
+
+use super::clock;
+use super::problems::NO_NEXT_HOP_YET;
+use super::sweep::Pass;
+use crate::bpf::Memory;
+use crate::desired::{BackendId, Desired, Endpoint, Protocol, Service, ServiceId};
+use crate::health::{Usability, Verdict, Verdicts};
+use crate::network::{NextHop, NextHops};
+use crate::plan::{MemberInfo, ServiceInfo};
+use crate::status::protocol::FlowFilter;
+use crate::status::server::Source;
+use crate::status::view;
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) since: String,
+    pub(super) region: String,
+    pub(super) zone: String,
+    pub(super) pin_dir: String,
+    pub(super) adopted: bool,
+    /// Flows that the tables were made for.
+    pub(super) capacity: u64,
+    /// Bytes by map.
+    pub(super) memory: BTreeMap<String, u64>,
+    pub(super) snat: view::Snat,
+}
+
+/// What the loop knows after a plan.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Published {
+    pub(super) ready: bool,
+    pub(super) attach: Vec<view::Attachment>,
+    /// Names of all clusters, with their regions where known.
+    pub(super) clusters: BTreeMap<String, String>,
+    pub(super) desired: Arc<Desired>,
+    pub(super) usability: Arc<Usability>,
+    pub(super) verdicts: Arc<Verdicts>,
+    pub(super) next_hops: Arc<NextHops>,
+    pub(super) services: Vec<ServiceInfo>,
+    pub(super) members: HashMap<(ServiceId, BackendId), MemberInfo>,
+    /// Services and endpoints that are gone but still have members.
+    pub(super) gone: HashMap<(ServiceId, BackendId), Gone>,
+    pub(super) problems: Vec<view::Problem>,
+}
+
+/// An endpoint that is gone while its flows go on.
+#[derive(Clone, Debug)]
+pub(super) struct Gone {
+    /// `namespace/name` of its service.
+    pub(super) service: String,
+    pub(super) endpoint: Endpoint,
+}
+
+/// Where the answers come from.
+pub(super) struct Report {
+    pub(super) facts: Facts,
+    pub(super) published: watch::Receiver<Arc<Published>>,
+    pub(super) passes: watch::Receiver<Arc<Pass>>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) config: Config,
+}
+
+impl Source for Report {
+    fn status(&self) -> view::Status {
+        let published = self.published.borrow().clone();
+        let facts = self.facts.clone();
+        view::Status {
+            ready: published.ready,
+            since: facts.since,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: ABI_VERSION,
+            kernel: kernel_release(),
+            pid: std::process::id(),
+            region: Some(facts.region).filter(|region| !region.is_empty()),
+            zone: Some(facts.zone).filter(|zone| !zone.is_empty()),
+            pin_dir: facts.pin_dir,
+            adopted: facts.adopted,
+            attach: published.attach.clone(),
+            clusters: clusters(&published),
+            services: published.services.iter().filter(|info| published.serves(&info.id)).count(),
+            backends: totals(&published),
+            flows: flow_totals(&self.passes.borrow(), facts.capacity),
+            memory: facts.memory,
+            counters: self.memory.counters().iter().map(|(c, sum)| (c.name().to_owned(), sum)).collect(),
+            snat: facts.snat,
+            problems: published.problems.clone(),
+        }
+    }
+
+    fn services(&self) -> Vec<view::Service> {
+        let published = self.published.borrow().clone();
+        let infos: HashMap<ServiceId, &ServiceInfo> =
+            published.services.iter().map(|info| (info.id, info)).collect();
+        let mut traffic: HashMap<ServiceId, view::Traffic> = HashMap::new();
+        for member in published.members.values() {
+            *traffic.entry(member.service).or_default() += self.traffic(member.index);
+        }
+        published
+            .desired
+            .services
+            .values()
+            .map(|service| {
+                let health = published.usability.services.get(&service.id);
+                let ring = infos.get(&service.id).map(|info| info.ring).filter(|ring| ring.is_some());
+                view::Service {
+                    namespace: service.namespace.clone(),
+                    name: service.name.clone(),
+                    vip: service.id.vip,
+                    port: service.id.port,
+                    protocol: service.id.protocol.to_string(),
+                    endpoints: service.endpoints.len(),
+                    usable: service
+                        .endpoints
+                        .iter()
+                        .filter(|endpoint| published.is_usable(service, endpoint))
+                        .count(),
+                    clusters: clusters_of(service).into_iter().map(str::to_owned).collect(),
+                    ring: ring.map(|ring| view::Ring { slots: ring.slots(), version: ring.version() }),
+                    traffic: traffic.get(&service.id).copied().unwrap_or_default(),
+                    degraded: health.is_some_and(|health| health.degraded.is_some()),
+                    problem: published.service_problem(service),
+                }
+            })
+            .collect()
+    }
+
+    fn backends(&self) -> Vec<view::Backend> {
+        let published = self.published.borrow().clone();
+        let pass = self.passes.borrow().clone();
+        let mut rows = Vec::new();
+        for service in published.desired.services.values() {
+            for endpoint in &service.endpoints {
+                rows.push(self.backend(&published, &pass, service, endpoint));
+            }
+        }
+        for ((service, backend), gone) in &published.gone {
+            let member = published.members.get(&(*service, *backend));
+            let mut row = blank(&gone.endpoint, &gone.service, service.vip);
+            row.draining = true;
+            row.reason = Some("its cluster no longer lists it; its flows may finish".to_owned());
+            self.fill(&mut row, &pass, &published, member, backend);
+            rows.push(row);
+        }
+        rows
+    }
+
+    fn flows(&self, filter: &FlowFilter) -> Vec<view::Flow> {
+        let published = self.published.borrow().clone();
+        let members: HashMap<u32, &MemberInfo> =
+            published.members.values().map(|member| (member.index, member)).collect();
+        let names = Names::of(&published);
+        let tables = self.memory.tables(&self.config);
+        let (now, limit) = (clock::tick(), filter.limit.unwrap_or(usize::MAX));
+        let last = self.config.reverse_v4_mask.max(self.config.reverse_v6_mask);
+        let mut flows = Vec::new();
+        for bucket in 0..=last {
+            sweep::all_flows(&tables, bucket, now, |seen| {
+                if flows.len() < limit
+                    && let Some(mut flow) = self.flow(&seen)
+                {
+                    if let Some(member) = members.get(&seen.member) {
+                        names.fill(&mut flow, member);
+                    }
+                    if matches(&flow, filter) {
+                        flows.push(flow);
+                    }
+                }
+            });
+            if flows.len() >= limit {
+                break;
+            }
+        }
+        flows
+    }
+}
+
+impl Report {
+    fn traffic(&self, member: u32) -> view::Traffic {
+        let stats = self.memory.member_stats(member);
+        view::Traffic {
+            connections: stats.connections,
+            packets_in: stats.packets_in,
+            bytes_in: stats.bytes_in,
+            packets_out: stats.packets_out,
+            bytes_out: stats.bytes_out,
+        }
+    }
+
+    fn backend(
+        &self,
+        published: &Published,
+        pass: &Pass,
+        service: &Service,
+        endpoint: &Endpoint,
+    ) -> view::Backend {
+        let member = published.members.get(&(service.id, endpoint.backend));
+        let mut row = blank(endpoint, &format!("{}/{}", service.namespace, service.name), service.id.vip);
+        row.healthy = match published.verdicts.of_endpoint(endpoint, &service.health_check) {
+            Verdict::Unknown => None,
+            Verdict::Healthy => Some(true),
+            Verdict::Unhealthy { .. } => Some(false),
+        };
+        row.usable = published.is_usable(service, endpoint);
+        row.draining = !endpoint.takes_new_flows() && member.is_some();
+        row.reason = published.reason(service, endpoint);
+        self.fill(&mut row, pass, published, member, &endpoint.backend);
+        row
+    }
+
+    /// What the maps say of a member.
+    fn fill(
+        &self,
+        row: &mut view::Backend,
+        pass: &Pass,
+        published: &Published,
+        member: Option<&MemberInfo>,
+        backend: &BackendId,
+    ) {
+        if let Some(member) = member {
+            row.flows = pass.usage.flows.get(&member.index).copied().unwrap_or_default();
+            row.traffic = self.traffic(member.index);
+        }
+        if let Some(Ok(hop)) = published.next_hops.get(&backend.address) {
+            row.next_hop = Some(next_hop(hop));
+        }
+    }
+
+    /// A flow without names; `None` when what it points to has gone meanwhile.
+    fn flow(&self, seen: &FlowView) -> Option<view::Flow> {
+        let member: Member = self.memory.members.read(seen.member)?;
+        if member.flags & member_flags::VALID == 0 {
+            return None;
+        }
+        let service: ServiceDescriptor = self.memory.descriptors.read(member.service)?;
+        let v4 = seen.family == 4;
+        let snat = usize::from(seen.snat);
+        let snat_address: IpAddr = if v4 {
+            (*self.config.snat_v4.get(snat)?).into()
+        } else {
+            (*self.config.snat_v6.get(snat)?).into()
+        };
+        Some(view::Flow {
+            client: SocketAddr::new(address(seen.client, v4), u16::from_be_bytes(seen.client_port)),
+            vip: SocketAddr::new(address(service.vip, v4), u16::from_be_bytes(member.vip_port)),
+            protocol: Protocol::from_ip_number(service.protocol)?.to_string(),
+            upstream_host: SocketAddr::new(address(member.address, v4), u16::from_be_bytes(member.port)),
+            service: None,
+            cluster: None,
+            pod: None,
+            state: state_name(seen.state).to_owned(),
+            snat: SocketAddr::new(snat_address, seen.snat_port),
+            idle_seconds: f64::from(seen.idle) * TICK_NS as f64 / 1e9,
+        })
+    }
+}
+
+impl Published {
+    /// Whether the service is still wanted.
+    fn serves(&self, id: &ServiceId) -> bool {
+        self.desired.services.contains_key(id)
+    }
+
+    /// Whether new flows of the service go to the endpoint, as of the last plan.
+    fn is_usable(&self, service: &Service, endpoint: &Endpoint) -> bool {
+        let allowed = self
+            .usability
+            .services
+            .get(&service.id)
+            .is_some_and(|health| health.usable.contains(&endpoint.backend));
+        allowed && self.members.get(&(service.id, endpoint.backend)).is_some_and(|member| member.usable)
+    }
+
+    /// Why an endpoint takes no new flows; `None` when it does.
+    fn reason(&self, service: &Service, endpoint: &Endpoint) -> Option<String> {
+        if self.is_usable(service, endpoint) {
+            return None;
+        }
+        if endpoint.terminating {
+            return Some("it is terminating".to_owned());
+        }
+        if !endpoint.ready {
+            return Some("its cluster says that it is not ready".to_owned());
+        }
+        match self.next_hops.get(&endpoint.backend.address) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Some(error.to_string()),
+            None => return Some(NO_NEXT_HOP_YET.to_owned()),
+        }
+        match self.verdicts.of_endpoint(endpoint, &service.health_check) {
+            Verdict::Unhealthy { reason } => Some(reason.to_string()),
+            _ => Some("it is not programmed; `kanmon status` lists the problems".to_owned()),
+        }
+    }
+
+    fn service_problem(&self, service: &Service) -> Option<String> {
+        if !self.services.iter().any(|info| info.id == service.id) {
+            return Some("it is not programmed; `kanmon status` lists the problems".to_owned());
+        }
+        if service.endpoints.is_empty() {
+            return Some("no cluster has an endpoint for it".to_owned());
+        }
+        let health = self.usability.services.get(&service.id)?;
+        if health.ready == 0 {
+            return Some("no endpoint is ready".to_owned());
+        }
+        health.degraded.clone()
+    }
+}
+
+/// Names of pods and services, by member.
+struct Names<'a> {
+    endpoints: HashMap<(ServiceId, BackendId), &'a Endpoint>,
+    services: HashMap<ServiceId, String>,
+    gone: &'a HashMap<(ServiceId, BackendId), Gone>,
+}
+
+impl<'a> Names<'a> {
+    fn of(published: &'a Published) -> Self {
+        let services = published.desired.services.values();
+        Self {
+            endpoints: services
+                .clone()
+                .flat_map(|service| {
+                    service.endpoints.iter().map(|endpoint| ((service.id, endpoint.backend), endpoint))
+                })
+                .collect(),
+            services: services
+                .map(|service| (service.id, format!("{}/{}", service.namespace, service.name)))
+                .collect(),
+            gone: &published.gone,
+        }
+    }
+
+    fn fill(&self, flow: &mut view::Flow, member: &MemberInfo) {
+        let key = (member.service, member.backend);
+        let gone = self.gone.get(&key);
+        flow.service =
+            self.services.get(&member.service).cloned().or_else(|| gone.map(|gone| gone.service.clone()));
+        if let Some(endpoint) = self.endpoints.get(&key).copied().or(gone.map(|gone| &gone.endpoint)) {
+            flow.cluster = Some(endpoint.cluster.clone());
+            flow.pod = Some(endpoint.pod.clone()).filter(|pod| !pod.is_empty());
+        }
+    }
+}
+
+fn matches(flow: &view::Flow, filter: &FlowFilter) -> bool {
+    let service = filter.service.as_deref().is_none_or(|wanted| {
+        let named = flow.service.as_deref().is_some_and(|name| {
+            name == wanted || name.split_once('/').is_some_and(|(_, name)| name == wanted)
+        });
+        named || flow.vip.to_string() == wanted || flow.vip.ip().to_string() == wanted
+    });
+    service && filter.client.is_none_or(|client| flow.client.ip() == client)
+}
+
+fn blank(endpoint: &Endpoint, service: &str, vip: IpAddr) -> view::Backend {
+    view::Backend {
+        cluster: endpoint.cluster.clone(),
+        region: endpoint.region.clone(),
+        zone: endpoint.zone.clone(),
+        service: service.to_owned(),
+        vip,
+        pod: endpoint.pod.clone(),
+        address: endpoint.backend.address,
+        port: endpoint.backend.port,
+        protocol: endpoint.backend.protocol.to_string(),
+        ready: endpoint.ready,
+        healthy: None,
+        usable: false,
+        draining: false,
+        flows: 0,
+        traffic: view::Traffic::default(),
+        next_hop: None,
+        reason: None,
+    }
+}
+
+fn clusters(published: &Published) -> Vec<view::Cluster> {
+    let services = || published.desired.services.values();
+    published
+        .clusters
+        .iter()
+        .map(|(name, region)| {
+            let of_cluster = |endpoint: &&Endpoint| endpoint.cluster == *name;
+            let backends: BTreeSet<BackendId> = services()
+                .flat_map(|service| service.endpoints.iter().filter(of_cluster))
+                .map(|endpoint| endpoint.backend)
+                .collect();
+            view::Cluster {
+                name: name.clone(),
+                region: Some(region.clone()).filter(|region| !region.is_empty()),
+                services: services()
+                    .filter(|service| service.endpoints.iter().any(|endpoint| endpoint.cluster == *name))
+                    .count(),
+                endpoints: backends.len(),
+                problem: published
+                    .problems
+                    .iter()
+                    .find(|problem| problem.cluster.as_ref() == Some(name))
+                    .map(|problem| format!("{}: {}", problem.object, problem.message)),
+            }
+        })
+        .collect()
+}
+
+fn clusters_of(service: &Service) -> BTreeSet<&str> {
+    service.endpoints.iter().map(|endpoint| endpoint.cluster.as_str()).collect()
+}
+
+fn totals(published: &Published) -> view::BackendTotals {
+    let (mut all, mut failing, mut usable) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for service in published.desired.services.values() {
+        for endpoint in &service.endpoints {
+            all.insert(endpoint.backend);
+            let verdict = published.verdicts.of_endpoint(endpoint, &service.health_check);
+            if !endpoint.ready || matches!(verdict, Verdict::Unhealthy { .. }) {
+                failing.insert(endpoint.backend);
+            }
+            if published.is_usable(service, endpoint) {
+                usable.insert(endpoint.backend);
+            }
+        }
+    }
+    view::BackendTotals { total: all.len(), healthy: all.len() - failing.len(), usable: usable.len() }
+}
+
+fn flow_totals(pass: &Pass, capacity: u64) -> view::FlowTotals {
+    let mut totals = view::FlowTotals { capacity, ..view::FlowTotals::default() };
+    for (state, count) in FlowState::ALL.into_iter().zip(pass.states) {
+        if state.is_live() {
+            *totals.states.entry(group(state).to_owned()).or_default() += count;
+            totals.total += count;
+        }
+    }
+    totals.fill = totals.total as f64 / capacity.max(1) as f64;
+    totals
+}
+
+/// States as `kanmon status` sums them up.
+const fn group(state: FlowState) -> &'static str {
+    match state {
+        FlowState::Empty | FlowState::Claimed => "none",
+        FlowState::SynSent | FlowState::SynAcked => "half_open",
+        FlowState::Established => "established",
+        FlowState::ClientFin | FlowState::BackendFin => "closing",
+        FlowState::Closed => "closed",
+        FlowState::ClientReset | FlowState::BackendReset => "reset",
+        FlowState::UdpNew => "udp_new",
+        FlowState::UdpReplied => "udp_replied",
+    }
+}
+
+const fn state_name(state: FlowState) -> &'static str {
+    match state {
+        FlowState::Empty => "empty",
+        FlowState::Claimed => "claimed",
+        FlowState::SynSent => "syn-sent",
+        FlowState::SynAcked => "syn-acked",
+        FlowState::Established => "established",
+        FlowState::ClientFin => "client-fin",
+        FlowState::BackendFin => "backend-fin",
+        FlowState::Closed => "closed",
+        FlowState::ClientReset => "client-reset",
+        FlowState::BackendReset => "backend-reset",
+        FlowState::UdpNew => "udp-new",
+        FlowState::UdpReplied => "udp-replied",
+    }
+}
+
+fn address(bytes: [u8; 16], v4: bool) -> IpAddr {
+    let [a, b, c, d, ..] = bytes;
+    if v4 { Ipv4Addr::new(a, b, c, d).into() } else { Ipv6Addr::from(bytes).into() }
+}
+
+fn next_hop(hop: &NextHop) -> String {
+    let mac: Vec<String> = hop.destination_mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    let interface = nix::net::if_::if_indextoname(hop.ifindex)
+        .map_or_else(|_| hop.ifindex.to_string(), |name| name.to_string_lossy().into_owned());
+    let tags: String =
+        hop.vlan.iter().map(|tag| format!(" vlan {}", u16::from_be_bytes(*tag) & 0x0fff)).collect();
+    format!("{} dev {interface}{tags}", mac.join(":"))
+}
+
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow() -> view::Flow {
+        view::Flow {
+            client: "198.51.100.2:40000".parse().unwrap(),
+            vip: "192.168.100.10:80".parse().unwrap(),
+            protocol: "TCP".into(),
+            upstream_host: "10.0.1.10:8080".parse().unwrap(),
+            service: Some("demo/httpbin".into()),
+            cluster: None,
+            pod: None,
+            state: "established".into(),
+            snat: "192.168.0.2:12288".parse().unwrap(),
+            idle_seconds: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_service_is_named_by_name_namespace_vip_or_port() {
+        for (name, found) in [
+            ("httpbin", true),
+            ("demo/httpbin", true),
+            ("192.168.100.10", true),
+            ("192.168.100.10:80", true),
+            ("other/httpbin", false),
+            ("192.168.100.1", false),
+        ] {
+            let filter = FlowFilter { service: Some(name.into()), ..FlowFilter::default() };
+            assert_eq!(matches(&flow(), &filter), found, "{name}");
+        }
+    }
+
+    #[test]
+    fn flows_are_filtered_by_client() {
+        let of = |client: [u8; 4]| FlowFilter { client: Some(client.into()), ..FlowFilter::default() };
+        assert!(matches(&flow(), &of([198, 51, 100, 2])));
+        assert!(!matches(&flow(), &of([198, 51, 100, 3])));
+    }
+
+    #[test]
+    fn the_states_of_a_pass_are_summed_up_for_people() {
+        let mut pass = Pass::default();
+        pass.states[FlowState::SynSent as usize] = 2;
+        pass.states[FlowState::SynAcked as usize] = 3;
+        pass.states[FlowState::Established as usize] = 5;
+        let totals = flow_totals(&pass, 100);
+        assert_eq!((totals.total, totals.states["half_open"], totals.states["established"]), (10, 5, 5));
+        assert!((totals.fill - 0.1).abs() < 1e-9);
+    }
+}

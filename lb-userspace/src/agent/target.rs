@@ -1,0 +1,106 @@
+//! From desired state, health and the node's network to what the maps should say. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::desired::{Desired, Service};
+use crate::health::Usability;
+use crate::locality;
+use crate::network::{LocalAddresses, NextHops, is_local};
+use crate::plan::{Target, TargetMember, TargetService};
+
+/// What the maps should say.
+pub(super) fn target(
+    desired: &Desired,
+    usability: &Usability,
+    next_hops: &NextHops,
+    addresses: &LocalAddresses,
+    snat_addresses: &BTreeSet<IpAddr>,
+    interfaces: &BTreeSet<u32>,
+) -> Target {
+    let vips: BTreeMap<IpAddr, bool> =
+        desired.services.keys().map(|id| (id.vip, is_local(addresses, id.vip))).collect();
+    Target {
+        services: desired.services.iter().map(|(id, service)| (*id, target_service(service))).collect(),
+        usable: usability.backends.clone(),
+        next_hops: next_hops.clone(),
+        vips,
+        snat_addresses: snat_addresses.clone(),
+        interfaces: interfaces.clone(),
+    }
+}
+
+fn target_service(service: &Service) -> TargetService {
+    let shares = locality::shares(service);
+    let members = service.endpoints.iter().map(|endpoint| {
+        let weight = shares.weights.get(&endpoint.backend).copied().unwrap_or_default();
+        (endpoint.backend, TargetMember { weight, draining: !endpoint.takes_new_flows() })
+    });
+    TargetService { members: members.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::{BackendId, Endpoint, HealthCheck, Protocol, ServiceId};
+    use crate::network::LocalAddress;
+
+    fn endpoint(last: u8, ready: bool, terminating: bool) -> Endpoint {
+        Endpoint {
+            backend: BackendId { protocol: Protocol::Tcp, address: [10, 0, 0, last].into(), port: 8080 },
+            cluster: "a".into(),
+            region: String::new(),
+            zone: String::new(),
+            pod: String::new(),
+            ready,
+            serving: true,
+            terminating,
+            probe_port: Some(8080),
+        }
+    }
+
+    fn desired(vip: [u8; 4], endpoints: Vec<Endpoint>) -> Desired {
+        let id = ServiceId { vip: vip.into(), port: 80, protocol: Protocol::Tcp };
+        let service = Service {
+            id,
+            namespace: "demo".into(),
+            name: "httpbin".into(),
+            port_name: String::new(),
+            endpoints,
+            health_check: HealthCheck::default(),
+        };
+        Desired { services: BTreeMap::from([(id, service)]), ..Desired::default() }
+    }
+
+    fn of(desired: &Desired, addresses: &LocalAddresses) -> Target {
+        let none = BTreeSet::new();
+        target(desired, &Usability::default(), &NextHops::new(), addresses, &none, &BTreeSet::new())
+    }
+
+    #[test]
+    fn endpoints_that_take_no_new_flows_drain() {
+        let desired = desired(
+            [192, 0, 2, 1],
+            vec![endpoint(1, true, false), endpoint(2, true, true), endpoint(3, false, false)],
+        );
+        let target = of(&desired, &Vec::new());
+        let members = &target.services.values().next().unwrap().members;
+        let draining: Vec<bool> = members.values().map(|member| member.draining).collect();
+        assert_eq!(draining, [false, true, true]);
+        let weights: Vec<u32> = members.values().map(|member| member.weight).collect();
+        assert_eq!(weights, [1, 0, 0]);
+    }
+
+    #[test]
+    fn a_vip_on_an_interface_of_the_node_is_marked() {
+        let local = |address: [u8; 4]| LocalAddress {
+            ifindex: 2,
+            address: address.into(),
+            prefix: 24,
+            primary: true,
+        };
+        let desired = desired([192, 0, 2, 1], Vec::new());
+        assert!(of(&desired, &vec![local([192, 0, 2, 1])]).vips.values().all(|node| *node));
+        assert!(of(&desired, &vec![local([192, 0, 2, 2])]).vips.values().all(|node| !*node));
+    }
+}

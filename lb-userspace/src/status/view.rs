@@ -1,0 +1,304 @@
+//! What `kanmon status|services|backends|flows -o json` print. Field names are an interface: programs read
+//! them, so they change only with a major version.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// The whole agent at a glance: `kanmon status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether the maps hold what the sources said and the program is attached.
+    pub ready: bool,
+    /// When the agent started, RFC 3339, UTC.
+    pub since: String,
+    /// The agent's version.
+    pub version: String,
+    /// Version of the map layout.
+    pub abi: u32,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The agent's process.
+    pub pid: u32,
+    /// The gateway's region, if it was told.
+    pub region: Option<String>,
+    /// The gateway's zone, if it was told.
+    pub zone: Option<String>,
+    /// Where the maps and links are pinned.
+    pub pin_dir: String,
+    /// Whether the agent found the maps of a former one and went on with them.
+    pub adopted: bool,
+    /// Interfaces with the XDP program.
+    pub attach: Vec<Attachment>,
+    /// Member clusters, by name.
+    pub clusters: Vec<Cluster>,
+    /// Number of services that are programmed.
+    pub services: usize,
+    /// Backends, each counted once however many services it is in.
+    pub backends: BackendTotals,
+    /// The flow table.
+    pub flows: FlowTotals,
+    /// Memory that the maps take, in bytes: by map, and `total`.
+    pub memory: BTreeMap<String, u64>,
+    /// Counters of the packet program, summed over CPUs, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// What backends see instead of clients.
+    pub snat: Snat,
+    /// What is wrong now.
+    pub problems: Vec<Problem>,
+}
+
+/// An interface with the XDP program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Name of the interface.
+    pub interface: String,
+    /// `native` (in the driver) or `generic` (after the kernel made a socket buffer: slow).
+    pub mode: String,
+}
+
+/// A member cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// Its region, if it was told.
+    pub region: Option<String>,
+    /// How many programmed services have endpoints in it.
+    pub services: usize,
+    /// How many backends are in it.
+    pub endpoints: usize,
+    /// The first of its problems, if it has any.
+    pub problem: Option<String>,
+}
+
+/// Numbers of backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendTotals {
+    /// All.
+    pub total: usize,
+    /// Those whose probe succeeds, or that are not probed.
+    pub healthy: usize,
+    /// Those that take new flows.
+    pub usable: usize,
+}
+
+/// The flow table's use, as of the sweep's last pass.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowTotals {
+    /// Flows by state: `half_open`, `established`, `closing`, `closed`, `reset`, `udp_new`, `udp_replied`.
+    pub states: BTreeMap<String, u64>,
+    /// Their sum.
+    pub total: u64,
+    /// How many flows the table was made for.
+    pub capacity: u64,
+    /// `total / capacity`, 0–1.
+    pub fill: f64,
+}
+
+/// What backends see instead of clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snat {
+    /// Addresses of the gateway.
+    pub addresses: Vec<IpAddr>,
+    /// Range of ports on each of them and for each backend, both ends included: `12288-28671`.
+    pub ports: String,
+}
+
+/// Something that a person should know about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Problem {
+    /// Cluster it is in; `null` when it is the gateway's own.
+    pub cluster: Option<String>,
+    /// The object, as `Kind namespace/name`, a file, a backend or a map.
+    pub object: String,
+    /// One word for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// One row of `kanmon services`: one VIP, port and protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Kubernetes name.
+    pub name: String,
+    /// Virtual address.
+    pub vip: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// Endpoints over all clusters.
+    pub endpoints: usize,
+    /// Those of them that take new flows.
+    pub usable: usize,
+    /// Clusters that have endpoints.
+    pub clusters: Vec<String>,
+    /// The Maglev ring; `null` while the service has none.
+    pub ring: Option<Ring>,
+    /// What was forwarded for its members.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Whether it is served against the probes' advice: all fail, so all are tried.
+    pub degraded: bool,
+    /// Why it is not served as it should be.
+    pub problem: Option<String>,
+}
+
+/// A service's ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ring {
+    /// Slots, a prime.
+    pub slots: u32,
+    /// Counts the service's rings from 1.
+    pub version: u32,
+}
+
+/// What was forwarded, summed over CPUs. Bytes are those of whole frames as received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// New flows.
+    pub connections: u64,
+    /// Packets towards the backend.
+    pub packets_in: u64,
+    /// Bytes towards the backend.
+    pub bytes_in: u64,
+    /// Packets towards clients.
+    pub packets_out: u64,
+    /// Bytes towards clients.
+    pub bytes_out: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.packets_in += other.packets_in;
+        self.bytes_in += other.bytes_in;
+        self.packets_out += other.packets_out;
+        self.bytes_out += other.bytes_out;
+    }
+}
+
+/// One row of `kanmon backends`: a backend as a member of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Member cluster.
+    pub cluster: String,
+    /// Region.
+    pub region: String,
+    /// Zone.
+    pub zone: String,
+    /// `namespace/name` of the service.
+    pub service: String,
+    /// The service's VIP.
+    pub vip: IpAddr,
+    /// Name of the pod.
+    pub pod: String,
+    /// Address of the pod.
+    pub address: IpAddr,
+    /// Port of the pod.
+    pub port: u16,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// Whether its cluster says that it is ready.
+    pub ready: bool,
+    /// What the probes say; `null` when it is not probed, or not yet.
+    pub healthy: Option<bool>,
+    /// Whether it takes new flows.
+    pub usable: bool,
+    /// Whether it keeps its flows and takes no new ones.
+    pub draining: bool,
+    /// Flows that it has now, as of the sweep's last pass.
+    pub flows: u64,
+    /// What was forwarded for it.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// `MAC dev interface` of the next hop; `null` while there is none.
+    pub next_hop: Option<String>,
+    /// Why it takes no new flows.
+    pub reason: Option<String>,
+}
+
+/// One row of `kanmon flows`: one client connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The client.
+    pub client: SocketAddr,
+    /// The address and port that the client talks to.
+    pub vip: SocketAddr,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// The pod's address and port.
+    pub upstream_host: SocketAddr,
+    /// `namespace/name` of the service, while it is known.
+    pub service: Option<String>,
+    /// Member cluster of the pod, while it is known.
+    pub cluster: Option<String>,
+    /// Name of the pod, while it is known.
+    pub pod: Option<String>,
+    /// `syn-sent`, `syn-acked`, `established`, `client-fin`, `backend-fin`, `closed`, `client-reset`,
+    /// `backend-reset`, `udp-new` or `udp-replied`.
+    pub state: String,
+    /// The source that the pod sees.
+    pub snat: SocketAddr,
+    /// Seconds since the last packet of either direction.
+    pub idle_seconds: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_row_keeps_its_field_names() {
+        let service = Service {
+            namespace: "demo".into(),
+            name: "httpbin".into(),
+            vip: [192, 168, 100, 10].into(),
+            port: 80,
+            protocol: "TCP".into(),
+            endpoints: 6,
+            usable: 5,
+            clusters: vec!["hangzhou".into()],
+            ring: Some(Ring { slots: 1021, version: 3 }),
+            traffic: Traffic { connections: 1, packets_in: 2, bytes_in: 3, packets_out: 4, bytes_out: 5 },
+            degraded: false,
+            problem: None,
+        };
+        let json = serde_json::to_value(&service).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "namespace": "demo", "name": "httpbin", "vip": "192.168.100.10", "port": 80,
+                "protocol": "TCP", "endpoints": 6, "usable": 5, "clusters": ["hangzhou"],
+                "ring": {"slots": 1021, "version": 3}, "connections": 1, "packets_in": 2, "bytes_in": 3,
+                "packets_out": 4, "bytes_out": 5, "degraded": false, "problem": null
+            })
+        );
+        assert_eq!(serde_json::from_value::<Service>(json).unwrap(), service);
+    }
+
+    #[test]
+    fn a_flow_row_names_the_pod_as_upstream_host() {
+        let flow = Flow {
+            client: "[fd00:c::2]:40000".parse().unwrap(),
+            vip: "[fd00:100::10]:80".parse().unwrap(),
+            protocol: "TCP".into(),
+            upstream_host: "[fd00:10::a]:8080".parse().unwrap(),
+            service: None,
+            cluster: None,
+            pod: None,
+            state: "established".into(),
+            snat: "[fd00:1::1]:12288".parse().unwrap(),
+            idle_seconds: 0.5,
+        };
+        let json = serde_json::to_value(&flow).unwrap();
+        assert_eq!(json["upstream_host"], "[fd00:10::a]:8080");
+        assert_eq!(json["cluster"], serde_json::Value::Null);
+        assert_eq!(serde_json::from_value::<Flow>(json).unwrap(), flow);
+    }
+}
