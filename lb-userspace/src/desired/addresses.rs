@@ -90,8 +90,9 @@ fn requested(front: &Front<'_>, problems: &mut Problems) -> Option<Vec<IpAddr>> 
             ),
         }
     }
-    if vips.is_empty() && text.trim().is_empty() {
-        let message = format!("{source} is empty, so there is no VIP; name one, or remove it to get one");
+    if text.split(',').all(|part| part.trim().is_empty()) {
+        let message =
+            format!("{source} names no address, so there is no VIP; name one, or remove it to get one");
         problems.error(front.cluster, problems::service(&front.name), Reason::InvalidAddress, message);
     }
     Some(vips)
