@@ -384,7 +384,7 @@ impl Settings {
 impl TableSizes {
     fn check(&self) -> Result<(), SettingsError> {
         // The flow table has at least two slots for each flow, and a power of two of them.
-        const MOST_FLOWS: u32 = (MAX_FLOW_SLOT + 1) / 2;
+        const MOST_FLOWS: u32 = MAX_FLOW_SLOT.div_ceil(2);
         let limits = [
             ("flows", self.flows, 64, MOST_FLOWS),
             ("flowsV6", self.flows_v6, 0, self.flows),

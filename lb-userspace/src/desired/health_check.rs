@@ -105,7 +105,7 @@ impl Reader<'_> {
     fn report_unknown(&mut self) {
         for key in self.annotations.keys() {
             if key.starts_with(OURS) && !KNOWN.contains(&key.as_str()) {
-                self.report(format!("{key} is no annotation that Kanmon knows; see the list in the docs"));
+                self.report(format!("{key} is no annotation of Kanmon's; there are {}", KNOWN.join(", ")));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Each cluster's objects by namespace and name.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Service as KubeService;
@@ -43,10 +44,11 @@ fn index<'a>(cluster: &str, objects: &'a ClusterObjects, problems: &mut Problems
     let mut index = Index::default();
     for service in &objects.services {
         let name = object_name(&service.metadata);
-        if index.services.contains_key(&name) {
-            duplicate(cluster, problems::service(&name), problems);
-        } else {
-            index.services.insert(name, service);
+        match index.services.entry(name) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(service);
+            }
+            Entry::Occupied(known) => duplicate(cluster, problems::service(known.key()), problems),
         }
     }
 
