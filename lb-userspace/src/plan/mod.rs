@@ -16,9 +16,9 @@
 //! 4. Service keys, then VIPs, then bits of the address filter, which opens a VIP to packets with everything
 //!    behind it in place.
 //! 5. Keys of services that are gone, then the flags of members that are; a grace period.
-//! 6. Members that no flow refers to any more; a grace period; backends without members; VIPs (address filter
-//!    first) and descriptors without services. Each index and each region is given out again only after
-//!    another grace period.
+//! 6. Members that no flow refers to any more, keys of backends without members and ports, VIPs (address filter
+//!    first) and descriptors of services without members. Each index and each region is given out again only
+//!    after another grace period.
 
 mod adopt;
 mod checksum_delta;

@@ -28,7 +28,6 @@ impl Planner<'_> {
         self.grace();
         self.drop_rings();
         self.clear_members();
-        self.grace();
         self.clear_backends();
         self.clear_services();
         self.remove_egress();
@@ -176,7 +175,6 @@ impl Planner<'_> {
         let indices: Vec<u32> =
             gone.iter().filter_map(|id| self.model.services.remove(id)).map(|state| state.index).collect();
         self.close_vips();
-        self.grace();
         for index in indices {
             self.steps.push(Step::WriteDescriptor { index, value: ServiceDescriptor::zeroed() });
             self.model.service_pool.give_back(index);

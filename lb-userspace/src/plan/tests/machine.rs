@@ -23,6 +23,8 @@ pub(super) struct Machine {
     /// Written rings by their first element.
     rings: BTreeMap<u32, Ring>,
     pub(super) flows: Vec<Flow>,
+    /// Backends with ports that closed flows still hold.
+    pub(super) lingering: BTreeSet<BackendId>,
     /// What packets in flight may still use: since the last grace period.
     seen: Seen,
     /// The target has room for everything: rings never name what drains.
@@ -74,6 +76,7 @@ impl Machine {
             maps: MapSnapshot::default(),
             rings: BTreeMap::new(),
             flows: Vec::new(),
+            lingering: BTreeSet::new(),
             seen: Seen::default(),
             roomy: true,
         }
@@ -107,6 +110,8 @@ impl Machine {
             *usage.flows.entry(flow.member).or_default() += 1;
             usage.busy_backends.insert(self.maps.members[&flow.member].backend);
         }
+        let keys = self.lingering.iter().map(BackendKey::from);
+        usage.busy_backends.extend(keys.filter_map(|key| self.maps.backend_keys.get(&key)));
         usage
     }
 
@@ -146,6 +151,7 @@ impl Machine {
                 assert_eq!(maps.backend_keys.insert(*key, *index), None, "immutable while it exists");
             }
             Step::DeleteBackendKey { key } => {
+                assert!(!self.lingering.contains(&key.id().unwrap()), "its ports are taken");
                 seen.recycled.insert(("backends", matches!(key, BackendKey::V4(_))));
                 assert!(maps.backend_keys.remove(key).is_some());
             }
@@ -177,7 +183,12 @@ impl Machine {
                 assert!(!seen.services.contains(index), "packets in flight use service {index}");
                 maps.descriptors.insert(*index, *value);
             }
-            Step::SwapRing { index, ring } => maps.descriptors.get_mut(index).unwrap().ring = ring.0,
+            Step::SwapRing { index, ring } => {
+                let keyed = maps.services.values().any(|service| service == index);
+                let expected = keyed || ring.is_some() || !seen.services.contains(index);
+                assert!(expected, "packets in flight are about to look for a ring");
+                maps.descriptors.get_mut(index).unwrap().ring = ring.0;
+            }
             Step::SwapFallback { index, ring } => maps.descriptors.get_mut(index).unwrap().fallback = ring.0,
             Step::PutService { key, index } => {
                 let family = key.id().unwrap().vip.is_ipv4();

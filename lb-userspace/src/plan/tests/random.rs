@@ -106,11 +106,11 @@ fn live(agent: &mut Agent, change: &Change) {
     } else {
         agent.applied = plan.number;
     }
-    let mut number = 0;
-    agent.machine.flows.retain(|_| {
-        number += 1;
-        number % 4 >= u32::from(change.ends)
-    });
+    let flows = std::mem::take(&mut agent.machine.flows);
+    let (ended, live): (Vec<_>, Vec<_>) =
+        flows.into_iter().enumerate().partition(|(number, _)| *number % 4 < usize::from(change.ends));
+    agent.machine.flows = live.into_iter().map(|(_, flow)| flow).collect();
+    agent.machine.lingering = ended.into_iter().map(|(_, flow)| flow.backend).collect();
 }
 
 proptest! {
@@ -126,6 +126,7 @@ proptest! {
         }
         let last = changes.last().unwrap().target();
         agent.machine.flows.clear();
+        agent.machine.lingering.clear();
         agent.settle(&last);
         let mut fresh = Agent::new(LIMITS);
         // A member that drains keeps its entry where it had one, and needs none where it had not.

@@ -124,6 +124,19 @@ fn a_count_of_flows_from_before_the_removal_frees_nothing() {
 }
 
 #[test]
+fn a_backend_stays_until_its_ports_are_free() {
+    let mut agent = Agent::new(LIMITS);
+    agent.run(&target(&[(0, &[1, 2])]));
+    agent.machine.lingering.insert(backend(&service(0), 2));
+    let target = target(&[(0, &[1])]);
+    agent.settle(&target);
+    assert_eq!((agent.model.members().count(), agent.model.backend_addresses().len()), (1, 2));
+    agent.machine.lingering.clear();
+    agent.settle(&target);
+    assert_eq!(agent.model.backend_addresses().len(), 1);
+}
+
+#[test]
 fn flows_are_evicted_when_the_drain_time_ends() {
     let mut agent = Agent::new(LIMITS);
     agent.run(&target(&[(0, &[1, 2])]));
