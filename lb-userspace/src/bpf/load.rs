@@ -45,7 +45,7 @@ pub struct Kernel {
     adopted: bool,
     /// Held as long as the maps are.
     _lock: AgentLock,
-    /// Keeps the programs and their array open.
+    /// Keeps the programs open.
     _ebpf: Ebpf,
 }
 
@@ -206,6 +206,12 @@ fn load(pins: &PinDir, sizes: TableSizes, lock: AgentLock, adopted: bool) -> Res
         }
         check_pin(pins, &pins.map(layout.name), layout)?;
     }
+    // Before the maps are taken: loading a program needs all their descriptors open.
+    let entry = load_program(&mut ebpf, ENTRY_PROGRAM)?;
+    let mut called = Vec::new();
+    for name in CALLED_PROGRAMS {
+        called.push(load_program(&mut ebpf, name)?);
+    }
     let memory = map_arrays(&mut ebpf, &layouts)?;
     let mut config = memory.read_config();
     if config == bytemuck::Zeroable::zeroed() {
@@ -215,9 +221,8 @@ fn load(pins: &PinDir, sizes: TableSizes, lock: AgentLock, adopted: bool) -> Res
     let hashes = Hashes::take(&mut ebpf)?;
     let egress = take(&mut ebpf, "EGRESS")?;
     let events = Some(take(&mut ebpf, "EVENTS")?);
-    let entry = load_program(&mut ebpf, ENTRY_PROGRAM)?;
     // Last, because nothing removes its pin should something fail after it.
-    let program_array = fill_program_array(&mut ebpf, pins)?;
+    let program_array = fill_program_array(&mut ebpf, pins, &called)?;
     Ok(Kernel {
         hashes,
         egress,
@@ -338,16 +343,19 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadEr
 /// Fills the array of called programs and pins it: unpinned, it would be emptied when the agent ends, under a
 /// program that is still attached. Each program version has one of its own, so that an update never shows an
 /// old program a new callee.
-fn fill_program_array(ebpf: &mut Ebpf, pins: &PinDir) -> Result<PathBuf, LoadError> {
+fn fill_program_array(
+    ebpf: &mut Ebpf,
+    pins: &PinDir,
+    called: &[ProgramFd],
+) -> Result<PathBuf, LoadError> {
     let failed = |source| LoadError::Map { name: PROGRAM_ARRAY, source };
     let Some(Map::ProgramArray(data)) = ebpf.take_map(PROGRAM_ARRAY) else {
         return Err(LoadError::Missing(PROGRAM_ARRAY));
     };
     let path = pins.programs().join(data.info().map_err(failed)?.id().to_string());
     let mut array = ProgramArray::try_from(Map::ProgramArray(data)).map_err(failed)?;
-    for (index, name) in (0..).zip(CALLED_PROGRAMS) {
-        let program = load_program(ebpf, name)?;
-        array.set(index, &program, 0).map_err(failed)?;
+    for (index, program) in (0..).zip(called) {
+        array.set(index, program, 0).map_err(failed)?;
     }
     array.pin(&path).map_err(|error| failed(MapError::PinError { name: None, error }))?;
     Ok(path)
