@@ -7,7 +7,8 @@
 //! - [`topology`]: story S1's network, its pods, its faults and its manifests;
 //! - [`agent`]: the `kanmon` agent in the gateway's namespace, and what its CLI says;
 //! - [`client`]: the load generator in the client's namespace;
-//! - [`demo`]: what `cargo xtask demo` shows.
+//! - [`demo`]: what `cargo xtask demo` shows;
+//! - [`kernel_run`]: the packet program in the kernel, on frames from memory.
 //!
 //! A test reads like this:
 //!
@@ -26,6 +27,7 @@
 pub mod agent;
 pub mod client;
 pub mod demo;
+pub mod kernel_run;
 
 pub mod netns;
 pub mod topology;

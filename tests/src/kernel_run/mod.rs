@@ -1,0 +1,29 @@
+//! The packet program in the kernel, run on frames from memory (`BPF_PROG_TEST_RUN`), its maps within reach.
+//!
+//! Nothing is attached or pinned: everything goes with the process. [`KernelProgram`] is the loaded program,
+//! [`KernelTables`] its arrays mapped into memory, [`Runner`] runs it on one frame at a time, and every thread
+//! has a runner of its own.
+
+mod memory;
+mod program;
+mod runner;
+
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+pub use memory::{KernelTables, MappedArray, MappedCells};
+pub use program::{Clock, KernelProgram};
+pub use runner::{MAX_HEAD_ROOM, Outcome, Runner, XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
+
+/// Keeps the calling thread on one CPU: what the program counts per CPU then lands in one place, and two
+/// threads on two CPUs really run at once.
+///
+/// # Errors
+/// When there is no such CPU, or this process may not use it.
+pub fn pin_to_cpu(cpu: usize) -> nix::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set)
+}

@@ -1,0 +1,224 @@
+//! Loading the program for test runs.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{DevMapHash, HashMap, Map, MapData, MapInfo, ProgramArray, RingBuf},
+    programs::{ProgramFd, Xdp},
+};
+use lb_common::abi::{BackendKeyV4, BackendKeyV6, Event, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6};
+use lb_userspace::bpf::{EBPF_OBJECT, TableSizes};
+
+use super::{KernelTables, Runner};
+
+/// Programs that the entry program calls, by their index in `PROGRAMS`.
+const CALLED: [&str; 2] = ["kanmon_new_v4", "kanmon_new_v6"];
+
+/// What the program takes for the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// The kernel's.
+    Kernel,
+    /// [`KernelTables::set_clock`].
+    Injected,
+}
+
+/// The packet program, loaded for test runs.
+pub struct KernelProgram {
+    /// Its arrays.
+    pub tables: KernelTables,
+    entry: ProgramFd,
+    called: Vec<ProgramFd>,
+    programs: ProgramArray<MapData>,
+    services_v4: HashMap<MapData, [u8; 8], u32>,
+    services_v6: HashMap<MapData, [u8; 20], u32>,
+    vips_v4: HashMap<MapData, [u8; 4], u32>,
+    vips_v6: HashMap<MapData, [u8; 16], u32>,
+    backends_v4: HashMap<MapData, [u8; 8], u32>,
+    backends_v6: HashMap<MapData, [u8; 20], u32>,
+    egress: DevMapHash<MapData>,
+    events: RingBuf<MapData>,
+    maps: Vec<(String, MapInfo)>,
+    /// Keeps the programs.
+    _ebpf: Ebpf,
+}
+
+impl KernelProgram {
+    /// Loads it with tables of these sizes.
+    ///
+    /// # Errors
+    /// Without root, or when the kernel refuses the program.
+    pub fn load(sizes: &TableSizes, clock: Clock) -> Result<Self> {
+        let inject = u32::from(clock == Clock::Injected);
+        let mut loader = EbpfLoader::new();
+        loader.override_global("INJECT_CLOCK", &inject, true);
+        for layout in sizes.maps() {
+            loader.map_max_entries(layout.name, layout.max_entries);
+        }
+        let mut ebpf = loader.load(EBPF_OBJECT).context("cannot load the packet program (root is needed)")?;
+        let mut maps = Vec::new();
+        for (name, map) in ebpf.maps() {
+            if let Some(data) = declared(map) {
+                let info = data.info().with_context(|| format!("cannot look at the map {name}"))?;
+                maps.push((name.to_owned(), info));
+            }
+        }
+        maps.retain(|(name, _)| !name.starts_with('.'));
+        maps.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let entry = load(&mut ebpf, "kanmon")?;
+        let called = CALLED.iter().map(|name| load(&mut ebpf, name)).collect::<Result<Vec<_>>>()?;
+        let mut program = Self {
+            tables: KernelTables::take(&mut ebpf)?,
+            entry,
+            called,
+            programs: take(&mut ebpf, "PROGRAMS")?,
+            services_v4: take(&mut ebpf, "SERVICES_V4")?,
+            services_v6: take(&mut ebpf, "SERVICES_V6")?,
+            vips_v4: take(&mut ebpf, "VIPS_V4")?,
+            vips_v6: take(&mut ebpf, "VIPS_V6")?,
+            backends_v4: take(&mut ebpf, "BACKENDS_V4")?,
+            backends_v6: take(&mut ebpf, "BACKENDS_V6")?,
+            egress: take(&mut ebpf, "EGRESS")?,
+            events: take(&mut ebpf, "EVENTS")?,
+            maps,
+            _ebpf: ebpf,
+        };
+        program.install_called_programs()?;
+        Ok(program)
+    }
+
+    /// A runner of the entry program.
+    pub fn runner(&self) -> Runner<'_> {
+        Runner::new(self.program())
+    }
+
+    /// The entry program.
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.entry.as_fd()
+    }
+
+    /// What the kernel says about each map that the program declares, in the order of their names.
+    pub fn maps(&self) -> impl Iterator<Item = (&str, &MapInfo)> {
+        self.maps.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    /// Fills `PROGRAMS`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn install_called_programs(&mut self) -> Result<()> {
+        for (index, program) in (0..).zip(&self.called) {
+            self.programs.set(index, program, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Empties `PROGRAMS`, as it is before an agent is ready.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub fn remove_called_programs(&mut self) -> Result<()> {
+        for (index, _) in (0..).zip(&self.called) {
+            self.programs.clear_index(&index)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a service's index.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn put_service_v4(&mut self, key: &ServiceKeyV4, index: u32) -> Result<()> {
+        Ok(self.services_v4.insert(bytemuck::cast::<_, [u8; 8]>(*key), index, 0)?)
+    }
+
+    /// Writes a service's index.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn put_service_v6(&mut self, key: &ServiceKeyV6, index: u32) -> Result<()> {
+        Ok(self.services_v6.insert(bytemuck::cast::<_, [u8; 20]>(*key), index, 0)?)
+    }
+
+    /// Writes a VIP's flags.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn put_vip_v4(&mut self, key: &VipKeyV4, flags: u32) -> Result<()> {
+        Ok(self.vips_v4.insert(key.vip, flags, 0)?)
+    }
+
+    /// Writes a VIP's flags.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn put_vip_v6(&mut self, key: &VipKeyV6, flags: u32) -> Result<()> {
+        Ok(self.vips_v6.insert(key.vip, flags, 0)?)
+    }
+
+    /// Writes a backend's index.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn put_backend_v4(&mut self, key: &BackendKeyV4, index: u32) -> Result<()> {
+        Ok(self.backends_v4.insert(bytemuck::cast::<_, [u8; 8]>(*key), index, 0)?)
+    }
+
+    /// Writes a backend's index.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn put_backend_v6(&mut self, key: &BackendKeyV6, index: u32) -> Result<()> {
+        Ok(self.backends_v6.insert(bytemuck::cast::<_, [u8; 20]>(*key), index, 0)?)
+    }
+
+    /// Lets the program redirect to an interface of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn add_egress(&mut self, ifindex: u32) -> Result<()> {
+        Ok(self.egress.insert(ifindex, ifindex, None, 0)?)
+    }
+
+    /// Takes an interface out again.
+    ///
+    /// # Errors
+    /// When it is not in.
+    pub fn remove_egress(&mut self, ifindex: u32) -> Result<()> {
+        Ok(self.egress.remove(ifindex)?)
+    }
+
+    /// The next event that the program has sent.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.next().and_then(|bytes| bytemuck::try_pod_read_unaligned(&bytes).ok())
+    }
+}
+
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    let program: &mut Xdp = program.try_into()?;
+    program.load().with_context(|| format!("the kernel refuses the program {name}"))?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M>
+where
+    M::Error: std::error::Error + Send + Sync + 'static,
+{
+    let map = ebpf.take_map(name).with_context(|| format!("the packet program has no map {name}"))?;
+    M::try_from(map).with_context(|| format!("cannot use the map {name}"))
+}
+
+/// A map of one of the kinds that the program declares.
+fn declared(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::DevMapHash(data)
+        | Map::HashMap(data)
+        | Map::ProgramArray(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}

@@ -1,0 +1,144 @@
+//! One frame through the program, by `BPF_PROG_TEST_RUN`.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+/// `enum xdp_action`: an error in the program, or a redirect to an interface that `EGRESS` does not have.
+pub const XDP_ABORTED: u32 = 0;
+/// `enum xdp_action`.
+pub const XDP_DROP: u32 = 1;
+/// `enum xdp_action`.
+pub const XDP_PASS: u32 = 2;
+/// `enum xdp_action`.
+pub const XDP_TX: u32 = 3;
+/// `enum xdp_action`.
+pub const XDP_REDIRECT: u32 = 4;
+
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+/// Room that the kernel leaves before a frame (`XDP_PACKET_HEADROOM`), and what of it the kernel keeps for
+/// itself (`struct xdp_frame`).
+const HEAD_ROOM: usize = 256;
+const KEPT_BY_KERNEL: usize = 40;
+/// Bytes by which a frame's head can grow when a run is not asked for less.
+pub const MAX_HEAD_ROOM: usize = HEAD_ROOM - KEPT_BY_KERNEL;
+/// A frame with metadata, before and after the program; the kernel takes no larger one in a single buffer.
+const BUFFER: usize = 4096;
+
+/// What the program did to a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome<'a> {
+    /// `enum xdp_action`.
+    pub action: u32,
+    /// The frame as it left the program, whatever the action.
+    pub frame: &'a [u8],
+}
+
+/// Runs the program on one frame at a time.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    program: BorrowedFd<'a>,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+/// The part of `union bpf_attr` that the command reads.
+#[repr(C)]
+struct Attributes {
+    program: u32,
+    result: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+/// `struct xdp_md`.
+#[repr(C)]
+struct Context {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress: u32,
+    queue: u32,
+    egress: u32,
+}
+
+impl<'a> Runner<'a> {
+    /// A runner of an XDP program.
+    pub fn new(program: BorrowedFd<'a>) -> Self {
+        Self { program, input: Vec::with_capacity(BUFFER), output: vec![0; BUFFER] }
+    }
+
+    /// Runs the program on a frame of at least 14 bytes that came in on the interface `ingress` of the calling
+    /// thread's network namespace. `head_room` is by how many bytes its head can grow: at most
+    /// [`MAX_HEAD_ROOM`], a multiple of 4; less of it takes Linux 6.9 or newer, which allows metadata of up to 252 bytes.
+    ///
+    /// # Errors
+    /// When the kernel does not run it.
+    pub fn run(&mut self, frame: &[u8], ingress: u32, head_room: usize) -> io::Result<Outcome<'_>> {
+        // Metadata takes up the room.
+        let metadata = MAX_HEAD_ROOM - head_room;
+        self.input.clear();
+        self.input.resize(metadata, 0);
+        self.input.extend_from_slice(frame);
+        let context = Context {
+            data: metadata as u32,
+            data_end: self.input.len() as u32,
+            data_meta: 0,
+            ingress,
+            queue: 0,
+            egress: 0,
+        };
+        let mut attributes = Attributes {
+            program: self.program.as_raw_fd() as u32,
+            result: 0,
+            size_in: self.input.len() as u32,
+            size_out: self.output.len() as u32,
+            data_in: self.input.as_ptr() as u64,
+            data_out: self.output.as_mut_ptr() as u64,
+            repeat: 1,
+            duration: 0,
+            context_size_in: size_of::<Context>() as u32,
+            context_size_out: 0,
+            context_in: (&raw const context) as u64,
+            context_out: 0,
+            flags: 0,
+            cpu: 0,
+            batch_size: 0,
+            pad: 0,
+        };
+        loop {
+            // SAFETY: the command reads `attributes`, `input` and `context`, and writes `attributes` and
+            // `output`, within the sizes given; all of them outlive the call.
+            let result = unsafe {
+                libc::syscall(
+                    libc::SYS_bpf,
+                    BPF_PROG_TEST_RUN,
+                    &raw mut attributes,
+                    size_of::<Attributes>() as libc::c_uint,
+                )
+            };
+            if result >= 0 {
+                break;
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        let frame = &self.output[metadata..attributes.size_out as usize];
+        Ok(Outcome { action: attributes.result, frame })
+    }
+}
