@@ -23,7 +23,7 @@ impl Permutation {
     /// The order of `backend` in a ring of a size.
     pub(super) fn new(backend: &BackendId, slots: u32) -> Self {
         let hash = identity_hash(backend);
-        let below = |salt: u64, bound: u32| ((finish(hash ^ salt) >> 32) * u64::from(bound) >> 32) as u32;
+        let below = |salt: u64, bound: u32| (((finish(hash ^ salt) >> 32) * u64::from(bound)) >> 32) as u32;
         Self {
             position: below(0x9e37_79b9_7f4a_7c15, slots),
             skip: below(0xd1b5_4a32_d192_ed03, slots - 1) + 1,
@@ -84,7 +84,7 @@ impl Field {
     /// `value` modulo M, by Barrett's method: one multiplication instead of a division.
     #[inline]
     fn reduce(&self, value: u64) -> u32 {
-        let quotient = (u128::from(value) * u128::from(self.reciprocal) >> 64) as u64;
+        let quotient = ((u128::from(value) * u128::from(self.reciprocal)) >> 64) as u64;
         let rest = (value - quotient * u64::from(self.modulus)) as u32;
         if rest >= self.modulus { rest - self.modulus } else { rest }
     }

@@ -37,7 +37,7 @@ pub struct Model {
     pub(super) number: u64,
     pub(super) services: BTreeMap<ServiceId, ServiceState>,
     pub(super) backends: BTreeMap<BackendId, BackendState>,
-    pub(super) members: BTreeMap<(ServiceId, BackendId), MemberState>,
+    pub(super) members: BTreeMap<MemberKey, MemberState>,
     pub(super) vips: BTreeMap<IpAddr, u32>,
     pub(super) filter: BTreeMap<u32, u64>,
     pub(super) egress: BTreeSet<u32>,
@@ -48,6 +48,9 @@ pub struct Model {
     pub(super) generations: BTreeMap<u32, u8>,
     pub(super) regions: Regions,
 }
+
+/// What a member is known by.
+pub(super) type MemberKey = (ServiceId, BackendId);
 
 #[derive(Clone, Debug)]
 pub(super) struct ServiceState {

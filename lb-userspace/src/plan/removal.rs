@@ -8,7 +8,7 @@ use bytemuck::Zeroable;
 use lb_common::abi::{Backend, Member, RingWord, ServiceDescriptor, member_flags};
 
 use super::encode::{BackendKey, ServiceKey, VipKey};
-use super::model::{Model, Removed};
+use super::model::{MemberKey, Model, Removed};
 use super::planner::Planner;
 use super::step::Step;
 use crate::desired::{BackendId, ServiceId};
@@ -110,7 +110,7 @@ impl Planner<'_> {
     }
 
     /// Removed members that can be cleared: those without flows, and those whose flows have had their time.
-    fn finished_members(&self) -> (Vec<(ServiceId, BackendId)>, Vec<(ServiceId, BackendId)>) {
+    fn finished_members(&self) -> (Vec<MemberKey>, Vec<MemberKey>) {
         let mut named: BTreeMap<ServiceId, Option<HashSet<u32>>> = BTreeMap::new();
         let (mut finished, mut expired) = (Vec::new(), Vec::new());
         for (key, member) in &self.model.members {

@@ -57,11 +57,13 @@ struct Seen {
     recycled: BTreeSet<(&'static str, bool)>,
 }
 
+/// The backends' shares of a ring and a digest of their order.
+type RingView = (BTreeMap<BackendId, u32>, u64);
+
 /// What packets can tell, whatever the indices are.
 #[derive(Debug, PartialEq)]
 pub(super) struct View {
-    /// Of each ring the backends' shares and a digest of their order.
-    services: BTreeMap<ServiceId, [Option<(BTreeMap<BackendId, u32>, u64)>; 2]>,
+    services: BTreeMap<ServiceId, [Option<RingView>; 2]>,
     members: BTreeMap<(ServiceId, BackendId), Member>,
     backends: BTreeMap<BackendId, u32>,
     vips: BTreeMap<IpAddr, u32>,
