@@ -154,7 +154,9 @@ impl Kernel {
                 ("MEMBERS", *index, memory.members.write(*index, value, MEMBER_FLAGS_CELL))
             }
             Step::UpdateNextHop { index, value } => ("MEMBERS", *index, self.update_next_hop(*index, value)),
-            Step::SetMemberFlags { index, flags } => ("MEMBERS", *index, self.set_member_flags(*index, *flags)),
+            Step::SetMemberFlags { index, flags } => {
+                ("MEMBERS", *index, self.set_member_flags(*index, *flags))
+            }
             Step::WriteRing { offset, slots } => {
                 let done = memory.write_ring(*offset, slots);
                 fence(Ordering::SeqCst);

@@ -136,7 +136,11 @@ impl Kernel {
     /// Names the interface and the reason. What this call attached is then detached again; attachments that
     /// it found go on forwarding.
     pub fn attach(&mut self, interfaces: &[String], mode: XdpMode) -> Result<Vec<Attachment>, AttachError> {
-        let links = pinned_links(&self.pins.links())?;
+        let (links, dead): (Vec<_>, Vec<_>) =
+            pinned_links(&self.pins.links())?.into_iter().partition(|link| link.info.ifindex != 0);
+        for link in &dead {
+            remove_link(link)?;
+        }
         let wanted = interfaces.iter().map(|name| resolve(name)).collect::<Result<Vec<_>, _>>()?;
         for (name, ifindex) in &wanted {
             refuse_foreign(name, *ifindex, &links)?;
@@ -148,7 +152,7 @@ impl Kernel {
                 Ok(attachment) => attachments.push(attachment),
                 Err(error) => {
                     for made in attachments.iter().filter(|attachment| !attachment.adopted) {
-                        let _ = fs::remove_file(self.pins.links().join(&made.interface));
+                        let _ = fs::remove_file(self.pins.link(&made.interface, made.ifindex));
                     }
                     return Err(error);
                 }
@@ -186,7 +190,9 @@ impl Kernel {
             XdpMode::Auto => match self.attach_new(name, ifindex, AttachedMode::Native) {
                 Err(error @ AttachError::Refused { .. }) => {
                     let generic = self.attach_new(name, ifindex, AttachedMode::Generic)?;
-                    notes.push(format!("{error}. Attached in generic mode, at several times the cost a packet"));
+                    notes.push(format!(
+                        "{error}. Attached in generic mode, at several times the cost a packet"
+                    ));
                     generic
                 }
                 result => result?,
@@ -195,8 +201,13 @@ impl Kernel {
         Ok(Attachment { interface: name.to_owned(), ifindex, mode, adopted: false, notes })
     }
 
-    /// Gives a link that was found the new program. `None`: it is dead or of another mode, and was removed.
-    fn adopt(&self, name: &str, link: &PinnedLink, mode: XdpMode) -> Result<Option<AttachedMode>, AttachError> {
+    /// Gives a link that was found the new program. `None`: it was of another mode, and is removed.
+    fn adopt(
+        &self,
+        name: &str,
+        link: &PinnedLink,
+        mode: XdpMode,
+    ) -> Result<Option<AttachedMode>, AttachError> {
         let attached = query(name, link.info.ifindex)?.program.map(|(_, mode)| mode);
         let fits = match (mode, attached) {
             (_, None) => false,
@@ -213,24 +224,10 @@ impl Kernel {
             interface: name.to_owned(),
             source,
         })?;
-        let path = self.pins.links().join(name);
-        if link.path != path {
-            // The interface was renamed while no agent ran.
-            fs::rename(&link.path, &path).map_err(|source| PinError::File {
-                action: "rename",
-                path: link.path.clone(),
-                source,
-            })?;
-        }
         Ok(attached)
     }
 
-    fn attach_new(
-        &self,
-        name: &str,
-        ifindex: u32,
-        mode: AttachedMode,
-    ) -> Result<AttachedMode, AttachError> {
+    fn attach_new(&self, name: &str, ifindex: u32, mode: AttachedMode) -> Result<AttachedMode, AttachError> {
         let flag = match mode {
             AttachedMode::Native => DRV_MODE,
             AttachedMode::Generic => SKB_MODE,
@@ -239,15 +236,12 @@ impl Kernel {
             Ok(link) => link,
             Err(error) => return Err(self.refusal(name, ifindex, mode, flag, &error)),
         };
-        let path = self.pins.links().join(name);
-        let pinned = match sys::pin(link.as_fd(), &path) {
-            // A link of an interface of this name that is gone.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                fs::remove_file(&path).and_then(|()| sys::pin(link.as_fd(), &path))
-            }
-            result => result,
-        };
-        pinned.map_err(|source| PinError::File { action: "pin the link at", path, source })?;
+        let path = self.pins.link(name, ifindex);
+        sys::pin(link.as_fd(), &path).map_err(|source| PinError::File {
+            action: "pin the link at",
+            path,
+            source,
+        })?;
         Ok(mode)
     }
 
@@ -294,10 +288,9 @@ impl Kernel {
 fn resolve(name: &str) -> Result<(String, u32), AttachError> {
     match if_nametoindex(OsStr::new(name)) {
         Ok(ifindex) => Ok((name.to_owned(), ifindex)),
-        Err(_) => Err(AttachError::UnknownInterface {
-            name: name.to_owned(),
-            existing: host::interface_names(),
-        }),
+        Err(_) => {
+            Err(AttachError::UnknownInterface { name: name.to_owned(), existing: host::interface_names() })
+        }
     }
 }
 
@@ -331,11 +324,8 @@ fn program_name(id: Option<u32>) -> String {
 
 /// Switches off what hides VLAN tags; gives a note if it was on.
 fn show_vlan_tags(name: &str) -> Result<Option<String>, AttachError> {
-    let refused = |features: String, source| AttachError::VlanOffload {
-        interface: name.to_owned(),
-        features,
-        source,
-    };
+    let refused =
+        |features: String, source| AttachError::VlanOffload { interface: name.to_owned(), features, source };
     match ethtool::switch_vlan_offload_off(name) {
         Ok(VlanOffload::WasOff) => Ok(None),
         Ok(VlanOffload::SwitchedOff) => {
@@ -346,7 +336,7 @@ fn show_vlan_tags(name: &str) -> Result<Option<String>, AttachError> {
     }
 }
 
-/// The links pinned in a directory; those that can't be opened as links of XDP are none of ours.
+/// The links pinned in a directory. A link whose interface is gone has index 0.
 fn pinned_links(directory: &Path) -> Result<Vec<PinnedLink>, PinError> {
     let mut links = Vec::new();
     for path in pins::entries(directory)? {
@@ -377,7 +367,9 @@ fn explain(driver: &str, said: Option<&str>, error: &io::Error, mtu: u32) -> (St
     let code = error.raw_os_error();
     let reason = match (said, code) {
         (Some(said), _) => format!("\"{said}\" ({error})"),
-        (None, Some(libc::EOPNOTSUPP)) => "the driver has no native XDP, or not with these settings".to_owned(),
+        (None, Some(libc::EOPNOTSUPP)) => {
+            "the driver has no native XDP, or not with these settings".to_owned()
+        }
         (None, Some(libc::ENOMEM)) => "out of memory or queues".to_owned(),
         (None, _) => error.to_string(),
     };
@@ -395,9 +387,7 @@ fn explain(driver: &str, said: Option<&str>, error: &io::Error, mtu: u32) -> (St
         (_, Some(libc::EINVAL | libc::ERANGE | libc::EOPNOTSUPP)) if mtu > 3498 => Some(format!(
             "its MTU is {mtu}, and native XDP needs a frame to fit one page: lower the MTU to 3498 or less"
         )),
-        (_, Some(libc::EINVAL)) if mtu > 1500 => {
-            Some(format!("its MTU is {mtu}: try 1500"))
-        }
+        (_, Some(libc::EINVAL)) if mtu > 1500 => Some(format!("its MTU is {mtu}: try 1500")),
         (_, Some(libc::EOPNOTSUPP)) => Some("xdpMode: generic works on any interface".to_owned()),
         _ => None,
     };
@@ -414,8 +404,12 @@ mod tests {
 
     #[test]
     fn the_drivers_own_words_come_first() {
-        let (reason, hint) =
-            explain("virtio_net", Some("Can't set XDP while host is implementing GRO_HW/CSUM"), &refused(libc::EOPNOTSUPP), 1500);
+        let (reason, hint) = explain(
+            "virtio_net",
+            Some("Can't set XDP while host is implementing GRO_HW/CSUM"),
+            &refused(libc::EOPNOTSUPP),
+            1500,
+        );
         assert!(reason.starts_with("\"Can't set XDP while host is implementing GRO_HW/CSUM\""), "{reason}");
         assert!(hint.expect("a hint").contains("guest_tso4=off"));
     }

@@ -1,7 +1,7 @@
 //! Removing everything: links, pins and directories of every ABI version.
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use super::lock::AgentLock;
@@ -11,7 +11,7 @@ use super::sys;
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Interfaces (names of the pins) that the program was detached from.
+    /// Interfaces that the program was detached from; the pin's name where the interface is gone.
     pub links: Vec<String>,
     /// Pins of maps and program arrays.
     pub pins: Vec<PathBuf>,
@@ -55,11 +55,14 @@ fn remove_all(pin_dir: &Path) -> Result<Removed, PinError> {
         let links = version.join("links");
         for path in pins::entries(&links)? {
             // By command, because an unlinked pin leaves the program attached while anybody holds the link.
-            if let Ok(link) = sys::open_pin(&path) {
+            let link = sys::open_pin(&path).ok();
+            let interface = link.as_ref().and_then(|link| interface_of(link.as_fd()));
+            if let Some(link) = link {
                 let _ = sys::link_detach(link.as_fd());
             }
             remove_file(&path)?;
-            removed.links.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+            let pin = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            removed.links.push(interface.unwrap_or_else(pin));
         }
         for directory in [version.join("programs"), version.join("maps")] {
             for path in pins::entries(&directory)? {
@@ -71,10 +74,21 @@ fn remove_all(pin_dir: &Path) -> Result<Removed, PinError> {
             remove_directory(directory, &mut removed)?;
         }
     }
-    if !versions.is_empty() && pins::entries(pin_dir)?.is_empty() && pin_dir.parent().is_some_and(is_same_mount(pin_dir)) {
+    if !versions.is_empty()
+        && pins::entries(pin_dir)?.is_empty()
+        && pin_dir.parent().is_some_and(is_same_mount(pin_dir))
+    {
         remove_directory(pin_dir.to_owned(), &mut removed)?;
     }
     Ok(removed)
+}
+
+/// Name of the interface that a link is attached to; `None` when that is gone or in another network namespace.
+fn interface_of(link: BorrowedFd<'_>) -> Option<String> {
+    let ifindex = sys::link_info(link).ok()?.ifindex;
+    let interfaces = nix::net::if_::if_nameindex().ok()?;
+    let found = interfaces.iter().find(|interface| interface.index() == ifindex)?;
+    Some(found.name().to_string_lossy().into_owned())
 }
 
 /// Whether a directory is on the file system of its parent, that is, not a mount point.

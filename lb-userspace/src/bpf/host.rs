@@ -107,7 +107,10 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_from_the_status_text() {
-        assert_eq!(effective("CapPrm:\t0000000000000001\nCapEff:\t000001ffffffffff\n"), Some(0x1ff_ffff_ffff));
+        assert_eq!(
+            effective("CapPrm:\t0000000000000001\nCapEff:\t000001ffffffffff\n"),
+            Some(0x1ff_ffff_ffff)
+        );
         assert_eq!(effective("Name:\tx\n"), None);
     }
 

@@ -217,7 +217,6 @@ impl TableSizes {
             array::<CpuCounters>("COUNTERS", self.cpus),
             array::<MemberStats>("MEMBER_STATS", self.cpus * self.member_count()),
             array::<EventBudget>("EVENT_BUDGET", self.cpus),
-            array::<[u64; 8]>("SCRATCH", self.cpus),
             MapLayout {
                 name: "EVENTS",
                 kind: MapKind::RingBuffer,

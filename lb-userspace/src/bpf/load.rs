@@ -343,11 +343,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadEr
 /// Fills the array of called programs and pins it: unpinned, it would be emptied when the agent ends, under a
 /// program that is still attached. Each program version has one of its own, so that an update never shows an
 /// old program a new callee.
-fn fill_program_array(
-    ebpf: &mut Ebpf,
-    pins: &PinDir,
-    called: &[ProgramFd],
-) -> Result<PathBuf, LoadError> {
+fn fill_program_array(ebpf: &mut Ebpf, pins: &PinDir, called: &[ProgramFd]) -> Result<PathBuf, LoadError> {
     let failed = |source| LoadError::Map { name: PROGRAM_ARRAY, source };
     let Some(Map::ProgramArray(data)) = ebpf.take_map(PROGRAM_ARRAY) else {
         return Err(LoadError::Missing(PROGRAM_ARRAY));

@@ -246,9 +246,9 @@ impl Memory {
     /// Writes ring slots from a position on; `false` when they don't fit. A position is in elements of two
     /// slots, and an odd last slot is followed by an empty one.
     pub(super) fn write_ring(&self, offset: u32, slots: &[u32]) -> bool {
-        let pairs = slots.chunks(2).map(|pair| RingPair {
-            slots: [pair[0], pair.get(1).copied().unwrap_or_default()],
-        });
+        let pairs = slots
+            .chunks(2)
+            .map(|pair| RingPair { slots: [pair[0], pair.get(1).copied().unwrap_or_default()] });
         let fits = u64::from(offset) + slots.len().div_ceil(2) as u64 <= u64::from(self.rings.len());
         fits && (offset..).zip(pairs).all(|(index, pair)| self.rings.write(index, &pair, 0))
     }

@@ -118,6 +118,13 @@ impl PinDir {
         self.version().join("links")
     }
 
+    /// The pin of a link: the interface's index, which is unique, and its name for people (with `_` for `.`,
+    /// which a BPF file system refuses).
+    #[must_use]
+    pub fn link(&self, interface: &str, ifindex: u32) -> PathBuf {
+        self.links().join(format!("{ifindex}-{}", interface.replace('.', "_")))
+    }
+
     fn version(&self) -> PathBuf {
         self.root.join(format!("v{ABI_VERSION}"))
     }
@@ -131,8 +138,10 @@ pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
-    let mut paths =
-        listing.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    let mut paths = listing
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(failed)?;
     paths.sort();
     Ok(paths)
 }

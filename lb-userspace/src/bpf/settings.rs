@@ -42,7 +42,9 @@ pub enum SettingsError {
         count: u16,
     },
     /// More SNAT addresses of a family than the tables were made for.
-    #[error("{count} SNAT addresses of one family, but the tables hold {most}: raise the table size snatCount")]
+    #[error(
+        "{count} SNAT addresses of one family, but the tables hold {most}: raise the table size snatCount"
+    )]
     TooManyAddresses {
         /// How many.
         count: usize,

@@ -114,7 +114,8 @@ impl Bed {
         })
     }
 
-    /// Everything below the BPF file system, by paths relative to it.
+    /// Everything below the BPF file system, by paths relative to it; without `maps.debug` and
+    /// `progs.debug`, which the kernel puts there.
     pub fn tree(&self) -> Vec<String> {
         fn walk(root: &Path, directory: &Path, found: &mut Vec<String>) {
             for entry in fs::read_dir(directory).expect("a directory") {
@@ -128,6 +129,7 @@ impl Bed {
         }
         let mut found = Vec::new();
         walk(&self.bpf_fs(), &self.bpf_fs(), &mut found);
+        found.retain(|path| !path.ends_with(".debug"));
         found.sort();
         found
     }

@@ -28,17 +28,16 @@ fn a_new_flow_is_counted_and_told() {
         }
         kernel.attach(&[NEAR.to_owned()], XdpMode::Native).expect("attached");
         let memory = kernel.memory();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let event: Event = runtime.block_on(async {
             let mut events = kernel.take_events().expect("the ring buffer").expect("the first reader");
             assert!(kernel.take_events().expect("no error").is_none(), "there is one reader");
             assert_eq!(events.try_next(), None);
             // Waits first, then is woken by the packet.
-            let (event, sent) = tokio::join!(
-                tokio::time::timeout(Duration::from_secs(10), events.next()),
-                async { send(&syn()) }
-            );
+            let (event, sent) =
+                tokio::join!(tokio::time::timeout(Duration::from_secs(10), events.next()), async {
+                    send(&syn())
+                });
             sent.expect("the frame is sent");
             event.unwrap_or_else(|_| panic!("no event; counters: {:?}", memory.counters())).expect("an event")
         });
@@ -113,8 +112,7 @@ fn syn() -> Vec<u8> {
     let mut ip = [0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, TCP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     ip[12..16].copy_from_slice(&CLIENT);
     ip[16..20].copy_from_slice(&VIP);
-    let sum: u32 =
-        ip.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let sum: u32 = ip.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
     frame.extend_from_slice(&ip);
