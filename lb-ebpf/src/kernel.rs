@@ -253,12 +253,4 @@ impl Maps for Kernel {
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_ktime_get_coarse_ns() }
     }
-
-    #[inline(always)]
-    fn forget(&self, value: u32) -> u32 {
-        element(&maps::SCRATCH, cpu()).map_or(0, |cells| {
-            cells.store(0, value as u64);
-            cells.load(0) as u32
-        })
-    }
 }

@@ -66,9 +66,6 @@ pub(crate) static COUNTERS: Array<CpuCounters, 1, SHARED> = Array::new();
 pub(crate) static MEMBER_STATS: Array<MemberStats, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static EVENT_BUDGET: Array<EventBudget, 1, SHARED> = Array::new();
-/// A cache line for each CPU, for [`lb_common::datapath::Maps::forget`].
-#[btf_map]
-pub(crate) static SCRATCH: Array<[u64; 8], 1, SHARED> = Array::new();
 /// Holds [`lb_common::abi::Event`]s. It is declared without a type because libbpf, and so bpftool, refuses ring
 /// buffers with a value size.
 #[btf_map]

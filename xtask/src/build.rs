@@ -115,6 +115,12 @@ fn ebpf_cargo(route: Route) -> Result<Command> {
 /// LLVM's `allows-misaligned-mem-access` is left off on purpose: with it, neighbouring stores to the stack are
 /// merged into misaligned ones, which the verifier refuses. Packet fields, which are rarely aligned, are read
 /// by lb-ebpf's own single loads instead.
+///
+/// Block placement is off because it lets a loop's last block fall through into its first. Kernel 6.1 takes only
+/// jumps for back edges and refuses anything else (`back-edge from insn …`).
 fn rustflags(linker: &str) -> String {
-    format!("-C debuginfo=2 -C target-cpu=v3 -C linker={linker} -C link-arg=--btf")
+    format!(
+        "-C debuginfo=2 -C target-cpu=v3 -C linker={linker} -C link-arg=--btf \
+         -C link-arg=--llvm-args=-disable-block-placement"
+    )
 }

@@ -43,8 +43,20 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Events that one CPU may send within one tick.
     pub events_per_tick: u32,
+    /// Always 0, which the verifier cannot know; see [`Config::forget`].
+    pub zero: u32,
     /// Always 0.
-    pub reserved: [u32; 12],
+    pub reserved: [u32; 11],
+}
+
+impl Config {
+    /// Returns `value`. In the kernel the verifier forgets what it has learned of it, and explores what follows
+    /// once, not once for each value that a search may end with.
+    #[must_use]
+    #[inline(always)]
+    pub const fn forget(&self, value: u32) -> u32 {
+        value ^ self.zero
+    }
 }
 
 /// Idle times after which a flow has expired, in ticks of [`crate::clock::TICK_NS`]; each at most

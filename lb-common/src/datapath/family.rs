@@ -31,7 +31,7 @@ pub trait Family: Sized + Copy {
 
     /// Reads the network header.
     #[doc(hidden)]
-    fn parse<P: PacketMut, M: Maps>(packet: &P, maps: &M, offset: usize) -> Option<Ip<Self>>;
+    fn parse<P: PacketMut>(packet: &P, config: &Config, offset: usize) -> Option<Ip<Self>>;
     /// The keyed hash of a flow; see [`hash::hash_v4`].
     fn hash(
         key: &HashKey,
@@ -101,7 +101,7 @@ impl Family for V4 {
     const NETWORK: Network = Network::V4;
 
     #[inline(always)]
-    fn parse<P: PacketMut, M: Maps>(packet: &P, _maps: &M, offset: usize) -> Option<Ip<Self>> {
+    fn parse<P: PacketMut>(packet: &P, _config: &Config, offset: usize) -> Option<Ip<Self>> {
         parse::ipv4(packet, offset)
     }
 
@@ -239,8 +239,8 @@ impl Family for V6 {
     const NETWORK: Network = Network::V6;
 
     #[inline(always)]
-    fn parse<P: PacketMut, M: Maps>(packet: &P, maps: &M, offset: usize) -> Option<Ip<Self>> {
-        parse::ipv6(packet, maps, offset)
+    fn parse<P: PacketMut>(packet: &P, config: &Config, offset: usize) -> Option<Ip<Self>> {
+        parse::ipv6(packet, config, offset)
     }
 
     #[inline(always)]

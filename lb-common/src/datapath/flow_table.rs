@@ -203,20 +203,20 @@ fn best_in<M: Maps>(maps: &M, config: &Config, bucket: u32, now: u16) -> u32 {
         half_open += (state.is_half_open() || state as u8 == FlowState::Claimed as u8) as u32;
         way += 1;
     }
-    let used = maps.forget(used);
-    let quota_left = maps.forget(half_open) < FLOW_WAYS / 2;
+    let used = config.forget(used);
+    let quota_left = config.forget(half_open) < FLOW_WAYS / 2;
     let mut best = SCORE_NONE;
     way = 0;
     while way < FLOW_WAYS {
         let state = FlowWord(cells.load(word_cell(way))).state();
         let age = clock::age(now, last_seen(cells, way));
-        let score = maps.forget(score(config, state, age, used, quota_left)) | way;
+        let score = config.forget(score(config, state, age, used, quota_left)) | way;
         if score < best {
             best = score;
         }
         way += 1;
     }
-    maps.forget(best)
+    config.forget(best)
 }
 
 /// How attractive a slot in this state is, its client last seen `age` ticks ago.

@@ -94,14 +94,14 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Ve
 
 #[inline(always)]
 fn open<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
+    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
     // Five kinds of tagging, two protocols: each would be explored on its own all the way down.
-    let tags = maps.forget(link.vlan_count as u32 | (link.service_tag as u32) << 8);
+    let tags = config.forget(link.vlan_count as u32 | (link.service_tag as u32) << 8);
     let link = &Link { vlan_count: tags as u8, service_tag: tags >> 8 != 0, ..*link };
-    let Some(ip) = F::parse(packet, maps, link.network_offset()) else {
+    let Some(ip) = F::parse(packet, config, link.network_offset()) else {
         return Outcome::Pass(Counter::PassNotIp);
     };
-    let ip = Ip { protocol: maps.forget(ip.protocol as u32) as u8, ..ip };
-    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
+    let ip = Ip { protocol: config.forget(ip.protocol as u32) as u8, ..ip };
     if ip.shape != Shape::Whole {
         return Outcome::Drop(Counter::DropMalformed);
     }
@@ -112,14 +112,14 @@ fn open<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link)
 /// rule that can drop.
 #[inline(always)]
 fn classify<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
-    let Some(ip) = F::parse(packet, maps, link.network_offset()) else {
+    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
+    let Some(ip) = F::parse(packet, config, link.network_offset()) else {
         return Outcome::Pass(Counter::PassNotIp);
     };
     let filter = maps.address_filter(F::filter_index(ip.destination));
     if filter == 0 {
         return Outcome::Pass(Counter::PassForeign);
     }
-    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
     if filter & address_filter::VIP != 0
         && let Some(outcome) = to_vip::<F, P, M>(packet, maps, config, link, &ip)
         && !is_maybe_reply(outcome, filter)

@@ -9,8 +9,8 @@ use network_types::{
     udp::UdpHdr,
 };
 
-use super::{Family, Maps, PacketMut};
-use crate::abi::{TCP, UDP};
+use super::{Family, PacketMut};
+use crate::abi::{Config, TCP, UDP};
 
 /// Ethertypes in network order, as they are read.
 const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
@@ -160,9 +160,9 @@ pub(super) fn ipv4<F: Family<Address = u32>, P: PacketMut>(packet: &P, offset: u
 
 /// Reads an IPv6 header and its extension headers; `None` where it is cut short or is not version 6.
 #[inline(always)]
-pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, M: Maps>(
+pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut>(
     packet: &P,
-    maps: &M,
+    config: &Config,
     offset: usize,
 ) -> Option<Ip<F>> {
     let version: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, vcf) }>(offset)?;
@@ -203,7 +203,7 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, M: Maps>(
         next = following;
         transport_offset += (length as usize + 1) * 8;
     }
-    let transport_offset = maps.forget(transport_offset as u32) as usize;
+    let transport_offset = config.forget(transport_offset as u32) as usize;
     if shape == Shape::Whole {
         let headers = transport_offset - offset - Ipv6Hdr::LEN;
         shape = if payload < headers {

@@ -244,9 +244,9 @@ pub(super) fn allocate<F: Family, M: Maps>(
     // Multiply and shift rather than divide.
     let snat = (start as u32 & 0xff).wrapping_mul(count) >> 8;
     let search = Search {
-        snat: maps.forget(snat) as u8,
-        next_snat: maps.forget(if snat + 1 < count { snat + 1 } else { 0 }) as u8,
-        first_word: maps.forget((start as u32 * config.port_words as u32) >> 16),
+        snat: config.forget(snat) as u8,
+        next_snat: config.forget(if snat + 1 < count { snat + 1 } else { 0 }) as u8,
+        first_word: config.forget((start as u32 * config.port_words as u32) >> 16),
         bit: start as u32 & 63,
         now,
     };
@@ -291,7 +291,7 @@ fn take_free<F: Family, M: Maps>(maps: &M, config: &Config, new: &NewReverse<F>,
         let Some(bitmap) = maps.ports(bitmap_index(config, new.backend, snat)) else { return NO_PORT };
         let free = !(bitmap.load(word as usize) | tried);
         if free == 0 {
-            word = maps.forget(if word + 1 >= words { 0 } else { word + 1 });
+            word = config.forget(if word + 1 >= words { 0 } else { word + 1 });
             tried = 0;
             if step >= PORT_STEPS / 2 {
                 snat = search.next_snat;
@@ -371,12 +371,12 @@ fn best_holder<F: Family, M: Maps>(
         // The stride is odd and longer than a word: neighbouring ports were often given out together.
         let offset = search.first_word * 64 + search.bit + (step + attempt * RECLAIM_STEPS) as u32 * 67;
         let offset = if offset >= ports { offset - ports } else { offset };
-        let offset = maps.forget(if offset >= ports { 0 } else { offset });
+        let offset = config.forget(if offset >= ports { 0 } else { offset });
         step += 1;
         let port = config.port_base.wrapping_add(offset as u16);
         let class = holder_class::<F, M>(maps, config, backend, search.snat, port, search.now);
-        let candidate = maps.forget(class) | offset;
-        best = maps.forget(if candidate < best { candidate } else { best });
+        let candidate = config.forget(class) | offset;
+        best = config.forget(if candidate < best { candidate } else { best });
     }
     best
 }
@@ -452,7 +452,7 @@ fn insert<F: Family, M: Maps>(
         }
         way += 1;
     }
-    let free_way = maps.forget(free_way);
+    let free_way = config.forget(free_way);
     if free_way >= REVERSE_WAYS {
         return false;
     }

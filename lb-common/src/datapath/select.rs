@@ -52,7 +52,7 @@ fn walk<M: Maps>(maps: &M, service: u32, ring: RingWord, ring_hash: u64, candida
         let pair = pair.load(0);
         let index = if slot & 1 == 0 { pair as u32 } else { (pair >> 32) as u32 };
         if is_usable(maps, service, index) {
-            return maps.forget(index);
+            return index;
         }
     }
     0

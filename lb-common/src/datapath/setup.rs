@@ -61,7 +61,7 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let Some(last_hop) = last_hop::learn(packet, maps, config, link, now) else {
         return Outcome::Drop(Counter::DropLastHopsFull);
     };
-    let last_hop = maps.forget(last_hop as u32) as u16;
+    let last_hop = config.forget(last_hop as u32) as u16;
 
     // A compare-exchange on a slot doesn't make a key unique: two CPUs could insert it into two slots.
     let Some(lock) = maps.lock(hash.stripe()) else { return Outcome::Drop(Counter::DropNotReady) };
@@ -89,8 +89,8 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
         Ok(path) => {
             // The compiler keeps every address in the packet that it has computed; there is no room for that.
             let ip = &Ip {
-                network_offset: maps.forget(ip.network_offset as u32) as usize,
-                transport_offset: maps.forget(ip.transport_offset as u32) as usize,
+                network_offset: config.forget(ip.network_offset as u32) as usize,
+                transport_offset: config.forget(ip.transport_offset as u32) as usize,
                 ..*ip
             };
             request::send(packet, maps, config, link, ip, ports, path.word, path.member, path.head)
@@ -145,7 +145,7 @@ fn locked<F: Family, M: Maps>(
     now: u16,
 ) -> Result<Path<M::Cells>, Counter> {
     if let Some(found) = flow_table::find(maps, config, hash) {
-        let existing = Slot { way: maps.forget(found.way) & (FLOW_WAYS - 1), ..found };
+        let existing = Slot { way: config.forget(found.way) & (FLOW_WAYS - 1), ..found };
         if let Some(path) = join(maps, ip.protocol, flags, &existing) {
             existing.touch(now);
             return Ok(path);

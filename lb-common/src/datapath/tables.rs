@@ -92,7 +92,4 @@ pub trait Maps: Tables {
     fn event(&self, event: &Event, limit: u32);
     /// Nanoseconds of the coarse monotonic clock.
     fn now(&self) -> u64;
-    /// Returns `value`. In the kernel it goes through memory, so that the verifier forgets what it has learned
-    /// of it and explores what follows once, not once for each value that a search may end with.
-    fn forget(&self, value: u32) -> u32;
 }
