@@ -5,7 +5,10 @@
 
 use core::hint::black_box;
 
-use super::{Cells, Family, Maps, Tables, flow_table};
+use super::{
+    Cells, Family, Maps, Tables,
+    flow_table::{self, Slot},
+};
 use crate::{
     abi::{
         Config, FlowRef, FlowState, FlowWord, REVERSE_WAYS, ReverseState, ReverseWord, VERSION_MASK,
@@ -331,7 +334,7 @@ fn take_over<F: Family, M: Maps>(maps: &M, config: &Config, new: &NewReverse<F>,
         }
         attempt += 1;
         let port = config.port_base.wrapping_add(best as u16);
-        if !evict_holder::<F, M>(maps, config, new.backend, search.snat, port) {
+        if !evict_holder::<F, M>(maps, config, new.backend, search.snat, port, search.now) {
             continue;
         }
         let Some(bitmap) = maps.ports(bitmap_index(config, new.backend, search.snat)) else {
@@ -390,42 +393,72 @@ fn holder_class<F: Family, M: Maps>(
     port: u16,
     now: u16,
 ) -> u32 {
-    let key = ReverseWord::key(backend, snat, port);
-    let Some((cells, first, entry)) = locate::<F, M>(maps, config, key) else { return HOLDER_LIVE };
-    let forward = cells.load(first + FORWARD);
-    let (flow, version) = unpack_forward(forward);
-    if version != entry.version() {
-        return HOLDER_LIVE;
-    }
-    let Some(slot) = flow_table::by_reference(maps, flow) else { return HOLDER_LIVE };
-    let client_quiet = clock::age(now, flow_table::last_seen(slot.cells, slot.way));
-    let quiet = clock::age(now, (forward >> 48) as u16).min(client_quiet);
-    let state = slot.word.state();
-    match state {
-        FlowState::Empty | FlowState::Claimed => HOLDER_LIVE,
-        FlowState::Closed => HOLDER_DEAD,
-        FlowState::ClientReset | FlowState::BackendReset if quiet >= RESET_QUIET_TICKS => HOLDER_DEAD,
-        _ if state.is_half_open() && client_quiet <= flow_table::timeout(config, state) => HOLDER_HALF_OPEN,
-        _ if state.is_half_open() || quiet > flow_table::timeout(config, state) => HOLDER_DEAD,
-        _ => HOLDER_LIVE,
+    match holder::<F, M>(maps, config, backend, snat, port) {
+        Some(holder) => holder.class(config, now),
+        None => HOLDER_LIVE,
     }
 }
 
-/// Evicts the flow that holds a port.
+/// The flow that holds a port: its reverse entry and its forward entry.
+struct Holder<C> {
+    cells: C,
+    first: usize,
+    entry: ReverseWord,
+    slot: Slot<C>,
+}
+
 #[inline(always)]
-fn evict_holder<F: Family, M: Maps>(maps: &M, config: &Config, backend: u32, snat: u8, port: u16) -> bool {
+fn holder<F: Family, M: Maps>(
+    maps: &M,
+    config: &Config,
+    backend: u32,
+    snat: u8,
+    port: u16,
+) -> Option<Holder<M::Cells>> {
     let key = ReverseWord::key(backend, snat, port);
-    let Some((cells, first, entry)) = locate::<F, M>(maps, config, key) else { return false };
+    let (cells, first, entry) = locate::<F, M>(maps, config, key)?;
     let (flow, version) = unpack_forward(cells.load(first + FORWARD));
     if version != entry.version() {
+        return None;
+    }
+    Some(Holder { cells, first, entry, slot: flow_table::by_reference(maps, flow)? })
+}
+
+impl<C: Cells> Holder<C> {
+    #[inline(always)]
+    fn class(&self, config: &Config, now: u16) -> u32 {
+        let backend_quiet = clock::age(now, (self.cells.load(self.first + FORWARD) >> 48) as u16);
+        let client_quiet = clock::age(now, flow_table::last_seen(self.slot.cells, self.slot.way));
+        let quiet = backend_quiet.min(client_quiet);
+        let state = self.slot.word.state();
+        match state {
+            FlowState::Empty | FlowState::Claimed => HOLDER_LIVE,
+            FlowState::Closed => HOLDER_DEAD,
+            FlowState::ClientReset | FlowState::BackendReset if quiet >= RESET_QUIET_TICKS => HOLDER_DEAD,
+            _ if state.is_half_open() && client_quiet <= flow_table::timeout(config, state) => {
+                HOLDER_HALF_OPEN
+            }
+            _ if state.is_half_open() || quiet > flow_table::timeout(config, state) => HOLDER_DEAD,
+            _ => HOLDER_LIVE,
+        }
+    }
+}
+
+/// Evicts the flow that holds a port, unless it has come to life since the search chose it.
+#[inline(always)]
+fn evict_holder<F: Family, M: Maps>(
+    maps: &M,
+    config: &Config,
+    backend: u32,
+    snat: u8,
+    port: u16,
+    now: u16,
+) -> bool {
+    let Some(holder) = holder::<F, M>(maps, config, backend, snat, port) else { return false };
+    if holder.class(config, now) >= HOLDER_LIVE {
         return false;
     }
-    let Some(slot) = flow_table::by_reference(maps, flow) else { return false };
-    // It was found dead or half-open a moment ago; what is established by now stays.
-    let state = slot.word.state();
-    if !state.is_live() || state == FlowState::Established {
-        return false;
-    }
+    let Holder { cells, first, entry, slot } = holder;
     let empty = FlowWord::new(FlowState::Empty, slot.word.version());
     slot.cells.replace(flow_table::word_cell(slot.way), slot.word.0, empty.0)
         && remove_entry(maps, config, cells, first, entry)
