@@ -272,7 +272,8 @@ impl Frame {
             Transport::Tcp { flags, seq, ack, options } => {
                 segment.extend(seq.to_be_bytes());
                 segment.extend(ack.to_be_bytes());
-                segment.extend([((20 + options.len()) / 4 << 4) as u8, *flags, 0xff, 0xff, 0, 0, 0, 0]);
+                let data_offset = ((5 + options.len() / 4) * 16) as u8;
+                segment.extend([data_offset, *flags, 0xff, 0xff, 0, 0, 0, 0]);
                 segment.extend(options);
                 Some(16)
             }
