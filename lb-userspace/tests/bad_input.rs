@@ -89,7 +89,7 @@ impl World {
     }
 
     fn agent(&self) -> Agent {
-        let agent = Agent::start(self, &mut self.command("gw"));
+        let mut agent = Agent::start(self, &mut self.command("gw"));
         agent.until("the agent is ready", |agent| agent.status()["ready"] == true);
         agent
     }
@@ -151,9 +151,10 @@ impl Agent {
         services.as_array().unwrap().iter().map(|row| row["vip"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+    fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self) {
+            assert_eq!(self.child.try_wait().unwrap(), None, "before {what}:\n{}", self.log());
             assert!(Instant::now() < deadline, "never: {what}\n{}\n{}", self.status(), self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -254,11 +255,11 @@ fn a_manifest_directory_that_is_missing_is_refused() {
 #[test]
 fn yaml_that_breaks_later_changes_nothing_until_it_is_mended() {
     let world = World::new();
-    let agent = world.agent();
+    let mut agent = world.agent();
     world.write("a/service.yaml", "kind: Service\nmetadata: {name: [\n");
     agent.until("the broken file is reported with line and column", |agent| {
         let problems = agent.status()["problems"].to_string();
-        problems.contains("service.yaml") && problems.contains(":3:")
+        problems.contains("service.yaml") && problems.contains("line 2, column")
     });
     assert_eq!(agent.vips(), ["192.168.100.10"]);
     world.write("a/service.yaml", &service("one", "192.168.100.11"));

@@ -102,34 +102,24 @@ struct State {
     deadline: Option<Instant>,
 }
 
-/// Runs until a signal comes; gives the kernel side and the network back.
-///
-/// # Errors
-/// When adopted maps can't be read, or when the program can't be attached.
-pub(super) async fn run(
-    core: Core,
-    signals: &mut Signals,
-) -> Result<(Core, Ending), (Kernel, anyhow::Error)> {
-    let mut state = match State::begin(core) {
-        Ok(state) => state,
-        Err(failed) => return Err(failed),
-    };
-    match state.live(signals).await {
-        Ok(ending) => Ok((state.core, ending)),
-        Err(error) => Err((state.core.kernel, error)),
-    }
+/// Runs until a signal comes, or until adopted maps can't be read or the program can't be attached. Gives the
+/// kernel side and the network back.
+pub(super) async fn run(core: Core, signals: &mut Signals) -> (Core, Result<Ending>) {
+    let mut state = State::new(core);
+    let result = state.live(signals).await;
+    (state.core, result)
 }
 
 impl State {
-    fn begin(core: Core) -> Result<Self, (Kernel, anyhow::Error)> {
+    fn new(core: Core) -> Self {
         let clusters = core.inputs.clusters.borrow().clone();
-        let mut state = Self {
+        Self {
             model: Model::new(core.limits),
+            clusters,
             core,
             queue: StepQueue::default(),
             grace: None,
             unwanted: HashSet::new(),
-            clusters,
             desired: Arc::default(),
             usability: Arc::default(),
             verdicts: Arc::default(),
@@ -142,16 +132,6 @@ impl State {
             programmed: false,
             plan_at: Some(Instant::now()),
             deadline: None,
-        };
-        let begun = if state.core.kernel.adopted() {
-            // The maps hold the last state: the new program may take over at once.
-            state.adopt().and_then(|()| state.attach())
-        } else {
-            Ok(())
-        };
-        match begun {
-            Ok(()) => Ok(state),
-            Err(error) => Err((state.core.kernel, error)),
         }
     }
 
@@ -186,6 +166,11 @@ impl State {
     }
 
     async fn live(&mut self, signals: &mut Signals) -> Result<Ending> {
+        if self.core.kernel.adopted() {
+            // The maps hold the last state: the new program may take over at once.
+            self.adopt()?;
+            self.attach()?;
+        }
         self.merge();
         loop {
             self.advance()?;

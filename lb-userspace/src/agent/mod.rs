@@ -72,15 +72,15 @@ async fn serve(settings: Settings) -> Result<()> {
     let pin_dir = started.settings.pin_dir.clone();
     let (server, report, core) = assemble(started)?;
     let server = tokio::spawn(server.serve(Arc::new(report)));
-    let ended = core::run(core, &mut signals).await;
+    let (core, ended) = core::run(core, &mut signals).await;
     signals.force_on_next();
     // The socket goes with its task.
     server.abort();
     let _ = server.await;
     match ended {
-        Ok((core, ending)) => end(core, ending, pin_dir).await,
-        Err((kernel, error)) => {
-            remove_unless_adopted(kernel);
+        Ok(ending) => end(core, ending, pin_dir).await,
+        Err(error) => {
+            remove_unless_adopted(core.kernel);
             Err(error)
         }
     }
