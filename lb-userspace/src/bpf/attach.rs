@@ -179,10 +179,10 @@ impl Kernel {
         if let Some(note) = show_vlan_tags(name)? {
             notes.push(note);
         }
-        if let Some(link) = found {
-            if let Some(mode) = self.adopt(name, link, mode)? {
-                return Ok(Attachment { interface: name.to_owned(), ifindex, mode, adopted: true, notes });
-            }
+        if let Some(link) = found
+            && let Some(mode) = self.adopt(name, link, mode)?
+        {
+            return Ok(Attachment { interface: name.to_owned(), ifindex, mode, adopted: true, notes });
         }
         let mode = match mode {
             XdpMode::Generic => self.attach_new(name, ifindex, AttachedMode::Generic)?,

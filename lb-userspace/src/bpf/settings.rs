@@ -119,7 +119,7 @@ impl Settings {
     pub(super) fn encode(&self, before: &Config, sizes: &TableSizes) -> Result<Config, SettingsError> {
         let words = self.port_count / 64;
         let ends_at = u32::from(self.port_base) + u32::from(self.port_count);
-        if self.port_count % 64 != 0
+        if !self.port_count.is_multiple_of(64)
             || !(1..=PORT_BITMAP_WORDS).contains(&usize::from(words))
             || ends_at > 1 << 16
             || self.port_base == 0

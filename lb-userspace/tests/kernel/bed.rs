@@ -8,24 +8,24 @@ use std::thread;
 use lb_common::abi::Timeouts;
 use lb_userspace::bpf::{AgentLock, Kernel, LoadError, Settings, TableSizes};
 use netlink_packet_route::link::{LinkAttribute, LinkXdp};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, new_connection};
 
 /// The end that the program is attached to, and the other one.
-pub const NEAR: &str = "near";
+pub(crate) const NEAR: &str = "near";
 /// See [`NEAR`].
-pub const FAR: &str = "far";
+pub(crate) const FAR: &str = "far";
 
 /// Where a test keeps its pins and locks. Both vanish with the test's thread, whatever happens to it.
-pub struct Bed {
+pub(crate) struct Bed {
     directory: tempfile::TempDir,
 }
 
 impl Bed {
     /// Runs a test in a thread with a network and a mount namespace of its own.
-    pub fn run(test: impl FnOnce(&Self) + Send + 'static) {
+    pub(crate) fn run(test: impl FnOnce(&Self) + Send + 'static) {
         let directory = tempfile::tempdir().expect("a directory");
         fs::create_dir(directory.path().join("bpf")).expect("a directory");
         let bed = Self { directory };
@@ -37,7 +37,6 @@ impl Bed {
             mount(Some("bpf"), &bpf_fs, Some("bpf"), MsFlags::empty(), none).expect("a BPF file system");
             bed.make_veth();
             test(&bed);
-            nix::mount::umount(&bpf_fs).expect("nothing uses the BPF file system any more");
         })
         .join();
         if let Err(panic) = result {
@@ -46,34 +45,34 @@ impl Bed {
     }
 
     /// The BPF file system.
-    pub fn bpf_fs(&self) -> PathBuf {
+    pub(crate) fn bpf_fs(&self) -> PathBuf {
         self.directory.path().join("bpf")
     }
 
     /// The pin directory.
-    pub fn pins(&self) -> PathBuf {
+    pub(crate) fn pins(&self) -> PathBuf {
         self.bpf_fs().join("kanmon")
     }
 
     /// Takes the lock of a pin directory.
-    pub fn lock(&self, pins: &Path) -> AgentLock {
+    pub(crate) fn lock(&self, pins: &Path) -> AgentLock {
         AgentLock::acquire(&self.directory.path().join("locks"), pins).expect("the lock is free")
     }
 
     /// Loads the packet program over the test's pin directory.
-    pub fn load(&self, sizes: TableSizes) -> Result<Kernel, LoadError> {
+    pub(crate) fn load(&self, sizes: TableSizes) -> Result<Kernel, LoadError> {
         Kernel::load(&self.pins(), sizes, self.lock(&self.pins()))
     }
 
     /// Loads with small tables and settings.
-    pub fn kernel(&self) -> Kernel {
+    pub(crate) fn kernel(&self) -> Kernel {
         let mut kernel = self.load(sizes()).expect("the kernel takes the packet program");
         kernel.configure(&settings()).expect("the settings are valid");
         kernel
     }
 
     /// A veth pair, both ends up.
-    pub fn make_veth(&self) {
+    pub(crate) fn make_veth(&self) {
         netlink(|handle| async move {
             handle.link().add(LinkVeth::new(NEAR, FAR).build()).execute().await.expect("a veth pair");
             for name in [NEAR, FAR] {
@@ -84,14 +83,14 @@ impl Bed {
     }
 
     /// Removes the pair.
-    pub fn remove_veth(&self) {
+    pub(crate) fn remove_veth(&self) {
         netlink(|handle| async move {
             handle.link().del(index(NEAR)).execute().await.expect("the pair goes");
         });
     }
 
     /// Sets an interface's MTU.
-    pub fn set_mtu(&self, name: &str, mtu: u32) {
+    pub(crate) fn set_mtu(&self, name: &str, mtu: u32) {
         netlink(|handle| async move {
             let message = LinkUnspec::new_with_index(index(name)).mtu(mtu).build();
             handle.link().set(message).execute().await.expect("the MTU is taken");
@@ -99,7 +98,7 @@ impl Bed {
     }
 
     /// Id of the XDP program on an interface.
-    pub fn program_on(&self, name: &str) -> Option<u32> {
+    pub(crate) fn program_on(&self, name: &str) -> Option<u32> {
         netlink(|handle| async move {
             use futures::TryStreamExt;
             let mut links = handle.link().get().match_index(index(name)).execute();
@@ -116,7 +115,7 @@ impl Bed {
 
     /// Everything below the BPF file system, by paths relative to it; without `maps.debug` and
     /// `progs.debug`, which the kernel puts there.
-    pub fn tree(&self) -> Vec<String> {
+    pub(crate) fn tree(&self) -> Vec<String> {
         fn walk(root: &Path, directory: &Path, found: &mut Vec<String>) {
             for entry in fs::read_dir(directory).expect("a directory") {
                 let path = entry.expect("an entry").path();
@@ -135,13 +134,20 @@ impl Bed {
     }
 }
 
+impl Drop for Bed {
+    /// Before the directory is removed, which a mount in it would prevent.
+    fn drop(&mut self) {
+        let _ = umount2(&self.bpf_fs(), MntFlags::MNT_DETACH);
+    }
+}
+
 /// Index of an interface.
-pub fn index(name: &str) -> u32 {
+pub(crate) fn index(name: &str) -> u32 {
     if_nametoindex(name).expect("the interface exists")
 }
 
 /// Tables that cost little.
-pub fn sizes() -> TableSizes {
+pub(crate) fn sizes() -> TableSizes {
     TableSizes {
         flows: 1024,
         flows_v6: 1024,
@@ -155,7 +161,7 @@ pub fn sizes() -> TableSizes {
 }
 
 /// Settings for both families.
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         cluster_set_id: "test".to_owned(),
         snat_addresses: ["192.168.0.10", "fd00::10"].map(|text| text.parse().expect("an address")).into(),
