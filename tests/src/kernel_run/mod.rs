@@ -5,6 +5,7 @@
 //! has a runner of its own.
 
 mod memory;
+mod mirror;
 mod program;
 mod runner;
 
@@ -14,6 +15,7 @@ use nix::{
 };
 
 pub use memory::{KernelTables, MappedArray, MappedCells};
+pub use mirror::mirror_element;
 pub use program::{Clock, KernelProgram};
 pub use runner::{MAX_HEAD_ROOM, Outcome, Runner, XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 

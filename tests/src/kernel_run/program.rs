@@ -1,6 +1,10 @@
 //! Loading the program for test runs.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    env, fs, io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -8,8 +12,7 @@ use aya::{
     maps::{DevMapHash, HashMap, Map, MapData, MapInfo, ProgramArray, RingBuf},
     programs::{ProgramFd, Xdp},
 };
-use lb_common::abi::{BackendKeyV4, BackendKeyV6, Event, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6};
-use lb_userspace::bpf::{EBPF_OBJECT, TableSizes};
+use lb_common::{abi::Event, host::Sizes};
 
 use super::{KernelTables, Runner};
 
@@ -32,12 +35,12 @@ pub struct KernelProgram {
     entry: ProgramFd,
     called: Vec<ProgramFd>,
     programs: ProgramArray<MapData>,
-    services_v4: HashMap<MapData, [u8; 8], u32>,
-    services_v6: HashMap<MapData, [u8; 20], u32>,
-    vips_v4: HashMap<MapData, [u8; 4], u32>,
-    vips_v6: HashMap<MapData, [u8; 16], u32>,
-    backends_v4: HashMap<MapData, [u8; 8], u32>,
-    backends_v6: HashMap<MapData, [u8; 20], u32>,
+    pub(super) services_v4: HashMap<MapData, [u8; 8], u32>,
+    pub(super) services_v6: HashMap<MapData, [u8; 20], u32>,
+    pub(super) vips_v4: HashMap<MapData, [u8; 4], u32>,
+    pub(super) vips_v6: HashMap<MapData, [u8; 16], u32>,
+    pub(super) backends_v4: HashMap<MapData, [u8; 8], u32>,
+    pub(super) backends_v6: HashMap<MapData, [u8; 20], u32>,
     egress: DevMapHash<MapData>,
     events: RingBuf<MapData>,
     maps: Vec<(String, MapInfo)>,
@@ -50,14 +53,18 @@ impl KernelProgram {
     ///
     /// # Errors
     /// Without root, or when the kernel refuses the program.
-    pub fn load(sizes: &TableSizes, clock: Clock) -> Result<Self> {
+    pub fn load(sizes: &Sizes, clock: Clock) -> Result<Self> {
         let inject = u32::from(clock == Clock::Injected);
         let mut loader = EbpfLoader::new();
         loader.override_global("INJECT_CLOCK", &inject, true);
-        for layout in sizes.maps() {
-            loader.map_max_entries(layout.name, layout.max_entries);
+        for (name, elements) in elements(sizes) {
+            loader.map_max_entries(name, elements);
         }
-        let mut ebpf = loader.load(EBPF_OBJECT).context("cannot load the packet program (root is needed)")?;
+        let path = object_path();
+        let object = fs::read(&path).with_context(|| {
+            format!("cannot read the packet program {}: run `cargo xtask build-ebpf`", path.display())
+        })?;
+        let mut ebpf = loader.load(&object).context("cannot load the packet program (root is needed)")?;
         let mut maps = Vec::new();
         for (name, map) in ebpf.maps() {
             if let Some(data) = declared(map) {
@@ -90,13 +97,11 @@ impl KernelProgram {
     }
 
     /// A runner of the entry program.
-    pub fn runner(&self) -> Runner<'_> {
-        Runner::new(self.program())
-    }
-
-    /// The entry program.
-    pub fn program(&self) -> BorrowedFd<'_> {
-        self.entry.as_fd()
+    ///
+    /// # Errors
+    /// When the process has too many files open.
+    pub fn runner(&self) -> io::Result<Runner> {
+        self.entry.as_fd().try_clone_to_owned().map(Runner::new)
     }
 
     /// What the kernel says about each map that the program declares, in the order of their names.
@@ -124,54 +129,6 @@ impl KernelProgram {
             self.programs.clear_index(&index)?;
         }
         Ok(())
-    }
-
-    /// Writes a service's index.
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn put_service_v4(&mut self, key: &ServiceKeyV4, index: u32) -> Result<()> {
-        Ok(self.services_v4.insert(bytemuck::cast::<_, [u8; 8]>(*key), index, 0)?)
-    }
-
-    /// Writes a service's index.
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn put_service_v6(&mut self, key: &ServiceKeyV6, index: u32) -> Result<()> {
-        Ok(self.services_v6.insert(bytemuck::cast::<_, [u8; 20]>(*key), index, 0)?)
-    }
-
-    /// Writes a VIP's flags.
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn put_vip_v4(&mut self, key: &VipKeyV4, flags: u32) -> Result<()> {
-        Ok(self.vips_v4.insert(key.vip, flags, 0)?)
-    }
-
-    /// Writes a VIP's flags.
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn put_vip_v6(&mut self, key: &VipKeyV6, flags: u32) -> Result<()> {
-        Ok(self.vips_v6.insert(key.vip, flags, 0)?)
-    }
-
-    /// Writes a backend's index.
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn put_backend_v4(&mut self, key: &BackendKeyV4, index: u32) -> Result<()> {
-        Ok(self.backends_v4.insert(bytemuck::cast::<_, [u8; 8]>(*key), index, 0)?)
-    }
-
-    /// Writes a backend's index.
-    ///
-    /// # Errors
-    /// When the map is full.
-    pub fn put_backend_v6(&mut self, key: &BackendKeyV6, index: u32) -> Result<()> {
-        Ok(self.backends_v6.insert(bytemuck::cast::<_, [u8; 20]>(*key), index, 0)?)
     }
 
     /// Lets the program redirect to an interface of the calling thread's network namespace.
@@ -221,4 +178,28 @@ fn declared(map: &Map) -> Option<&MapData> {
         | Map::RingBuf(data) => Some(data),
         _ => None,
     }
+}
+
+/// The object that `cargo xtask build-ebpf` made, or the one that `KANMON_EBPF_OBJECT` names.
+fn object_path() -> PathBuf {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target/ebpf/kanmon.o");
+    env::var_os("KANMON_EBPF_OBJECT").map_or_else(built, PathBuf::from)
+}
+
+/// The arrays whose sizes are set at load.
+fn elements(sizes: &Sizes) -> [(&'static str, u32); 12] {
+    [
+        ("DESCRIPTORS", sizes.services),
+        ("RINGS", sizes.ring_pairs),
+        ("MEMBERS", sizes.members),
+        ("BACKENDS", sizes.backends),
+        ("PORTS", sizes.backends * sizes.snat_stride),
+        ("FLOWS", sizes.flow_buckets),
+        ("HANDSHAKES", sizes.flow_buckets),
+        ("REVERSE_V4", sizes.reverse_v4_buckets),
+        ("REVERSE_V6", sizes.reverse_v6_buckets),
+        ("COUNTERS", sizes.cpus),
+        ("MEMBER_STATS", sizes.cpus * sizes.members),
+        ("EVENT_BUDGET", sizes.cpus),
+    ]
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, OwnedFd},
 };
 
 /// `enum xdp_action`: an error in the program, or a redirect to an interface that `EGRESS` does not have.
@@ -37,8 +37,8 @@ pub struct Outcome<'a> {
 
 /// Runs the program on one frame at a time.
 #[derive(Debug)]
-pub struct Runner<'a> {
-    program: BorrowedFd<'a>,
+pub struct Runner {
+    program: OwnedFd,
     input: Vec<u8>,
     output: Vec<u8>,
 }
@@ -75,15 +75,15 @@ struct Context {
     egress: u32,
 }
 
-impl<'a> Runner<'a> {
+impl Runner {
     /// A runner of an XDP program.
-    pub fn new(program: BorrowedFd<'a>) -> Self {
+    pub fn new(program: OwnedFd) -> Self {
         Self { program, input: Vec::with_capacity(BUFFER), output: vec![0; BUFFER] }
     }
 
-    /// Runs the program on a frame of at least 14 bytes that came in on the interface `ingress` of the calling
-    /// thread's network namespace. `head_room` is by how many bytes its head can grow: at most
-    /// [`MAX_HEAD_ROOM`], a multiple of 4; less of it takes Linux 6.9 or newer, which allows metadata of up to 252 bytes.
+    /// Runs the program on a frame of at least 14 bytes that came in on the interface `ingress` of the
+    /// calling thread's network namespace. `head_room` is by how many bytes its head can grow: a multiple of 4,
+    /// at most [`MAX_HEAD_ROOM`]. Much less than that needs a kernel that allows metadata of up to 252 bytes.
     ///
     /// # Errors
     /// When the kernel does not run it.
