@@ -11,6 +11,8 @@ use lb_common::abi::{
     VipKeyV4, VipKeyV6,
 };
 
+use crate::config;
+
 /// Slots of the flow tables for each flow promised: at half load 0.001% of new flows find both of their
 /// buckets full.
 const SLOTS_PER_FLOW: u64 = 2;
@@ -109,16 +111,17 @@ pub struct MemoryPlan {
 }
 
 impl TableSizes {
-    /// The default sizes: 1,048,576 flows, an eighth of them IPv6.
+    /// The sizes that the settings have by default, for one SNAT address.
     #[must_use]
-    pub const fn default_for(cpus: u32) -> Self {
+    pub fn default_for(cpus: u32) -> Self {
+        let tables = config::TableSizes::default();
         Self {
-            flows: 1 << 20,
-            flows_v6: 1 << 17,
-            services: 4096,
-            backends: 4096,
-            members: 8192,
-            ring_slots: 1 << 21,
+            flows: tables.flows,
+            flows_v6: tables.flows_v6,
+            services: tables.services,
+            backends: tables.backends,
+            members: tables.members,
+            ring_slots: tables.ring_slots,
             snat_count: 1,
             cpus,
         }

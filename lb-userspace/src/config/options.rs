@@ -66,7 +66,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Table sizes")]
     pub flows: Option<u32>,
 
-    /// How many of the flows may be IPv6 [default: 262144]
+    /// How many of the flows may be IPv6 [default: 65536]
     #[arg(long, value_name = "N", help_heading = "Table sizes")]
     pub flows_v6: Option<u32>,
 
@@ -74,15 +74,15 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Table sizes")]
     pub services: Option<u32>,
 
-    /// Backends: protocol, address and port [default: 16384]
+    /// Backends: protocol, address and port [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Table sizes")]
     pub backends: Option<u32>,
 
-    /// Members: backends counted once for each service they are in [default: 65536]
+    /// Members: backends counted once for each service they are in [default: 8192]
     #[arg(long, value_name = "N", help_heading = "Table sizes")]
     pub members: Option<u32>,
 
-    /// Slots of all rings together [default: 8388608]
+    /// Slots of all rings together [default: 4194304]
     #[arg(long, value_name = "N", help_heading = "Table sizes")]
     pub ring_slots: Option<u32>,
 

@@ -71,11 +71,11 @@ impl Default for TableSizes {
     fn default() -> Self {
         Self {
             flows: 1 << 20,
-            flows_v6: 1 << 18,
+            flows_v6: 1 << 16,
             services: 1 << 12,
-            backends: 1 << 14,
-            members: 1 << 16,
-            ring_slots: 1 << 23,
+            backends: 1 << 12,
+            members: 1 << 13,
+            ring_slots: 1 << 22,
         }
     }
 }

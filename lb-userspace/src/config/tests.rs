@@ -43,7 +43,7 @@ fn the_shortest_command_line_gets_every_default() {
     assert_eq!(settings.pin_dir, Path::new("/sys/fs/bpf/kanmon"));
     assert_eq!(settings.socket, Path::new("/run/kanmon/kanmon.sock"));
     assert_eq!(settings.state_dir, Path::new("/var/lib/kanmon"));
-    assert_eq!((settings.tables.flows, settings.tables.flows_v6), (1_048_576, 262_144));
+    assert_eq!((settings.tables.flows, settings.tables.flows_v6), (1_048_576, 65_536));
     assert_eq!(settings.snat_ports, SnatPorts::Auto);
     assert_eq!(settings.xdp_mode, XdpMode::Native);
     let seconds = |timeout: Duration| timeout.as_secs();
