@@ -7,7 +7,7 @@ use lb_common::{
     host::{ACK, Frame, SYN, TAG_8021AD, TAG_8021Q, Transport},
 };
 
-use crate::history::{Profile, Random, World, is_tcp};
+use crate::history::{Profile, Random};
 
 /// Which rings a service has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +164,7 @@ impl Flow {
             (Side::Backend, Some((backend, snat))) => (backend, snat),
             _ => (self.client, self.vip),
         };
-        let mut frame = if is_tcp(self.protocol) {
+        let mut frame = if self.protocol == TCP {
             Frame::tcp(source, destination, flags)
         } else {
             Frame::udp(source, destination)
@@ -186,9 +186,9 @@ impl Flow {
 }
 
 /// The first packet of a flow to the first or third service; another flow for each number.
-pub(crate) fn opening(_world: &World, number: u16) -> Vec<u8> {
+pub(crate) fn opening(number: u16) -> Vec<u8> {
     let (client, service) =
-        if number % 2 == 0 { (ip("198.51.100.1"), SERVICES[0]) } else { (ip("2001:db8:c::1"), SERVICES[2]) };
+        if number.is_multiple_of(2) { (ip("198.51.100.1"), SERVICES[0]) } else { (ip("2001:db8:c::1"), SERVICES[2]) };
     Frame::tcp(SocketAddr::new(client, 50_000 + number), service.vip(), SYN).build()
 }
 

@@ -1,7 +1,7 @@
 //! Worlds, and the histories that happen in them: what comes next depends on what came out before.
 
 use lb_common::{
-    abi::{TCP, UDP, member_flags},
+    abi::{member_flags, vip_flags},
     clock::TICK_NS,
     datapath::Verdict,
     hash::finish,
@@ -37,7 +37,7 @@ impl Random {
 
     /// A number below `bound`.
     pub(crate) const fn below(&mut self, bound: usize) -> usize {
-        ((self.next() >> 32) * bound as u64 >> 32) as usize
+        (((self.next() >> 32) * bound as u64) >> 32) as usize
     }
 
     /// True `percent` times in a hundred.
@@ -112,7 +112,7 @@ impl World {
     pub(crate) fn gateway(&self) -> Gateway {
         let mut random = Random::new(self.seed ^ 0x6174_6577_6179);
         let broad = self.profile == Profile::Broad;
-        let snat = ["192.168.0.2", "fd00::2", "192.168.0.3", "fd00::3"].map(|text| frames::ip(text));
+        let snat = ["192.168.0.2", "fd00::2", "192.168.0.3", "fd00::3"].map(frames::ip);
         let settings = GatewayConfig {
             sizes: SIZES,
             snat: snat[..if broad { 4 } else { 2 }].to_vec(),
@@ -145,7 +145,7 @@ impl World {
                 }
             };
             if service.node_address {
-                gateway.add_vip(gateway_vip(index), lb_common::abi::vip_flags::NODE_ADDRESS);
+                gateway.add_vip(gateway_vip(index), vip_flags::NODE_ADDRESS);
             }
         }
         for member in 1..=frames::members(self.profile) {
@@ -417,10 +417,4 @@ impl History<'_> {
             }
         }
     }
-}
-
-/// Protocols of the services, for the frames.
-pub(crate) const fn is_tcp(protocol: u8) -> bool {
-    debug_assert!(protocol == TCP || protocol == UDP);
-    protocol == TCP
 }

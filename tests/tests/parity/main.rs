@@ -72,7 +72,7 @@ fn a_program_without_its_callees_drops_what_needs_them_and_says_so() {
         session.kernel.remove_called_programs().expect("they are there");
         let mut runner = session.kernel.runner().expect("a runner");
         for number in 0..LEAST as u16 {
-            let frame = frames::opening(&world, number);
+            let frame = frames::opening(number);
             let mut packet = HostPacket::new(&frame);
             let verdict = forward(&mut packet, &session.gateway.maps.cpu(0));
             assert!(matches!(verdict, Verdict::NewFlowV4 | Verdict::NewFlowV6), "{verdict:?}");
@@ -82,7 +82,7 @@ fn a_program_without_its_callees_drops_what_needs_them_and_says_so() {
         assert_eq!(session.kernel.tables.counter(Counter::DropNotReady), LEAST);
         session.kernel.tables.counters.clear();
         session.kernel.install_called_programs().expect("they go in again");
-        let frame = frames::opening(&world, 0);
+        let frame = frames::opening(0);
         session.frame(interfaces.known[0], MAX_HEAD_ROOM, &frame).expect("both forward it now");
         assert_eq!(session.kernel.tables.counter(Counter::FlowOpened), 1);
     });
