@@ -150,9 +150,12 @@ fn locked<F: Family, M: Maps>(
             existing.touch(now);
             return Ok(path);
         }
-        if flow_table::evict(maps, config, &existing) {
-            maps.count(Counter::FlowReclaimed);
+        // Somebody moved the old flow at this very moment: making the new one beside it would give its key two
+        // entries. The client will send again.
+        if !flow_table::evict(maps, config, &existing) {
+            return Err(Counter::DropInsertContended);
         }
+        maps.count(Counter::FlowReclaimed);
     }
     let selected = select::select(maps, service, ring_hash).ok_or(Counter::DropNoBackend)?;
     let Some((slot, displaced)) = flow_table::claim(maps, config, hash, now) else {

@@ -1,6 +1,11 @@
 //! Whether the tables agree with each other.
 
-use std::{collections::BTreeMap, format, string::String, vec::Vec};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+    vec::Vec,
+};
 
 use super::maps::{Array, HostMaps};
 use crate::{
@@ -124,12 +129,19 @@ pub fn check(maps: &HostMaps) -> Result<(), String> {
             return Err("a forward slot is claimed, and nobody is at work".into());
         }
     }
+    let mut naming: BTreeMap<(u32, u16), Vec<&Backward>> = BTreeMap::new();
+    for backward in &backwards {
+        naming.entry((backward.flow.slot, backward.flow.version)).or_default().push(backward);
+    }
     let mut tags = BTreeMap::new();
+    let mut slots = BTreeSet::new();
     for forward in &forwards {
         if let Some(other) = tags.insert(forward.tag, forward.flow) {
             return Err(format!("one flow is in {other:?} and in {:?}", forward.flow));
         }
-        let named = backwards.iter().filter(|backward| backward.flow == forward.flow).collect::<Vec<_>>();
+        let slot = (forward.flow.slot, forward.flow.version);
+        slots.insert(slot);
+        let named = naming.get(&slot).map_or(&[][..], Vec::as_slice);
         let agree = matches!(named[..], [one] if one.word.port() == forward.word.port()
             && one.word.snat() == forward.word.snat() && one.member == forward.word.member());
         if !agree && is_current(forward.word.member(), forward.word.generation()) {
@@ -142,7 +154,7 @@ pub fn check(maps: &HostMaps) -> Result<(), String> {
         if let Some(other) = keys.insert((backward.family, key), backward.flow) {
             return Err(format!("port {key:?} belongs to {other:?} and to {:?}", backward.flow));
         }
-        let has_flow = forwards.iter().any(|forward| forward.flow == backward.flow);
+        let has_flow = slots.contains(&(backward.flow.slot, backward.flow.version));
         if !has_flow && is_current(backward.member, backward.generation) {
             return Err(format!("{backward:?} has no flow"));
         }
