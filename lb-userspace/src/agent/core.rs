@@ -267,6 +267,8 @@ impl State {
         let mut problems: Vec<view::Problem> =
             self.desired.problems.iter().map(problems::from_desired).chain(found).collect();
         problems.extend(self.degraded());
+        let vips = self.desired.services.keys().map(|id| &id.vip);
+        problems.extend(problems::without_snat(vips, &self.core.snat_addresses));
         problems::log_changes(&self.problems, &problems);
         self.problems = problems;
         self.resolve();

@@ -65,7 +65,9 @@ pub(super) fn verdicts(before: &Verdicts, now: &Verdicts, desired: &Desired) {
         for endpoint in &service.endpoints {
             let old = before.of_endpoint(endpoint, &service.health_check);
             let new = now.of_endpoint(endpoint, &service.health_check);
-            if std::mem::discriminant(old) != std::mem::discriminant(new) {
+            // The first answer of a target that is as its cluster says is no news.
+            let first = matches!((old, new), (Verdict::Unknown, Verdict::Healthy));
+            if !first && std::mem::discriminant(old) != std::mem::discriminant(new) {
                 changes.insert(endpoint.backend.to_string(), (endpoint, new));
             }
         }

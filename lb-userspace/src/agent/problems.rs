@@ -1,6 +1,7 @@
 //! Everything that is wrong, from all stages, as one list; and its log.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use crate::desired::{self, Severity};
 use crate::network::NextHops;
@@ -34,7 +35,32 @@ pub(super) fn from_plan(problem: &PlanProblem, next_hops: &NextHops) -> Option<P
         PlanProblem::RingTooLarge { service, .. } => (format!("service {service}"), "RingTooLarge"),
         PlanProblem::Mismatch { service, .. } => (format!("service {service}"), "Mismatch"),
     };
-    Some(Problem { cluster: None, object, reason: reason.to_owned(), message: problem.to_string() })
+    // As a sentence of its own the text names the object once more.
+    let text = problem.to_string();
+    let message = text.strip_prefix(&format!("{object} ")).unwrap_or(&text).to_owned();
+    Some(Problem { cluster: None, object, reason: reason.to_owned(), message })
+}
+
+/// Services of a family without a SNAT address: their packets can't be forwarded.
+pub(super) fn without_snat<'a>(
+    vips: impl Iterator<Item = &'a IpAddr> + Clone,
+    snat_addresses: &BTreeSet<IpAddr>,
+) -> Vec<Problem> {
+    let missing = [("IPv4", true), ("IPv6", false)].into_iter().filter(|(_, v4)| {
+        vips.clone().any(|vip| vip.is_ipv4() == *v4)
+            && !snat_addresses.iter().any(|address| address.is_ipv4() == *v4)
+    });
+    missing
+        .map(|(family, _)| Problem {
+            cluster: None,
+            object: format!("SNAT over {family}"),
+            reason: "NoSnatAddress".to_owned(),
+            message: format!(
+                "services with {family} VIPs are dropped, because the gateway has no {family} address to \
+                 forward from: give an attached interface one, or name it with --snat-addresses, and restart"
+            ),
+        })
+        .collect()
 }
 
 /// Logs what has come and what has gone.
@@ -69,6 +95,18 @@ mod tests {
         next_hops.insert(backend.address, Err(NextHopError::Local));
         let shown = from_plan(&problem, &next_hops).unwrap();
         assert_eq!(shown.reason, "NoNextHop");
-        assert!(shown.object.contains("10.0.0.1:80"), "{}", shown.object);
+        assert_eq!(shown.object, "backend 10.0.0.1:80/TCP");
+        assert!(shown.message.starts_with("gets no new flows"), "{}", shown.message);
+    }
+
+    #[test]
+    fn a_family_that_has_vips_but_no_snat_address_is_reported() {
+        let v4: IpAddr = [192, 0, 2, 1].into();
+        let v6: IpAddr = "fd00::1".parse().unwrap();
+        let snat = BTreeSet::from([v4]);
+        assert_eq!(without_snat([v4].iter(), &snat), []);
+        let problems = without_snat([v4, v6].iter(), &snat);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].message.contains("IPv6 VIPs"), "{}", problems[0].message);
     }
 }

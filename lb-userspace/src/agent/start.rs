@@ -44,6 +44,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
     host::check()?;
     let interfaces = resolve(&settings.interfaces).await?;
     let lock = AgentLock::acquire(Path::new(LOCK_DIR), &settings.pin_dir)?;
+    bpf::refuse_foreign_programs(&settings.pin_dir, &settings.interfaces)?;
     let server = Server::bind(&settings.socket)?;
 
     let last_good = load_last_good(&settings.state_dir);

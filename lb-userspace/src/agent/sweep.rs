@@ -140,14 +140,14 @@ impl Sweep {
         Self { stage: Stage::Flows, next: 0, seen: Seen::new(orders), suspects: HashMap::new() }
     }
 
-    /// Buckets and backends of a whole pass.
+    /// What a whole pass costs, in buckets.
     fn length(&self, config: &Config, backends: u32) -> u32 {
         [config.flow_bucket_mask, config.reverse_v4_mask, config.reverse_v6_mask]
             .into_iter()
-            .fold(backends, |sum, mask| sum.saturating_add(mask).saturating_add(1))
+            .fold(backends.saturating_mul(PORTS_COST), |sum, mask| sum.saturating_add(mask).saturating_add(1))
     }
 
-    /// Sweeps at most `chunk` buckets or backends; the pass when that was its end.
+    /// Sweeps at most `chunk` buckets, or what costs as much; the pass when that was its end.
     fn advance<T: Tables>(
         &mut self,
         tables: &T,

@@ -12,7 +12,7 @@ use nix::net::if_::if_nametoindex;
 
 use super::ethtool::{self, VlanOffload};
 use super::load::Kernel;
-use super::pins::{self, PinError};
+use super::pins::{self, PinDir, PinError};
 use super::{host, netlink, sys};
 
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`.
@@ -282,6 +282,21 @@ impl Kernel {
         }
         Ok(())
     }
+}
+
+/// Refuses what [`Kernel::attach`] would refuse because of somebody else's program, before anything is loaded
+/// or made.
+///
+/// # Errors
+///
+/// Names the interface that is not there, or that runs somebody else's program.
+pub fn refuse_foreign_programs(pin_dir: &Path, interfaces: &[String]) -> Result<(), AttachError> {
+    let links = pinned_links(&PinDir::at(pin_dir).links())?;
+    for name in interfaces {
+        let (name, ifindex) = resolve(name)?;
+        refuse_foreign(&name, ifindex, &links)?;
+    }
+    Ok(())
 }
 
 /// Index of an interface.

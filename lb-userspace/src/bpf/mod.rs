@@ -27,7 +27,7 @@ pub mod snapshot;
 mod sys;
 
 pub use apply::{Applied, ApplyError};
-pub use attach::{AttachError, AttachedMode, Attachment, XdpMode};
+pub use attach::{AttachError, AttachedMode, Attachment, XdpMode, refuse_foreign_programs};
 pub use cleanup::{Removed, cleanup};
 pub use events::Events;
 pub use layout::{MemoryPlan, TableSizes};

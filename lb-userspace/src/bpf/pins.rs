@@ -74,7 +74,7 @@ impl PinDir {
     /// When the directory is on another file system, or holds pins of another ABI.
     pub fn prepare(root: &Path) -> Result<Self, PinError> {
         ensure_bpf_file_system(root)?;
-        let pins = Self { root: root.to_owned() };
+        let pins = Self::at(root);
         if let Some(found) = other_version(root, ABI_VERSION)? {
             return Err(PinError::OtherVersion { pin_dir: root.to_owned(), found });
         }
@@ -86,6 +86,11 @@ impl PinDir {
                 .map_err(|source| PinError::File { action: "make", path: directory, source })?;
         }
         Ok(pins)
+    }
+
+    /// The directory as it is, whether or not anything is there.
+    pub(super) fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
     }
 
     /// The directory that was named.
