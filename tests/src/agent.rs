@@ -1,10 +1,10 @@
 //! The `kanmon` agent in the gateway's namespace, and what its command line says of it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -81,8 +81,21 @@ impl Backend {
     }
 }
 
-/// A row of `kanmon flows -o json`.
+/// Something that `kanmon status` says is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Problem {
+    /// The cluster it is in; none: the gateway's own.
+    pub cluster: Option<String>,
+    /// What it is about.
+    pub object: String,
+    /// One word for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// A row of `kanmon flows -o json`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Flow {
     /// The client's address and port.
     pub client: String,
@@ -94,7 +107,12 @@ pub struct Flow {
     pub cluster: Option<String>,
     /// The flow's state.
     pub state: String,
+    /// The source that the pod sees.
+    pub snat: String,
 }
+
+/// More than any test has flows: so many are shown.
+const ALL_FLOWS: &str = "1000000";
 
 impl Bed {
     /// Starts the agent in the gateway's namespace on the bed's manifests, with its pins in the run's own
@@ -103,7 +121,22 @@ impl Bed {
     /// # Errors
     /// When it is not built, ends at once, or is not ready in time; its last words are in the error.
     pub fn start_agent(&self, options: AgentOptions) -> Result<Agent> {
-        let program = program("kanmon")?;
+        let wait = options.wait;
+        let process = self.run().spawn("kanmon", self.agent_command(options)?)?;
+        let mut agent =
+            Agent { process, program: program("kanmon")?, socket: self.socket(), _run: self.run().clone() };
+        if wait {
+            agent.wait_ready(START)?;
+            agent.wait_for_pods(&self.ready_pods(), START)?;
+        }
+        Ok(agent)
+    }
+
+    /// The command that [`Bed::start_agent`] starts.
+    ///
+    /// # Errors
+    /// When the agent is not built.
+    pub fn agent_command(&self, options: AgentOptions) -> Result<Command> {
         let interfaces = if options.interfaces.is_empty() {
             ["eth0", "eth1"]
                 .into_iter()
@@ -113,7 +146,7 @@ impl Bed {
         } else {
             options.interfaces
         };
-        let mut command = self.gateway().command(&program);
+        let mut command = self.gateway().command(program("kanmon")?);
         command.arg("run");
         for interface in &interfaces {
             command.args(["--interface", interface]);
@@ -125,13 +158,25 @@ impl Bed {
         // The last good endpoints of one run are no other run's.
         command.arg("--state-dir").arg(self.run().path().join("state"));
         command.args(&options.extra);
-        let process = self.run().spawn("kanmon", command)?;
-        let mut agent = Agent { process, program, socket: self.socket(), _run: self.run().clone() };
-        if options.wait {
-            agent.wait_ready(START)?;
-            agent.wait_for_pods(&self.ready_pods(), START)?;
-        }
-        Ok(agent)
+        Ok(command)
+    }
+
+    /// Runs the agent where it is expected to refuse; returns what it wrote, and how it ended.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn refused_agent(&self, options: AgentOptions) -> Result<Output> {
+        self.agent_command(options)?.output().context("cannot run the agent")
+    }
+
+    /// Runs `kanmon cleanup` on the bed's pins and socket.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn cleanup(&self) -> Result<Output> {
+        let mut command = self.gateway().command(program("kanmon")?);
+        command.arg("cleanup").arg("--pin-dir").arg(self.bpffs()).arg("--socket").arg(self.socket());
+        command.output().context("cannot run kanmon cleanup")
     }
 }
 
@@ -151,7 +196,31 @@ impl Agent {
     /// # Errors
     /// When the agent does not answer.
     pub fn status(&self) -> Result<Value> {
-        self.ask("status")
+        self.ask("status", &[])
+    }
+
+    /// What `kanmon status` says is wrong.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn problems(&self) -> Result<Vec<Problem>> {
+        Ok(serde_json::from_value(self.status()?["problems"].take())?)
+    }
+
+    /// The packet program's counters, by name.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(serde_json::from_value(self.status()?["counters"].take())?)
+    }
+
+    /// `kanmon services`.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn services(&self) -> Result<Vec<Value>> {
+        self.ask("services", &[])
     }
 
     /// `kanmon backends`.
@@ -159,15 +228,15 @@ impl Agent {
     /// # Errors
     /// When the agent does not answer.
     pub fn backends(&self) -> Result<Vec<Backend>> {
-        self.ask("backends")
+        self.ask("backends", &[])
     }
 
-    /// `kanmon flows`.
+    /// `kanmon flows`: all of them.
     ///
     /// # Errors
     /// When the agent does not answer.
     pub fn flows(&self) -> Result<Vec<Flow>> {
-        self.ask("flows")
+        self.ask("flows", &["--limit", ALL_FLOWS])
     }
 
     /// How the program is attached, over all interfaces: "native", "generic" or both.
@@ -238,6 +307,14 @@ impl Agent {
         self.end(Signal::SIGTERM)
     }
 
+    /// Kills it, as `kill -9` or the kernel's out-of-memory killer would.
+    ///
+    /// # Errors
+    /// When it had ended already.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill()
+    }
+
     fn end(mut self, signal: Signal) -> Result<()> {
         self.process.signal(signal)?;
         let status = self.process.wait(Duration::from_secs(10))?;
@@ -245,7 +322,11 @@ impl Agent {
         Ok(())
     }
 
-    fn wait_until(
+    /// Waits until something holds.
+    ///
+    /// # Errors
+    /// When the agent ends, or it does not hold in time; `what` completes "the agent is not …".
+    pub fn wait_until(
         &mut self,
         what: &str,
         patience: Duration,
@@ -272,12 +353,13 @@ impl Agent {
         self.process.log_tail(20)
     }
 
-    fn ask<T: DeserializeOwned>(&self, what: &str) -> Result<T> {
+    fn ask<T: DeserializeOwned>(&self, what: &str, more: &[&str]) -> Result<T> {
         let output = Command::new(&self.program)
             .arg(what)
             .arg("--socket")
             .arg(&self.socket)
             .args(["-o", "json"])
+            .args(more)
             .output()
             .with_context(|| format!("cannot run {}", self.program.display()))?;
         ensure!(

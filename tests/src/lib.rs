@@ -8,7 +8,9 @@
 //! - [`agent`]: the `kanmon` agent in the gateway's namespace, and what its CLI says;
 //! - [`client`]: the load generator in the client's namespace;
 //! - [`demo`]: what `cargo xtask demo` shows;
-//! - [`kernel_run`]: the packet program in the kernel, on frames from memory.
+//! - [`kernel_run`]: the packet program in the kernel, on frames from memory;
+//! - [`wire`]: frames of our own making on a link of the bed;
+//! - [`scenario`]: what scenario tests share.
 //!
 //! A test reads like this:
 //!
@@ -30,4 +32,6 @@ pub mod demo;
 pub mod kernel_run;
 
 pub mod netns;
+pub mod scenario;
 pub mod topology;
+pub mod wire;
