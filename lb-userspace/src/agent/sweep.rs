@@ -230,3 +230,7 @@ impl Sweep {
         seen.pass
     }
 }
+
+#[cfg(test)]
+#[path = "sweep_tests.rs"]
+mod tests;
