@@ -187,8 +187,11 @@ impl Flow {
 
 /// The first packet of a flow to the first or third service; another flow for each number.
 pub(crate) fn opening(number: u16) -> Vec<u8> {
-    let (client, service) =
-        if number.is_multiple_of(2) { (ip("198.51.100.1"), SERVICES[0]) } else { (ip("2001:db8:c::1"), SERVICES[2]) };
+    let (client, service) = if number.is_multiple_of(2) {
+        (ip("198.51.100.1"), SERVICES[0])
+    } else {
+        (ip("2001:db8:c::1"), SERVICES[2])
+    };
     Frame::tcp(SocketAddr::new(client, 50_000 + number), service.vip(), SYN).build()
 }
 

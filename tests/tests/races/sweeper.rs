@@ -1,0 +1,92 @@
+//! The agent's sweep beside the racing packets, and the clock, which stands still until the tables are full and
+//! then runs until they are empty.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use lb_common::{
+    abi::{FlowState, PORT_BITMAP_WORDS},
+    clock::{TICK_NS, tick},
+    datapath::{
+        Tables, V4, V6,
+        sweep::{self, Observer, Suspects},
+    },
+};
+use tests::kernel_run::KernelTables;
+
+/// The two backends: IPv4's and IPv6's.
+const BACKENDS: [u32; 2] = [1, 2];
+/// Passes over the ports lie this far apart, because one must not see a flow that the pass before saw half made.
+const PORT_PASS: Duration = Duration::from_nanos(TICK_NS);
+
+/// Of so many passes…
+const CYCLE: u64 = 200;
+/// … so many see another tick.
+const RUNNING: u64 = 24;
+
+/// What the sweep did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Swept {
+    passes: u64,
+    evicted: u64,
+    mended: u64,
+}
+
+impl Observer for Swept {
+    fn flow(&mut self, _state: FlowState, _member: u32) {}
+
+    fn evicted(&mut self, _state: FlowState, _member: u32) {
+        self.evicted += 1;
+    }
+
+    fn last_hop(&mut self, _index: u16) {}
+
+    fn mended(&mut self) {
+        self.mended += 1;
+    }
+
+    fn is_unwanted(&self, _member: u32) -> bool {
+        false
+    }
+}
+
+impl fmt::Display for Swept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passes of the sweep: {} evicted, {} mended", self.passes, self.evicted, self.mended)
+    }
+}
+
+/// Sweeps all tables again and again until `done`.
+pub(crate) fn sweep_until(tables: &KernelTables, done: &AtomicBool) -> Swept {
+    let config = *<&KernelTables as Tables>::config(&tables).expect("settings");
+    let mut swept = Swept::default();
+    let mut suspects: [Suspects; 2] = [[0; PORT_BITMAP_WORDS]; 2];
+    let mut ports_at = Instant::now();
+    let mut now = 1_u64 << 40;
+    while !done.load(Ordering::Acquire) {
+        if swept.passes % CYCLE < RUNNING {
+            now += TICK_NS;
+            tables.set_clock(now);
+        }
+        for bucket in 0..tables.flows.len() {
+            sweep::flow_bucket(&tables, &config, bucket, tick(now), &mut swept);
+        }
+        for bucket in 0..tables.reverse_v4.len() {
+            sweep::reverse_bucket::<V4, _>(&tables, &config, bucket, &mut swept);
+        }
+        for bucket in 0..tables.reverse_v6.len() {
+            sweep::reverse_bucket::<V6, _>(&tables, &config, bucket, &mut swept);
+        }
+        if ports_at.elapsed() >= PORT_PASS {
+            let [v4, v6] = &mut suspects;
+            sweep::ports::<V4, _>(&tables, &config, BACKENDS[0], 0, v4, &mut swept);
+            sweep::ports::<V6, _>(&tables, &config, BACKENDS[1], 0, v6, &mut swept);
+            ports_at = Instant::now();
+        }
+        swept.passes += 1;
+    }
+    swept
+}
