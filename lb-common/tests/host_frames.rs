@@ -15,10 +15,9 @@ fn pairs() -> [(SocketAddr, SocketAddr); 2] {
 #[test]
 fn etherparse_reads_the_same_addresses_ports_tags_and_checksums() {
     for (source, destination) in pairs() {
-        let base = Frame::tcp(source, destination, SYN | ACK).payload(b"odd").tags(&[
-            (TAG_8021AD, 0x0064),
-            (TAG_8021Q, 0x20c8),
-        ]);
+        let base = Frame::tcp(source, destination, SYN | ACK)
+            .payload(b"odd")
+            .tags(&[(TAG_8021AD, 0x0064), (TAG_8021Q, 0x20c8)]);
         let frame = match source.is_ipv4() {
             true => base.ip_options(&[1, 1, 1, 0]),
             false => base.extension(0, 6).extension(60, 14),

@@ -1,0 +1,19 @@
+//! The packet program on the host, one subject a file. After each packet all counters are compared, and all
+//! tables are checked against each other.
+
+mod bed;
+mod events;
+mod flow_table;
+mod histories;
+mod last_hops;
+mod members;
+mod passing;
+mod ports;
+mod properties;
+mod refusals;
+mod reply;
+mod rewrite;
+mod selection;
+mod sweep;
+mod tcp;
+mod udp;

@@ -1,0 +1,260 @@
+//! SNAT ports: unique, exhausted visibly, taken back from flows that can spare them.
+
+use std::collections::BTreeSet;
+
+use lb_common::{
+    abi::{Counter, EventKind, FlowState},
+    datapath::Verdict,
+    host::{ACK, FIN, Frame, GatewayConfig, RST, SYN, ledger},
+};
+
+use crate::{
+    bed::{Bed, Flow, Net, seconds},
+    sweep::sweep_twice,
+};
+
+const PORTS: u32 = 64;
+
+/// One backend with 64 ports at one SNAT address, and room for many more flows.
+fn small(net: Net) -> Bed {
+    Bed::sized(net, 1, &GatewayConfig { port_words: 1, ..GatewayConfig::default() })
+}
+
+/// Fills all ports with flows, each brought into a state by `make`.
+fn fill(bed: &Bed, net: Net, make: impl Fn(&Bed, std::net::SocketAddr) -> Flow) -> Vec<Flow> {
+    let flows: Vec<_> = (0..PORTS).map(|n| make(bed, net.client(n))).collect();
+    let ports: BTreeSet<_> = flows.iter().map(|flow| flow.snat).collect();
+    assert_eq!(ports.len(), PORTS as usize, "ports are unique");
+    assert_eq!(ledger::taken_ports(&bed.gateway.maps).len(), PORTS as usize);
+    flows
+}
+
+fn syn(net: Net) -> Frame {
+    Frame::tcp(net.client(200), net.vip(), SYN)
+}
+
+#[track_caller]
+fn reclaims(bed: &Bed, net: Net) -> Flow {
+    let flow = bed.begin(&syn(net), 6, &[Counter::PortReclaimed, Counter::FlowOpened]);
+    assert_eq!(bed.flows(), PORTS as usize, "one went, one came");
+    bed.accept(&flow);
+    flow
+}
+
+#[test]
+fn the_last_port_is_followed_by_a_drop_and_an_event() {
+    for net in Net::BOTH {
+        let bed = small(net);
+        let flows = fill(&bed, net, |bed, client| bed.establish(client, net.vip()));
+        let _ = bed.gateway.maps.take_events();
+        for _ in 0..3 {
+            bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
+        }
+        let events = bed.gateway.maps.take_events();
+        assert!(events.iter().all(|event| event.kind == EventKind::PortsExhausted as u8));
+        assert_eq!(events.len(), 3);
+        for flow in &flows {
+            bed.send(&flow.request(ACK)).sends(&[]).reaches_backend_of(flow);
+            bed.send(&flow.reply(ACK)).sends(&[]).reaches_client_of(flow);
+        }
+    }
+}
+
+#[test]
+fn a_port_is_free_again_when_its_flow_is_gone() {
+    for net in Net::BOTH {
+        let bed = small(net);
+        fill(&bed, net, |bed, client| bed.establish(client, net.vip()));
+        bed.wait(seconds(3602));
+        sweep_twice(&bed);
+        assert!(ledger::taken_ports(&bed.gateway.maps).is_empty());
+        fill(&bed, net, |bed, client| bed.establish(client, net.vip()));
+    }
+}
+
+#[test]
+fn closed_flows_give_up_their_ports_before_their_time() {
+    for net in Net::BOTH {
+        let bed = small(net);
+        fill(&bed, net, |bed, client| {
+            let flow = bed.establish(client, net.vip());
+            bed.send(&flow.request(FIN | ACK)).sends(&[]);
+            bed.send(&flow.reply(FIN | ACK)).sends(&[]);
+            flow
+        });
+        reclaims(&bed, net);
+    }
+}
+
+#[test]
+fn refused_and_half_open_flows_give_up_their_ports() {
+    for net in Net::BOTH {
+        let bed = small(net);
+        fill(&bed, net, |bed, client| bed.refuse(client, net.vip()));
+        reclaims(&bed, net);
+        let bed = small(net);
+        fill(&bed, net, |bed, client| bed.open(client, net.vip()));
+        reclaims(&bed, net);
+    }
+}
+
+#[test]
+fn flows_that_saw_a_reset_give_up_their_ports_after_a_quiet_second() {
+    for net in Net::BOTH {
+        for from_client in [true, false] {
+            let bed = small(net);
+            fill(&bed, net, |bed, client| {
+                let flow = bed.establish(client, net.vip());
+                bed.send(&if from_client { flow.request(RST) } else { flow.reply(RST) }).sends(&[]);
+                flow
+            });
+            bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
+            bed.wait(seconds(2));
+            reclaims(&bed, net);
+        }
+    }
+}
+
+#[test]
+fn expired_flows_give_up_their_ports_without_an_agent() {
+    for net in Net::BOTH {
+        let bed = small(net);
+        let flows = fill(&bed, net, |bed, client| bed.establish(client, net.vip()));
+        bed.wait(seconds(3590));
+        // One direction is enough to stay alive.
+        flows.iter().for_each(|flow| drop(bed.send(&flow.reply(ACK)).sends(&[])));
+        bed.wait(seconds(100));
+        bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
+        bed.wait(seconds(3600));
+        reclaims(&bed, net);
+    }
+}
+
+#[test]
+fn expired_udp_flows_give_up_their_ports_too() {
+    for net in Net::BOTH {
+        let bed = small(net);
+        fill(&bed, net, |bed, client| {
+            let flow = bed.open_udp(client, net.vip());
+            bed.send(&flow.answer()).sends(&[]);
+            flow
+        });
+        let datagram = Frame::udp(net.client(200), net.vip());
+        bed.send(&datagram).drops(Counter::DropPortsExhausted);
+        bed.wait(seconds(62));
+        bed.begin(&datagram, 17, &[Counter::PortReclaimed, Counter::FlowOpened]);
+    }
+}
+
+#[test]
+fn a_dead_flow_goes_before_a_half_open_one() {
+    let net = Net::V4;
+    let mut settings = GatewayConfig { port_words: 20, events_per_tick: 10_000, ..GatewayConfig::default() };
+    settings.sizes.flow_buckets = 4096;
+    settings.sizes.reverse_v4_buckets = 4096;
+    let bed = Bed::sized(net, 1, &settings);
+    let mut n = 0;
+    // Every other one is refused: the search finds either kind within its reach.
+    while ledger::taken_ports(&bed.gateway.maps).len() < 1280 {
+        let frame = Frame::tcp(net.client(n), net.vip(), SYN);
+        let (verdict, packet) = bed.send_unchecked(&frame);
+        assert_eq!(verdict, Verdict::Transmit);
+        if n % 2 == 0 {
+            let seen = lb_common::host::Seen::parse(packet.bytes()).unwrap();
+            let refusal = Frame::tcp(seen.destination, seen.source, RST | ACK);
+            assert_eq!(bed.send_unchecked(&refusal).0, Verdict::Transmit);
+        }
+        n += 1;
+        assert!(n < 1400);
+    }
+    let count = |bed: &Bed| {
+        ledger::forwards(&bed.gateway.maps).iter().filter(|f| f.word.state() == FlowState::SynSent).count()
+    };
+    let half_open = count(&bed);
+    for extra in 0..100 {
+        let flow = Frame::tcp(net.client(5000 + extra), net.vip(), SYN);
+        bed.begin(&flow, 6, &[Counter::PortReclaimed, Counter::FlowOpened]);
+    }
+    assert_eq!(count(&bed), half_open + 100, "no half-open flow had to go");
+}
+
+#[test]
+fn a_second_snat_address_doubles_the_ports() {
+    for net in Net::BOTH {
+        let mut settings = GatewayConfig { port_words: 1, ..GatewayConfig::default() };
+        settings.sizes.snat_stride = 2;
+        settings.snat.extend([
+            std::net::IpAddr::from([192, 168, 0, 3]),
+            std::net::IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 3]),
+        ]);
+        let bed = Bed::sized(net, 1, &settings);
+        let flows: Vec<_> = (0..2 * PORTS).map(|n| bed.establish(net.client(n), net.vip())).collect();
+        let ends: BTreeSet<_> = flows.iter().map(|flow| flow.snat).collect();
+        assert_eq!(ends.len(), 2 * PORTS as usize);
+        let addresses: BTreeSet<_> = ends.iter().map(|end| end.ip()).collect();
+        assert_eq!(addresses.len(), 2);
+        bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
+        for flow in &flows {
+            bed.send(&flow.reply(ACK)).sends(&[]).reaches_client_of(flow);
+        }
+    }
+}
+
+#[test]
+fn each_backend_has_ports_of_its_own() {
+    for net in Net::BOTH {
+        let settings = GatewayConfig { port_words: 1, ..GatewayConfig::default() };
+        let bed = Bed::sized(net, 2, &settings);
+        let flows: Vec<_> = (0..100).map(|n| bed.establish(net.client(n), net.vip())).collect();
+        let ends: BTreeSet<_> = flows.iter().map(|flow| (flow.snat, flow.backend)).collect();
+        assert_eq!(ends.len(), 100);
+    }
+}
+
+#[test]
+fn where_the_reverse_table_is_full_the_bit_is_given_back() {
+    for net in Net::BOTH {
+        let mut settings = GatewayConfig::default();
+        settings.sizes.reverse_v4_buckets = 1;
+        settings.sizes.reverse_v6_buckets = 1;
+        let bed = Bed::sized(net, 1, &settings);
+        for n in 0..4 {
+            bed.establish(net.client(n), net.vip());
+        }
+        bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
+        assert_eq!(ledger::taken_ports(&bed.gateway.maps).len(), 4);
+    }
+}
+
+#[test]
+fn ports_stay_within_the_range_up_to_the_very_last() {
+    for net in Net::BOTH {
+        for base in [1024, 65472] {
+            let settings = GatewayConfig { port_base: base, port_words: 1, ..GatewayConfig::default() };
+            let bed = Bed::sized(net, 1, &settings);
+            let flows = fill(&bed, net, |bed, client| bed.establish(client, net.vip()));
+            let ports: BTreeSet<_> = flows.iter().map(|flow| flow.snat.port()).collect();
+            assert_eq!(ports, (base..=base + 63).collect());
+        }
+    }
+}
+
+#[test]
+fn fourteen_thousand_connections_fit_on_one_backend() {
+    for net in Net::BOTH {
+        let mut settings = GatewayConfig::default();
+        settings.sizes.flow_buckets = 8192;
+        settings.sizes.reverse_v4_buckets = 8192;
+        settings.sizes.reverse_v6_buckets = 8192;
+        let bed = Bed::sized(net, 1, &settings);
+        let mut ends = BTreeSet::new();
+        for n in 0..14_000 {
+            let client = (net.client(n % 200).ip(), (10_000 + n) as u16).into();
+            let flow = bed
+                .establish_unchecked(client, net.vip())
+                .unwrap_or_else(|| panic!("{n}: {:?}", bed.gateway.maps.counts()));
+            assert!(ends.insert(flow.snat), "port {} twice", flow.snat);
+        }
+        bed.check();
+    }
+}
