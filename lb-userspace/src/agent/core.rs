@@ -13,8 +13,8 @@ use tokio::time::sleep_until;
 
 use super::log;
 use super::problems;
+use super::published::{Gone, Published};
 use super::queue::{Next, StepQueue};
-use super::report::{Gone, Published};
 use super::signals::{Ending, Signals};
 use super::sweep::{Orders, Pass};
 use super::target::target;

@@ -14,6 +14,7 @@ mod core;
 mod events;
 mod log;
 mod problems;
+mod published;
 mod queue;
 mod report;
 mod signals;
@@ -40,7 +41,8 @@ use crate::config::{self, LogLevel, Options, Settings};
 use crate::health::{Prober, probe};
 use crate::plan::Limits;
 use crate::status::view;
-use report::{Facts, Published, Report};
+use published::{Facts, Published};
+use report::Report;
 use signals::{Ending, Signals};
 use start::{Started, remove_unless_adopted, start};
 

@@ -1,6 +1,6 @@
 //! Answers for `kanmon status` and its like: what the loop last published, joined with what the maps say now.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,57 +10,16 @@ use lb_common::datapath::sweep::{self, FlowView};
 use tokio::sync::watch;
 
 use super::clock;
-use super::problems::NO_NEXT_HOP_YET;
+use super::published::{Facts, Gone, Published};
 use super::sweep::Pass;
 use crate::bpf::Memory;
-use crate::desired::{BackendId, Desired, Endpoint, Protocol, Service, ServiceId};
-use crate::health::{Usability, Verdict, Verdicts};
-use crate::network::{NextHop, NextHops};
+use crate::desired::{BackendId, Endpoint, Protocol, Service, ServiceId};
+use crate::health::Verdict;
+use crate::network::NextHop;
 use crate::plan::{MemberInfo, ServiceInfo};
 use crate::status::protocol::FlowFilter;
 use crate::status::server::Source;
 use crate::status::view;
-
-/// What does not change while the agent runs.
-#[derive(Clone, Debug)]
-pub(super) struct Facts {
-    pub(super) since: String,
-    pub(super) region: String,
-    pub(super) zone: String,
-    pub(super) pin_dir: String,
-    pub(super) adopted: bool,
-    /// Flows that the tables were made for.
-    pub(super) capacity: u64,
-    /// Bytes by map.
-    pub(super) memory: BTreeMap<String, u64>,
-    pub(super) snat: view::Snat,
-}
-
-/// What the loop knows after a plan.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Published {
-    pub(super) ready: bool,
-    pub(super) attach: Vec<view::Attachment>,
-    /// Names of all clusters, with their regions where known.
-    pub(super) clusters: BTreeMap<String, String>,
-    pub(super) desired: Arc<Desired>,
-    pub(super) usability: Arc<Usability>,
-    pub(super) verdicts: Arc<Verdicts>,
-    pub(super) next_hops: Arc<NextHops>,
-    pub(super) services: Vec<ServiceInfo>,
-    pub(super) members: HashMap<(ServiceId, BackendId), MemberInfo>,
-    /// Services and endpoints that are gone but still have members.
-    pub(super) gone: HashMap<(ServiceId, BackendId), Gone>,
-    pub(super) problems: Vec<view::Problem>,
-}
-
-/// An endpoint that is gone while its flows go on.
-#[derive(Clone, Debug)]
-pub(super) struct Gone {
-    /// `namespace/name` of its service.
-    pub(super) service: String,
-    pub(super) endpoint: Endpoint,
-}
 
 /// Where the answers come from.
 pub(super) struct Report {
@@ -262,59 +221,6 @@ impl Report {
             snat: SocketAddr::new(snat_address, seen.snat_port),
             idle_seconds: f64::from(seen.idle) * TICK_NS as f64 / 1e9,
         })
-    }
-}
-
-impl Published {
-    /// Whether the service is still wanted.
-    fn serves(&self, id: &ServiceId) -> bool {
-        self.desired.services.contains_key(id)
-    }
-
-    /// Whether new flows of the service go to the endpoint, as of the last plan.
-    fn is_usable(&self, service: &Service, endpoint: &Endpoint) -> bool {
-        let allowed = self
-            .usability
-            .services
-            .get(&service.id)
-            .is_some_and(|health| health.usable.contains(&endpoint.backend));
-        allowed && self.members.get(&(service.id, endpoint.backend)).is_some_and(|member| member.usable)
-    }
-
-    /// Why an endpoint takes no new flows; `None` when it does.
-    fn reason(&self, service: &Service, endpoint: &Endpoint) -> Option<String> {
-        if self.is_usable(service, endpoint) {
-            return None;
-        }
-        if endpoint.terminating {
-            return Some("it is terminating".to_owned());
-        }
-        if !endpoint.ready {
-            return Some("its cluster says that it is not ready".to_owned());
-        }
-        match self.next_hops.get(&endpoint.backend.address) {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Some(error.to_string()),
-            None => return Some(NO_NEXT_HOP_YET.to_owned()),
-        }
-        match self.verdicts.of_endpoint(endpoint, &service.health_check) {
-            Verdict::Unhealthy { reason } => Some(reason.to_string()),
-            _ => Some("it is not programmed; `kanmon status` lists the problems".to_owned()),
-        }
-    }
-
-    fn service_problem(&self, service: &Service) -> Option<String> {
-        if !self.services.iter().any(|info| info.id == service.id) {
-            return Some("it is not programmed; `kanmon status` lists the problems".to_owned());
-        }
-        if service.endpoints.is_empty() {
-            return Some("no cluster has an endpoint for it".to_owned());
-        }
-        let health = self.usability.services.get(&service.id)?;
-        if health.ready == 0 {
-            return Some("no endpoint is ready".to_owned());
-        }
-        health.degraded.clone()
     }
 }
 
