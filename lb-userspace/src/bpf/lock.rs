@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -14,7 +14,8 @@ pub const LOCK_DIR: &str = "/run/kanmon";
 /// The right to use a pin directory, held until it is dropped or the process ends.
 #[derive(Debug)]
 pub struct AgentLock {
-    file: Flock<File>,
+    /// Locked until it is closed.
+    _file: Flock<File>,
     path: PathBuf,
 }
 
@@ -53,23 +54,27 @@ impl AgentLock {
         let path = lock_dir.join(lock_name(pin_dir));
         let failed = |source| LockError::File { path: path.clone(), source };
         std::fs::create_dir_all(lock_dir).map_err(failed)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                write_pid(&mut file).map_err(failed)?;
-                Ok(Self { file, path })
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(failed)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                // The agent before us may have removed the file between our opening and our locking it.
+                Ok(file) if !is_at(&file, &path).map_err(failed)? => {}
+                Ok(mut file) => {
+                    write_pid(&mut file).map_err(failed)?;
+                    return Ok(Self { _file: file, path });
+                }
+                Err((file, Errno::EWOULDBLOCK)) => {
+                    return Err(LockError::Held { pin_dir: pin_dir.to_owned(), pid: read_pid(file) });
+                }
+                Err((_, errno)) => return Err(failed(errno.into())),
             }
-            Err((file, Errno::EWOULDBLOCK)) => {
-                Err(LockError::Held { pin_dir: pin_dir.to_owned(), pid: read_pid(file) })
-            }
-            Err((_, errno)) => Err(failed(errno.into())),
         }
     }
 
@@ -81,12 +86,21 @@ impl AgentLock {
 }
 
 impl Drop for AgentLock {
-    /// Empties the file, so that no process reads the id of one that is gone. The file stays: removing it
-    /// would let two agents lock two files of one name.
+    /// Removes the file while it is still locked, so that none is left behind.
     fn drop(&mut self) {
-        if let Err(error) = self.file.set_len(0) {
-            tracing::debug!(path = %self.path.display(), %error, "can't empty the lock file");
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "can't remove the lock file");
         }
+    }
+}
+
+/// Whether the file is the one that its path names.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -126,7 +140,8 @@ mod tests {
         assert!(message.contains(&format!("process {}", std::process::id())), "{message}");
         assert!(message.contains("/sys/fs/bpf/kanmon-lock-test"), "{message}");
         drop(first);
-        AgentLock::acquire(locks.path(), pins).expect("free again");
+        drop(AgentLock::acquire(locks.path(), pins).expect("free again"));
+        assert_eq!(std::fs::read_dir(locks.path()).expect("a directory").count(), 0, "no file is left");
     }
 
     #[test]
