@@ -25,7 +25,7 @@ pub struct Options {
     #[arg(long = "interface", alias = "interfaces", value_name = "NAME", value_delimiter = ',')]
     pub interfaces: Vec<String>,
 
-    /// Directory of manifests: DIR/*.yaml is the gateway's, DIR/<cluster>/*.yaml a member cluster's
+    /// Directory of manifests: `DIR/*.yaml` is the gateway's, `DIR/<cluster>/*.yaml` a member cluster's
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 
