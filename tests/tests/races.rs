@@ -12,10 +12,7 @@ mod races {
 
 use std::{
     hint::spin_loop,
-    sync::{
-        Barrier,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::Instant,
 };
@@ -48,22 +45,49 @@ const ROOMY: Sizes = Sizes {
 };
 
 /// Where the two threads are, so that they ask for the same flow at the same moment.
-struct Pace([AtomicU32; 2]);
+struct Pace {
+    threads: [AtomicU32; 2],
+    /// Steps below this may be taken.
+    limit: AtomicU32,
+}
 
 impl Pace {
-    const fn new() -> Self {
-        Self([AtomicU32::new(0), AtomicU32::new(0)])
+    const fn new(limit: u32) -> Self {
+        Self { threads: [AtomicU32::new(0), AtomicU32::new(0)], limit: AtomicU32::new(limit) }
     }
 
-    /// Waits until the other thread is at `step` too.
+    /// Says that a thread has done all steps below `step`, and waits until the other one has too and `step`
+    /// may be taken.
     fn meet(&self, thread: usize, step: u32) {
-        self.0[thread].store(step, Ordering::Release);
-        let mut spins = 0;
-        while self.0[1 - thread].load(Ordering::Acquire) < step {
-            spins += 1;
-            // The other CPU may be somebody else's at the moment.
-            if spins > 10_000 { thread::yield_now() } else { spin_loop() }
+        self.threads[thread].store(step, Ordering::Release);
+        wait(|| self.threads[1 - thread].load(Ordering::Acquire) >= step);
+        wait(|| self.limit.load(Ordering::Acquire) > step);
+    }
+
+    /// Lets both threads go up to `limit` and waits until they are there.
+    fn run_to(&self, limit: u32) {
+        self.limit.store(limit, Ordering::Release);
+        for thread in &self.threads {
+            wait(|| thread.load(Ordering::Acquire) >= limit);
         }
+    }
+}
+
+/// Whoever leaves, be it by a panic, is not waited for.
+struct Leaves<'a>(&'a AtomicU32);
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        self.0.store(u32::MAX, Ordering::Release);
+    }
+}
+
+fn wait(done: impl Fn() -> bool) {
+    let mut spins = 0;
+    while !done() {
+        spins += 1;
+        // The other CPU may be somebody else's at the moment.
+        if spins > 10_000 { thread::yield_now() } else { spin_loop() }
     }
 }
 
@@ -71,27 +95,23 @@ impl Pace {
 fn two_cpus_that_insert_the_same_flows_make_each_of_them_once() {
     let kernel = load(&ROOMY, 256);
     let rounds = INSERTS.div_ceil(ROUND);
-    let (pace, barrier) = (Pace::new(), Barrier::new(3));
+    let pace = Pace::new(0);
     thread::scope(|scope| {
+        let _leaves = Leaves(&pace.limit);
         for cpu in 0..2 {
-            let (kernel, pace, barrier) = (&kernel, &pace, &barrier);
+            let (kernel, pace) = (&kernel, &pace);
             scope.spawn(move || {
+                let _leaves = Leaves(&pace.threads[cpu]);
                 pin_to_cpu(cpu).expect("two CPUs");
                 let (mut runner, mut frames) = (kernel.runner().expect("a runner"), Frames::new());
-                for round in 0..rounds {
-                    barrier.wait();
-                    for number in 0..ROUND {
-                        let client = round * ROUND + number;
-                        pace.meet(cpu, client + 1);
-                        run(&mut runner, frames.request(Family::of(client), client));
-                    }
-                    barrier.wait();
+                for client in 0..rounds * ROUND {
+                    pace.meet(cpu, client);
+                    run(&mut runner, frames.request(Family::of(client), client));
                 }
             });
         }
         for round in 0..rounds {
-            barrier.wait();
-            barrier.wait();
+            pace.run_to((round + 1) * ROUND);
             let flows =
                 ledger::check(&kernel.tables).unwrap_or_else(|error| panic!("round {round}: {error}"));
             assert!(flows > ROUND as usize / 2, "round {round}: {flows} flows");
@@ -117,13 +137,14 @@ const SMALL: Sizes = Sizes { flow_buckets: 256, reverse_v4_buckets: 256, reverse
 #[test]
 fn no_reply_reaches_a_stranger_while_flows_are_made_evicted_and_swept() {
     let kernel = load(&SMALL, 8);
-    let (pace, done) = (Pace::new(), AtomicBool::new(false));
+    let (pace, done) = (Pace::new(u32::MAX), AtomicBool::new(false));
     let epoch = Instant::now();
     let logs = thread::scope(|scope| {
         let sweeper = scope.spawn(|| sweep_until(&kernel.tables, &done));
         let threads = [0, 1].map(|cpu| {
             let (kernel, pace) = (&kernel, &pace);
             scope.spawn(move || {
+                let _leaves = Leaves(&pace.threads[cpu]);
                 pin_to_cpu(cpu).expect("two CPUs");
                 ask_and_answer(kernel, cpu, pace, epoch)
             })
@@ -173,7 +194,7 @@ fn ask_and_answer(
     let now = || epoch.elapsed().as_nanos() as u64;
     for client in 0..INSERTS {
         let family = Family::of(client);
-        pace.meet(cpu, client + 1);
+        pace.meet(cpu, client);
         let start = now();
         if let Some(frame) = run(&mut runner, frames.request(family, client)) {
             let port = family.snat_port(frame);
