@@ -163,6 +163,11 @@ fn claim_in<M: Maps>(maps: &M, config: &Config, first_bucket: u32, second_bucket
         let way = best & (FLOW_WAYS - 1);
         let victim = FlowWord(cells.load(word_cell(way)));
         let state = victim.state();
+        // Another CPU may have taken the slot since the search, or claimed it: it must still be of that class.
+        let age = clock::age(now, last_seen(cells, way));
+        if score(config, state, age, 0, true) / SCORE_DEAD != best / SCORE_DEAD {
+            continue;
+        }
         // The search looked at the client's side only.
         if state.is_live()
             && !state.is_half_open()

@@ -179,10 +179,13 @@ pub(super) fn remove_entry<T: Tables>(
     entry: ReverseWord,
 ) -> bool {
     let empty = ReverseWord::new(ReverseState::Empty, entry.version(), 0);
-    // The backend may answer for the first time right now, which changes the state and nothing else.
+    // The backend may answer or reset right now, which moves the state from one to the other and nothing else.
     let replied = entry.with_state(ReverseState::Replied);
     let new = entry.with_state(ReverseState::New);
-    if !cells.replace(first + WORD, replied.0, empty.0) && !cells.replace(first + WORD, new.0, empty.0) {
+    let removed = cells.replace(first + WORD, new.0, empty.0)
+        || cells.replace(first + WORD, replied.0, empty.0)
+        || cells.replace(first + WORD, new.0, empty.0);
+    if !removed {
         return false;
     }
     give_back(tables, config, entry.backend(), entry.snat(), entry.port());
