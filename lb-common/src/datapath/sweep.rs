@@ -104,12 +104,22 @@ pub fn reverse_bucket<F: Family, T: Tables>(
 
 /// Whether the flow that a reverse entry names exists, or is just being made.
 fn has_flow<T: Tables>(tables: &T, flow: FlowRef, entry: ReverseWord) -> bool {
-    let Some(slot) = flow_table::by_reference(tables, flow) else { return false };
-    match slot.word.state() {
-        FlowState::Empty => false,
-        FlowState::Claimed => true,
-        _ => slot.word.port() == entry.port() && slot.word.snat() == entry.snat(),
-    }
+    let Some(cells) = tables.flow_bucket(flow.slot / FLOW_WAYS) else { return false };
+    let cell = flow_table::word_cell(flow.slot % FLOW_WAYS);
+    // A load may see the slot as it was before the entry was written. An exchange sees the latest; it costs
+    // the packet program its cache line, so only an entry that is about to be removed gets one.
+    is_flow_of(FlowWord(cells.load(cell)), flow, entry)
+        || is_flow_of(FlowWord(cells.compare_exchange(cell, 0, 0)), flow, entry)
+}
+
+/// Whether this is the word of the flow that a reverse entry names, or may become it.
+fn is_flow_of(word: FlowWord, flow: FlowRef, entry: ReverseWord) -> bool {
+    word.version() == flow.version
+        && match word.state() {
+            FlowState::Empty => false,
+            FlowState::Claimed => true,
+            _ => word.port() == entry.port() && word.snat() == entry.snat(),
+        }
 }
 
 /// Ports of one bitmap that were taken without a reverse entry when the sweep last looked.
