@@ -1,7 +1,7 @@
 //! The packet program, generic over the packet and the maps: compiled for the kernel and for the host.
 //!
-//! The life of a packet, top to bottom: [`parse`] → an existing flow's [`request`] or [`reply`], or a
-//! [`setup`] ([`select`], [`flow_table`], [`reverse_table`], [`last_hop`]) → [`rewrite`] → [`Verdict`].
+//! The life of a packet, top to bottom: `parse` → an existing flow's `request` or `reply`, or a
+//! `setup` (`select`, `flow_table`, `reverse_table`, `last_hop`) → `rewrite` → [`Verdict`].
 
 pub mod checksum;
 mod events;
