@@ -167,7 +167,7 @@ pub fn check(maps: &HostMaps) -> Result<(), String> {
         return Err(format!("ports taken: {taken:?}; ports of reverse entries: {owned:?}"));
     }
     for lock in 0..maps.locks.len() {
-        if maps.locks.read::<u64>(lock) != 0 {
+        if maps.locks.get(lock).is_some_and(|cells| cells.load(0) != 0) {
             return Err(format!("lock {lock} is held"));
         }
     }

@@ -70,7 +70,11 @@ impl Array {
     #[must_use]
     pub fn read<T: Pod>(&self, index: u32) -> T {
         let mut value = T::zeroed();
-        bytemuck::bytes_of_mut(&mut value).copy_from_slice(&self.bytes(index));
+        assert_eq!(size_of::<T>(), self.element_size(), "a value of the element's size");
+        let cells = self.get(index).expect("an index within the array").cells;
+        for (bytes, cell) in bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(8).zip(cells) {
+            bytes.copy_from_slice(&cell.load(Ordering::Relaxed).to_ne_bytes());
+        }
         value
     }
 

@@ -178,7 +178,7 @@ fn crowded() -> GatewayConfig {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_program_agrees_with_a_hash_map(history in vec(actions(), 1..250), v6 in any::<bool>()) {

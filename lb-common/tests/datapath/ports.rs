@@ -244,8 +244,9 @@ fn fourteen_thousand_connections_fit_on_one_backend() {
     for net in Net::BOTH {
         let mut settings = GatewayConfig::default();
         settings.sizes.flow_buckets = 8192;
-        settings.sizes.reverse_v4_buckets = 8192;
-        settings.sizes.reverse_v6_buckets = 8192;
+        // Far from full, as in a table for the default number of flows.
+        settings.sizes.reverse_v4_buckets = 32_768;
+        settings.sizes.reverse_v6_buckets = 32_768;
         let bed = Bed::sized(net, 1, &settings);
         let mut ends = BTreeSet::new();
         for n in 0..14_000 {

@@ -1,0 +1,242 @@
+//! The tables' protocol under a model checker: every interleaving of two processors, within a bound of
+//! preemptions, and every value that a relaxed load may still see.
+//!
+//! `cargo xtask test --suite loom` builds this with `--cfg loom`. Only what several processors change is
+//! modelled; settings, members, rings and last hops are the host's.
+#![cfg(loom)]
+
+mod model;
+
+use std::net::SocketAddr;
+
+use lb_common::{
+    abi::{Counter, FlowState},
+    datapath::Verdict,
+    host::{ACK, FIN, Frame, RST, SYN},
+};
+use model::{Delivered, Model, client, explore, explore_first, vip};
+
+const FIN_ACK: u8 = FIN | ACK;
+
+fn syn(n: u16) -> Frame {
+    Frame::tcp(client(n), vip(), SYN)
+}
+
+/// A backend's segment in a flow whose first packet was delivered like this.
+fn reply(of: &Delivered, flags: u8) -> Frame {
+    Frame::tcp(of.destination, of.source, flags).numbers(5000, 1001)
+}
+
+/// An ACK that proves the handshake.
+fn ack(n: u16) -> Frame {
+    Frame::tcp(client(n), vip(), ACK).numbers(1001, 5001)
+}
+
+fn open(model: &Model, n: u16) -> Delivered {
+    model.send(&syn(n)).expect("a new flow")
+}
+
+fn establish(model: &Model, n: u16) -> Delivered {
+    let flow = open(model, n);
+    model.send(&reply(&flow, SYN | ACK)).expect("the SYN-ACK");
+    model.send(&ack(n)).expect("the ACK");
+    flow
+}
+
+#[test]
+fn insert_against_insert_of_one_key_makes_one_entry() {
+    explore(2, |model| {
+        let (one, two) = model.race(|model| model.send(&syn(1)), |model| model.send(&syn(1)));
+        let paths: Vec<_> = [one, two].into_iter().flatten().collect();
+        assert!(!paths.is_empty() && paths.iter().all(|path| *path == paths[0]), "{paths:?}");
+        assert_eq!(model.check().len(), 1);
+    });
+}
+
+#[test]
+fn inserts_of_two_keys_share_neither_slot_nor_port() {
+    explore(1, |model| {
+        let (one, two) = model.race(|model| model.send(&syn(1)), |model| model.send(&syn(2)));
+        let (one, two) = (one.expect("room for both"), two.expect("room for both"));
+        assert_ne!(one.source, two.source);
+        assert_eq!(model.check().len(), 2);
+    });
+}
+
+#[test]
+fn the_last_port_goes_to_one_of_two() {
+    // Each looks for a flow that can spare its port, which reads too much for all interleavings.
+    explore_first(200_000, 1, |model| {
+        model.leave_ports(1);
+        let (one, two) = model.race(|model| model.send(&syn(1)), |model| model.send(&syn(2)));
+        // The loser may take the port from the winner, whose flow is still half-open.
+        assert!(one.is_some() || two.is_some());
+        assert_eq!(model.check().len(), 1);
+    });
+}
+
+#[test]
+fn insert_against_the_sweep_s_eviction_leaves_pairs() {
+    explore(2, |model| {
+        model.leave_ports(1);
+        open(model, 1);
+        model.expire();
+        model.sweep();
+        let (new, ()) = model.race(|model| model.send(&syn(2)), Model::sweep);
+        let live = model.check();
+        assert_eq!(live.len(), usize::from(new.is_some()));
+    });
+}
+
+#[test]
+fn a_new_flow_of_a_closed_key_against_its_eviction_leaves_pairs() {
+    explore(2, |model| {
+        let old = open(model, 1);
+        model.send(&reply(&old, RST | ACK)).expect("the refusal");
+        model.expire();
+        model.sweep();
+        let (new, ()) = model.race(|model| model.send(&syn(1)), Model::sweep);
+        // Where the sweep takes the old flow first, the SYN is dropped as contended and comes again.
+        let live = model.check();
+        assert_eq!(live, vec![FlowState::SynSent; usize::from(new.is_some())]);
+        assert!(model.send(&syn(1)).is_some());
+    });
+}
+
+#[test]
+fn a_reply_against_the_reuse_of_its_port_reaches_one_whole_client() {
+    explore(2, |model| {
+        model.leave_ports(1);
+        let old = open(model, 1);
+        model.send(&reply(&old, RST | ACK)).expect("the refusal");
+        let (new, back) = model.race(|model| model.send(&syn(2)), |model| model.send(&reply(&old, ACK)));
+        // The port is the only one, so the new flow has the old one's, and the reply is whose port it is:
+        // all of one client, never one's address with the other's port.
+        if let Some(back) = back {
+            let clients: Vec<SocketAddr> = vec![client(1), client(2)];
+            assert!(back.source == vip() && clients.contains(&back.destination), "{back:?}");
+        }
+        if let Some(new) = new {
+            assert_eq!(new.source, old.source);
+        }
+        model.check();
+    });
+}
+
+#[test]
+fn a_reply_against_the_reuse_of_its_slot_reaches_its_own_client() {
+    explore(2, |model| {
+        // Two ports, the first of which stays taken by the old flow until its entry is gone.
+        let (one, two) = (open(model, 1), open(model, 2));
+        let (_, (first, second)) = model.race(
+            |model| model.send(&syn(3)),
+            |model| (model.send(&reply(&one, SYN | ACK)), model.send(&reply(&two, SYN | ACK))),
+        );
+        for (back, n) in [(first, 1), (second, 2)] {
+            if let Some(back) = back {
+                assert_eq!((back.source, back.destination), (vip(), client(n)));
+            }
+        }
+        model.check();
+    });
+}
+
+#[test]
+fn a_reply_against_eviction_is_its_own_client_s_or_passes() {
+    explore(2, |model| {
+        let flow = establish(model, 1);
+        model.expire();
+        model.sweep();
+        let (back, ()) = model.race(move |model| model.send(&reply(&flow, ACK)), Model::sweep);
+        if let Some(back) = back {
+            assert_eq!((back.source, back.destination), (vip(), client(1)));
+        }
+        model.check();
+    });
+}
+
+#[test]
+fn a_syn_ack_against_displacement_promotes_nobody_else() {
+    explore(2, |model| {
+        let (one, _) = (open(model, 1), open(model, 2));
+        let (new, _) = model.race(|model| model.send(&syn(3)), |model| model.send(&reply(&one, SYN | ACK)));
+        assert!(new.is_some());
+        // Whatever became of the first flow, the newcomer has not been answered.
+        if let Some(blind) = model.send(&ack(3)) {
+            assert_eq!(Some(blind), new);
+        }
+        assert_eq!(model.counted(Counter::FlowEstablished), 0);
+        model.check();
+    });
+}
+
+#[test]
+fn a_hit_against_the_reuse_of_its_slot_takes_its_own_path() {
+    explore(2, |model| {
+        let (one, two) = (open(model, 1), open(model, 2));
+        let (_, (first, second)) =
+            model.race(|model| model.send(&syn(3)), |model| (model.send(&ack(1)), model.send(&ack(2))));
+        for (hit, path) in [(first, one), (second, two)] {
+            if let Some(hit) = hit {
+                assert_eq!(hit, path);
+            }
+        }
+        model.check();
+    });
+}
+
+#[test]
+fn a_hit_against_the_sweep_is_delivered_or_dropped_and_leaves_pairs() {
+    explore(3, |model| {
+        let flow = establish(model, 1);
+        model.expire();
+        model.sweep();
+        let (hit, ()) = model.race(|model| model.send(&ack(1)), Model::sweep);
+        if let Some(hit) = hit {
+            assert_eq!(hit, flow);
+        }
+        let live = model.check();
+        assert!(live.is_empty() || live == [FlowState::Established]);
+    });
+}
+
+#[test]
+fn a_hit_before_the_sweep_s_second_pass_saves_the_flow() {
+    explore(2, |model| {
+        let flow = establish(model, 1);
+        model.expire();
+        let (hit, ()) = model.race(|model| model.send(&ack(1)), Model::sweep);
+        assert_eq!(hit, Some(flow), "one pass evicts nobody");
+        model.sweep();
+        assert_eq!(model.check(), [FlowState::Established]);
+    });
+}
+
+#[test]
+fn two_sweeps_give_a_port_back_once() {
+    explore(2, |model| {
+        open(model, 1);
+        model.expire();
+        model.sweep();
+        model.race(Model::sweep, |model| {
+            model.sweep();
+            model.send(&syn(2));
+        });
+        model.check();
+    });
+}
+
+#[test]
+fn a_fin_against_a_fin_closes_or_stays_half_closed() {
+    explore(3, |model| {
+        let flow = establish(model, 1);
+        let (one, two) = model.race(
+            |model| model.verdict(&Frame::tcp(client(1), vip(), FIN_ACK)),
+            |model| model.verdict(&reply(&flow, FIN_ACK)),
+        );
+        assert_eq!((one, two), (Verdict::Transmit, Verdict::Transmit));
+        // The client's side loses a race without looking again: its FIN is repeated until it is acknowledged.
+        assert_eq!(model.verdict(&Frame::tcp(client(1), vip(), FIN_ACK)), Verdict::Transmit);
+        assert_eq!(model.check(), [FlowState::Closed]);
+    });
+}

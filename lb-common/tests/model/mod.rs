@@ -1,0 +1,401 @@
+//! A gateway whose flow table, reverse table, ports and locks are loom's.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+};
+
+use lb_common::{
+    abi::{
+        BackendKeyV4, BackendKeyV6, Config, Counter, Event, FlowState, FlowWord, ReverseWord, ServiceKeyV4,
+        ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
+    },
+    clock,
+    datapath::{
+        self, Cells, Maps, Tables, V4, Verdict,
+        sweep::{self, Observer},
+    },
+    host::{Frame, Gateway, GatewayConfig, HostCells, HostPacket, Seen},
+};
+use loom::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) fn vip() -> SocketAddr {
+    ([203, 0, 113, 10], 80).into()
+}
+
+/// Clients differ in address and port, so that a mixture of two shows.
+pub(crate) fn client(n: u16) -> SocketAddr {
+    ([198, 51, 100, n as u8], 40_000 + n).into()
+}
+
+/// A cell; its top halfword, the tick, is stored on its own.
+pub(crate) struct Cell {
+    body: AtomicU64,
+    tick: Option<AtomicU64>,
+}
+
+/// Cells of a modelled map.
+type Row = Vec<Cell>;
+
+/// `with_tick` says which cells have ticks in their top halfwords.
+fn row(cells: usize, with_tick: impl Fn(usize) -> bool) -> Row {
+    let cell = |index| Cell { body: AtomicU64::new(0), tick: with_tick(index).then(|| AtomicU64::new(0)) };
+    (0..cells).map(cell).collect()
+}
+
+/// An element: of the model or of the host.
+#[derive(Clone, Copy)]
+pub(crate) enum ModelCells<'a> {
+    Modelled(&'a [Cell]),
+    Plain(HostCells<'a>),
+}
+
+const TICK: u32 = 48;
+const BODY: u64 = (1 << TICK) - 1;
+
+impl Cells for ModelCells<'_> {
+    fn load(self, index: usize) -> u64 {
+        match self {
+            Self::Plain(cells) => cells.load(index),
+            Self::Modelled(cells) => {
+                let Cell { body, tick } = &cells[index];
+                let body = body.load(Ordering::Relaxed);
+                tick.as_ref().map_or(body, |tick| body | tick.load(Ordering::Relaxed) << TICK)
+            }
+        }
+    }
+
+    fn store(self, index: usize, value: u64) {
+        match self {
+            Self::Plain(cells) => cells.store(index, value),
+            Self::Modelled(cells) => match &cells[index] {
+                Cell { body, tick: None } => body.store(value, Ordering::Relaxed),
+                Cell { body, tick: Some(tick) } => {
+                    tick.store(value >> TICK, Ordering::Relaxed);
+                    body.store(value & BODY, Ordering::Relaxed);
+                }
+            },
+        }
+    }
+
+    fn store_tick(self, index: usize, new: u16) {
+        match self {
+            Self::Plain(cells) => cells.store_tick(index, new),
+            Self::Modelled(cells) => match &cells[index].tick {
+                Some(tick) => tick.store(new.into(), Ordering::Relaxed),
+                None => panic!("cell {index} has no tick"),
+            },
+        }
+    }
+
+    fn compare_exchange(self, index: usize, current: u64, new: u64) -> u64 {
+        match self {
+            Self::Plain(cells) => cells.compare_exchange(index, current, new),
+            Self::Modelled(cells) => {
+                let Cell { body, tick: None } = &cells[index] else { panic!("cell {index} has a tick") };
+                match body.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst) {
+                    Ok(found) => found,
+                    Err(found) => {
+                        // A lock that is held: the model must let its holder run.
+                        if cells.len() == 1 {
+                            loom::thread::yield_now();
+                        }
+                        found
+                    }
+                }
+            }
+        }
+    }
+
+    fn fetch_or(self, index: usize, bits: u64) -> u64 {
+        match self {
+            Self::Plain(cells) => cells.fetch_or(index, bits),
+            Self::Modelled(cells) => cells[index].body.fetch_or(bits, Ordering::SeqCst),
+        }
+    }
+
+    fn fetch_and(self, index: usize, bits: u64) -> u64 {
+        match self {
+            Self::Plain(cells) => cells.fetch_and(index, bits),
+            Self::Modelled(cells) => cells[index].body.fetch_and(bits, Ordering::SeqCst),
+        }
+    }
+}
+
+/// What is the same in every run of a model: one service with one backend.
+static GATEWAY: LazyLock<Gateway> = LazyLock::new(|| {
+    let mut settings = GatewayConfig { port_words: 1, ..GatewayConfig::default() };
+    settings.sizes.flow_buckets = 1;
+    settings.sizes.reverse_v4_buckets = 1;
+    settings.sizes.reverse_v6_buckets = 1;
+    let mut gateway = Gateway::new(&settings, 3);
+    gateway.add_service(vip(), TCP, &[([10, 0, 0, 1], 8080).into()]);
+    gateway
+});
+
+const LOCKS: u32 = 2;
+/// Room for more than the port bitmap's one word, so that only a lock is a row of one cell.
+const PORT_CELLS: usize = 2;
+
+/// One bucket of each table.
+pub(crate) struct Model {
+    flows: Row,
+    handshakes: Row,
+    locks: Vec<Row>,
+    reverse: Row,
+    ports: Row,
+    /// Ports that are taken from the start, by nobody.
+    blocked: std::sync::atomic::AtomicU64,
+    now: std::sync::atomic::AtomicU64,
+    established: std::sync::atomic::AtomicU64,
+}
+
+/// Where a frame went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Delivered {
+    pub(crate) source: SocketAddr,
+    pub(crate) destination: SocketAddr,
+}
+
+/// Runs a scenario in every interleaving with at most that many preemptions.
+pub(crate) fn explore(preemptions: usize, scenario: impl Fn(&Arc<Model>) + Sync + Send + 'static) {
+    explore_first(usize::MAX, preemptions, scenario);
+}
+
+/// Runs a scenario in so many of these interleavings.
+pub(crate) fn explore_first(
+    permutations: usize,
+    preemptions: usize,
+    scenario: impl Fn(&Arc<Model>) + Sync + Send + 'static,
+) {
+    // Built outside of the model: its construction is no part of any interleaving.
+    LazyLock::force(&GATEWAY);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_permutations = Some(permutations);
+    builder.max_branches = 100_000;
+    builder.check(move || scenario(&Arc::new(Model::new())));
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            flows: row(8, |cell| cell % 2 == 1),
+            handshakes: row(4, |_| false),
+            locks: (0..LOCKS).map(|_| row(1, |_| false)).collect(),
+            reverse: row(16, |cell| cell % 4 == 1),
+            ports: row(PORT_CELLS, |_| false),
+            blocked: 0.into(),
+            now: GATEWAY.maps.clock().into(),
+            established: 0.into(),
+        }
+    }
+
+    /// Runs two processors at once.
+    pub(crate) fn race<A: 'static, B>(
+        self: &Arc<Self>,
+        one: impl FnOnce(&Self) -> A + 'static,
+        two: impl FnOnce(&Self) -> B,
+    ) -> (A, B) {
+        let other = Arc::clone(self);
+        let one = loom::thread::spawn(move || one(&other));
+        let two = two(self);
+        (one.join().expect("the other processor"), two)
+    }
+
+    /// Runs a frame through the program.
+    pub(crate) fn verdict(&self, frame: &Frame) -> Verdict {
+        datapath::process(&mut HostPacket::new(&frame.build()), &self)
+    }
+
+    /// Where the program sends a frame; `None` where it doesn't.
+    pub(crate) fn send(&self, frame: &Frame) -> Option<Delivered> {
+        let mut packet = HostPacket::new(&frame.build());
+        if datapath::process(&mut packet, &self) != Verdict::Transmit {
+            return None;
+        }
+        let seen = Seen::parse(packet.bytes()).expect("a frame whose checksums verify");
+        Some(Delivered { source: seen.source, destination: seen.destination })
+    }
+
+    /// Takes all ports but the first few.
+    pub(crate) fn leave_ports(&self, count: u32) {
+        let blocked = u64::MAX << count;
+        self.ports[0].body.store(blocked, Ordering::Relaxed);
+        self.blocked.store(blocked, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Lets every flow's time run out.
+    pub(crate) fn expire(&self) {
+        self.now.fetch_add(2 * 3_600_000_000_000, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How often this has been counted; only [`Counter::FlowEstablished`] is.
+    pub(crate) fn counted(&self, counter: Counter) -> u64 {
+        assert_eq!(counter, Counter::FlowEstablished);
+        self.established.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// One pass of the agent's sweep.
+    pub(crate) fn sweep(&self) {
+        let config = GATEWAY.maps.config.as_ref().expect("settings");
+        sweep::flow_bucket(&self, config, 0, clock::tick(self.now()), &mut Quiet);
+        sweep::reverse_bucket::<V4, _>(&self, config, 0, &mut Quiet);
+    }
+
+    fn now(&self) -> u64 {
+        self.now.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Checks, with no packet on its way, that flows and reverse entries are in pairs, that each port belongs to
+    /// one entry, that no flow is there twice and no lock held. Returns the states of the live flows.
+    pub(crate) fn check(&self) -> Vec<FlowState> {
+        let flows = ModelCells::Modelled(&self.flows);
+        let reverse = ModelCells::Modelled(&self.reverse);
+        let words: Vec<_> = (0..4).map(|way| FlowWord(flows.load(2 * way))).collect();
+        let config = GATEWAY.maps.config.as_ref().expect("settings");
+        let mut live = Vec::new();
+        let mut tags = BTreeSet::new();
+        for (way, word) in words.iter().enumerate() {
+            assert_ne!(word.state(), FlowState::Claimed, "nobody is at work");
+            if word.state().is_live() {
+                live.push((way as u32, word.version(), word.port()));
+                let tag = word.masked_tag(flows.load(2 * way + 1) & BODY);
+                assert!(tags.insert(tag), "one flow in two slots: {words:?}");
+            }
+        }
+        let mut named = Vec::new();
+        let mut taken = self.blocked.load(std::sync::atomic::Ordering::Relaxed);
+        for first in (0..16).step_by(4) {
+            let word = ReverseWord(reverse.load(first));
+            if word.is_live() {
+                let (flow, _) = unpack_forward(reverse.load(first + 1));
+                named.push((flow.slot, flow.version, word.port()));
+                let bit = 1 << (word.port() - config.port_base);
+                assert_eq!(taken & bit, 0, "one port in two entries");
+                taken |= bit;
+            } else {
+                assert!(word.is_empty(), "nobody is at work");
+            }
+        }
+        live.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(live, named, "forward entries, and what reverse entries name");
+        assert_eq!(ModelCells::Modelled(&self.ports).load(0), taken, "ports taken, and those of entries");
+        assert!(self.locks.iter().all(|lock| ModelCells::Modelled(lock).load(0) == 0), "a lock is held");
+        words.iter().map(|word| word.state()).filter(|state| state.is_live()).collect()
+    }
+}
+
+/// Nothing is unwanted, and nobody asks.
+struct Quiet;
+
+impl Observer for Quiet {
+    fn flow(&mut self, _state: FlowState, _member: u32) {}
+    fn evicted(&mut self, _state: FlowState, _member: u32) {}
+    fn last_hop(&mut self, _index: u16) {}
+    fn mended(&mut self) {}
+    fn is_unwanted(&self, _member: u32) -> bool {
+        false
+    }
+}
+
+impl<'a> Tables for &'a Model {
+    type Cells = ModelCells<'a>;
+
+    fn config(&self) -> Option<&Config> {
+        GATEWAY.maps.config.as_ref()
+    }
+
+    fn flow_bucket(&self, index: u32) -> Option<Self::Cells> {
+        (index == 0).then_some(ModelCells::Modelled(&self.flows))
+    }
+
+    fn handshakes(&self, index: u32) -> Option<Self::Cells> {
+        (index == 0).then_some(ModelCells::Modelled(&self.handshakes))
+    }
+
+    fn lock(&self, index: u32) -> Option<Self::Cells> {
+        // Two stripes are enough for two processors.
+        Some(ModelCells::Modelled(&self.locks[(index % LOCKS) as usize]))
+    }
+
+    fn reverse_v4_bucket(&self, index: u32) -> Option<Self::Cells> {
+        (index == 0).then_some(ModelCells::Modelled(&self.reverse))
+    }
+
+    fn reverse_v6_bucket(&self, _index: u32) -> Option<Self::Cells> {
+        None
+    }
+
+    fn ports(&self, index: u32) -> Option<Self::Cells> {
+        (index == 1).then_some(ModelCells::Modelled(&self.ports))
+    }
+
+    fn last_hop(&self, index: u32) -> Option<Self::Cells> {
+        GATEWAY.maps.last_hops.get(index).map(ModelCells::Plain)
+    }
+
+    fn member(&self, index: u32) -> Option<Self::Cells> {
+        GATEWAY.maps.members.get(index).map(ModelCells::Plain)
+    }
+
+    fn backend(&self, index: u32) -> Option<Self::Cells> {
+        GATEWAY.maps.backends.get(index).map(ModelCells::Plain)
+    }
+}
+
+impl Maps for &Model {
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<u32> {
+        GATEWAY.maps.services_v4.get(key).copied()
+    }
+
+    fn service_v6(&self, _key: &ServiceKeyV6) -> Option<u32> {
+        None
+    }
+
+    fn vip_v4(&self, key: &VipKeyV4) -> Option<u32> {
+        GATEWAY.maps.vips_v4.get(key).copied()
+    }
+
+    fn vip_v6(&self, _key: &VipKeyV6) -> Option<u32> {
+        None
+    }
+
+    fn backend_v4(&self, key: &BackendKeyV4) -> Option<u32> {
+        GATEWAY.maps.backends_v4.get(key).copied()
+    }
+
+    fn backend_v6(&self, _key: &BackendKeyV6) -> Option<u32> {
+        None
+    }
+
+    fn address_filter(&self, index: u32) -> u64 {
+        GATEWAY.maps.cpu(0).address_filter(index)
+    }
+
+    fn descriptor(&self, index: u32) -> Option<Self::Cells> {
+        GATEWAY.maps.descriptors.get(index).map(ModelCells::Plain)
+    }
+
+    fn ring_pair(&self, index: u32) -> Option<Self::Cells> {
+        GATEWAY.maps.rings.get(index).map(ModelCells::Plain)
+    }
+
+    fn member_stats(&self, _member: u32, _member_count: u32) -> Option<Self::Cells> {
+        None
+    }
+
+    fn count(&self, counter: Counter) {
+        if counter == Counter::FlowEstablished {
+            self.established.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    fn event(&self, _event: &Event, _limit: u32) {}
+
+    fn now(&self) -> u64 {
+        Model::now(self)
+    }
+}
