@@ -33,6 +33,17 @@ pub(crate) fn client(n: u16) -> SocketAddr {
 pub(crate) struct Cell {
     body: AtomicU64,
     tick: Option<AtomicU64>,
+    /// Loom remembers the last access to a location, not the last of each thread: a thread that loads and then
+    /// exchanges hides from it that another one has loaded before. So each access is announced here first, by
+    /// something that any other announcement depends on and that orders no memory.
+    visits: AtomicU64,
+}
+
+impl Cell {
+    fn visit(&self) -> &Self {
+        self.visits.fetch_add(0, Ordering::Relaxed);
+        self
+    }
 }
 
 /// Cells of a modelled map.
@@ -40,7 +51,11 @@ type Row = Vec<Cell>;
 
 /// `with_tick` says which cells have ticks in their top halfwords.
 fn row(cells: usize, with_tick: impl Fn(usize) -> bool) -> Row {
-    let cell = |index| Cell { body: AtomicU64::new(0), tick: with_tick(index).then(|| AtomicU64::new(0)) };
+    let cell = |index| Cell {
+        body: AtomicU64::new(0),
+        tick: with_tick(index).then(|| AtomicU64::new(0)),
+        visits: AtomicU64::new(0),
+    };
     (0..cells).map(cell).collect()
 }
 
@@ -59,7 +74,7 @@ impl Cells for ModelCells<'_> {
         match self {
             Self::Plain(cells) => cells.load(index),
             Self::Modelled(cells) => {
-                let Cell { body, tick } = &cells[index];
+                let Cell { body, tick, .. } = cells[index].visit();
                 let body = body.load(Ordering::Relaxed);
                 tick.as_ref().map_or(body, |tick| body | tick.load(Ordering::Relaxed) << TICK)
             }
@@ -69,9 +84,9 @@ impl Cells for ModelCells<'_> {
     fn store(self, index: usize, value: u64) {
         match self {
             Self::Plain(cells) => cells.store(index, value),
-            Self::Modelled(cells) => match &cells[index] {
-                Cell { body, tick: None } => body.store(value, Ordering::Relaxed),
-                Cell { body, tick: Some(tick) } => {
+            Self::Modelled(cells) => match cells[index].visit() {
+                Cell { body, tick: None, .. } => body.store(value, Ordering::Relaxed),
+                Cell { body, tick: Some(tick), .. } => {
                     tick.store(value >> TICK, Ordering::Relaxed);
                     body.store(value & BODY, Ordering::Relaxed);
                 }
@@ -82,7 +97,7 @@ impl Cells for ModelCells<'_> {
     fn store_tick(self, index: usize, new: u16) {
         match self {
             Self::Plain(cells) => cells.store_tick(index, new),
-            Self::Modelled(cells) => match &cells[index].tick {
+            Self::Modelled(cells) => match &cells[index].visit().tick {
                 Some(tick) => tick.store(new.into(), Ordering::Relaxed),
                 None => panic!("cell {index} has no tick"),
             },
@@ -93,7 +108,9 @@ impl Cells for ModelCells<'_> {
         match self {
             Self::Plain(cells) => cells.compare_exchange(index, current, new),
             Self::Modelled(cells) => {
-                let Cell { body, tick: None } = &cells[index] else { panic!("cell {index} has a tick") };
+                let Cell { body, tick: None, .. } = cells[index].visit() else {
+                    panic!("cell {index} has a tick")
+                };
                 match body.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst) {
                     Ok(found) => found,
                     Err(found) => {
@@ -111,14 +128,14 @@ impl Cells for ModelCells<'_> {
     fn fetch_or(self, index: usize, bits: u64) -> u64 {
         match self {
             Self::Plain(cells) => cells.fetch_or(index, bits),
-            Self::Modelled(cells) => cells[index].body.fetch_or(bits, Ordering::SeqCst),
+            Self::Modelled(cells) => cells[index].visit().body.fetch_or(bits, Ordering::SeqCst),
         }
     }
 
     fn fetch_and(self, index: usize, bits: u64) -> u64 {
         match self {
             Self::Plain(cells) => cells.fetch_and(index, bits),
-            Self::Modelled(cells) => cells[index].body.fetch_and(bits, Ordering::SeqCst),
+            Self::Modelled(cells) => cells[index].visit().body.fetch_and(bits, Ordering::SeqCst),
         }
     }
 }
