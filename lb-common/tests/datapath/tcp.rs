@@ -1,7 +1,7 @@
 //! TCP states: only proof promotes, a RST only shortens, one FIN is not closing.
 
 use lb_common::{
-    abi::{Counter, FlowState},
+    abi::{Counter, FlowState, HandshakeBucket},
     host::{ACK, FIN, Frame, RST, SYN},
 };
 
@@ -63,6 +63,23 @@ fn the_initial_sequence_number_may_wrap() {
     let flow = bed.open(net.client(1), net.vip());
     bed.send(&flow.reply(SYN | ACK).numbers(u32::MAX, 1001)).sends(&[]);
     bed.send(&flow.request(ACK).numbers(1001, 0)).sends(&[Counter::FlowEstablished]);
+}
+
+#[test]
+fn a_number_kept_for_another_flow_of_the_slot_proves_nothing() {
+    for net in Net::BOTH {
+        let bed = Bed::with_backends(net, 1);
+        let flow = bed.open(net.client(1), net.vip());
+        from_backend(&bed, &flow, SYN | ACK);
+        let handshakes = &bed.gateway.maps.handshakes;
+        let (bucket, HandshakeBucket { mut ways }) = (0..handshakes.len())
+            .map(|bucket| (bucket, handshakes.read::<HandshakeBucket>(bucket)))
+            .find(|(_, bucket)| bucket.ways.iter().any(|way| way.server_isn == SERVER_ISN))
+            .unwrap();
+        ways.iter_mut().for_each(|way| way.version ^= 1);
+        handshakes.write(bucket, &HandshakeBucket { ways });
+        assert_eq!(from_client(&bed, &flow, ACK), FlowState::SynAcked);
+    }
 }
 
 #[test]
