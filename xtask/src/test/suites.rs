@@ -15,8 +15,10 @@ pub(crate) const LOOM: &str = "loom";
 /// How many tests of a suite run at once, where it is not the harness's own choice. Tests with namespaces
 /// and load of their own disturb each other's timing long before they fill the machine.
 const THREADS_OF_NAMESPACE_SUITES: usize = 2;
-/// Suites that measure or race on all processors, and so run one test after the other.
+/// Suites that measure or race on all processors, and so run one test after the other. Those with clusters do too.
 const SERIAL: [&str; 2] = ["races", "restart"];
+/// How the names of suites begin that run whole Kubernetes clusters.
+const KUBE: &str = "kube";
 
 /// A suite: one or more test executables.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub(crate) struct Binary {
     pub(crate) package_dir: PathBuf,
     /// Whether it makes namespaces and so needs root.
     pub(crate) needs_root: bool,
+    /// Whether it runs Kubernetes' binaries, which it finds through its environment.
+    pub(crate) needs_kubernetes: bool,
     /// `--test-threads`, or the harness's choice.
     pub(crate) threads: Option<usize>,
 }
@@ -136,12 +140,14 @@ fn group(artifacts: &[Artifact]) -> Vec<SuiteBinaries> {
             true if package == "lb-common" && artifact.target.name.starts_with(LOOM) => LOOM.to_owned(),
             true => artifact.target.name.clone(),
         };
-        let needs_root = package == "tests";
-        let threads = match SERIAL.contains(&name.as_str()) {
+        // The agent's own integration tests load programs and make namespaces too.
+        let needs_root = package == "tests" || (integration && package == "lb-userspace");
+        let needs_kubernetes = needs_root && integration && name.starts_with(KUBE);
+        let threads = match needs_kubernetes || SERIAL.contains(&name.as_str()) {
             true => Some(1),
             false => needs_root.then_some(THREADS_OF_NAMESPACE_SUITES),
         };
-        let binary = Binary { executable, package_dir, needs_root, threads };
+        let binary = Binary { executable, package_dir, needs_root, needs_kubernetes, threads };
         suites.entry(name).or_default().push(binary);
     }
     suites.into_iter().map(|(name, binaries)| SuiteBinaries { name, binaries }).collect()
@@ -180,7 +186,41 @@ mod tests {
             shape,
             [("lb-userspace", 2, None), ("loom", 2, None), ("races", 1, Some(1)), ("traffic", 1, Some(2)),]
         );
-        assert!(suites[3].binaries[0].needs_root && !suites[0].binaries[0].needs_root);
+    }
+
+    #[test]
+    fn whatever_makes_namespaces_runs_as_root_and_nothing_else_does() {
+        let needs_root =
+            |package, kind, name| group(&[artifact(package, kind, name)])[0].binaries[0].needs_root;
+        assert!(needs_root("tests", "test", "traffic") && needs_root("tests", "lib", "tests"));
+        assert!(needs_root("lb-userspace", "test", "kernel"));
+        assert!(
+            !needs_root("lb-userspace", "lib", "lb_userspace")
+                && !needs_root("lb-common", "test", "datapath")
+        );
+    }
+
+    #[test]
+    fn suites_with_clusters_run_one_test_after_the_other() {
+        let suites = group(&[
+            artifact("tests", "test", "kube"),
+            artifact("tests", "test", "kube-merge"),
+            artifact("tests", "lib", "tests"),
+            artifact("lb-userspace", "test", "kubeconfig"),
+        ]);
+        let shape: Vec<_> = suites
+            .iter()
+            .map(|s| (s.name.as_str(), s.binaries[0].needs_kubernetes, s.binaries[0].threads))
+            .collect();
+        assert_eq!(
+            shape,
+            [
+                ("kube", true, Some(1)),
+                ("kube-merge", true, Some(1)),
+                ("kubeconfig", false, None),
+                ("tests", false, Some(2)),
+            ]
+        );
     }
 
     #[test]
