@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::workspace::find_program;
+use crate::workspace::{find_program, search_path};
 
 /// What this user can do about privileged work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,15 +83,19 @@ impl Privilege {
 }
 
 /// The part of our environment that a program run through `sudo` should still see.
+///
+/// Its `PATH` has the directories for system tools as well: a normal user's often lacks them, and root's programs
+/// look for `bpftool` and `ip` there.
 pub(crate) fn passed_environment() -> Vec<(OsString, OsString)> {
-    std::env::vars_os().filter(|(name, _)| is_passed(&name.to_string_lossy())).collect()
+    let own = std::env::vars_os().filter(|(name, _)| is_passed(&name.to_string_lossy()));
+    own.chain([("PATH".into(), search_path())]).collect()
 }
 
 fn is_passed(name: &str) -> bool {
     name.starts_with("KANMON_")
         || name.starts_with("PROPTEST_")
         || name.starts_with("LOOM_")
-        || matches!(name, "RUST_LOG" | "RUST_BACKTRACE" | "CI" | "TERM" | "NO_COLOR" | "COLUMNS" | "PATH")
+        || matches!(name, "RUST_LOG" | "RUST_BACKTRACE" | "CI" | "TERM" | "NO_COLOR" | "COLUMNS")
 }
 
 #[cfg(test)]
@@ -117,6 +121,14 @@ mod tests {
     fn no_way_to_root_names_what_wanted_it() {
         let error = Privilege::None.command(Path::new("/bin/true"), &[], "the demo").unwrap_err();
         assert!(error.to_string().starts_with("the demo needs root"), "{error}");
+    }
+
+    #[test]
+    fn programs_run_as_root_find_the_system_tools() {
+        let environment = passed_environment();
+        let paths: Vec<_> = environment.iter().filter(|(name, _)| name == "PATH").collect();
+        assert_eq!(paths.len(), 1, "{paths:?}");
+        assert!(std::env::split_paths(&paths[0].1).any(|dir| dir == Path::new("/usr/sbin")), "{paths:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where things are: the workspace, its target directories, and the programs we start.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -60,11 +61,19 @@ pub(crate) fn cargo_path() -> PathBuf {
 
 /// Looks a program up in `PATH` and in the directories for system tools.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    program_dirs().map(|dir| dir.join(name)).find(|candidate| is_executable(candidate))
+}
+
+/// The value of `PATH` with which a program that we start finds all that [`find_program`] does.
+pub(crate) fn search_path() -> OsString {
+    // What can't be joined has a colon in a name, and so was never part of a `PATH`.
+    env::join_paths(program_dirs()).unwrap_or_else(|_| env::var_os("PATH").unwrap_or_default())
+}
+
+fn program_dirs() -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(SYSTEM_DIRS.iter().map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|candidate| is_executable(candidate))
+    let own: Vec<_> = env::split_paths(&path).filter(|dir| !dir.as_os_str().is_empty()).collect();
+    own.into_iter().chain(SYSTEM_DIRS.iter().map(PathBuf::from))
 }
 
 /// Whether `path` is a file that somebody may execute.
