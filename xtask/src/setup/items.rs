@@ -20,6 +20,7 @@ pub(crate) fn common() -> Vec<Item> {
         program("cc", "C linker", &["gcc", "libc6-dev"], Need::Build),
         program("curl", "curl", &["curl", "ca-certificates"], Need::Run),
         program("bpftool", "bpftool", &["bpftool"], Need::Run),
+        program("ip", "ip", &["iproute2"], Need::Run),
     ]
 }
 
