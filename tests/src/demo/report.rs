@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs, io,
+    os::unix::fs::chown,
     path::Path,
     time::{Duration, Instant},
 };
@@ -51,7 +52,18 @@ impl Report {
 
     pub(super) fn write(&self, path: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(self)? + "\n";
-        fs::write(path, json).with_context(|| format!("cannot write the report to {}", path.display()))
+        fs::write(path, json)
+            .and_then(|()| give_to_caller(path))
+            .with_context(|| format!("cannot write the report to {}", path.display()))
+    }
+}
+
+/// Makes the file the user's who started us by sudo, so that the same user can overwrite it later.
+fn give_to_caller(path: &Path) -> io::Result<()> {
+    let id = |name| env::var(name).ok().and_then(|text| text.parse().ok());
+    match (id("SUDO_UID"), id("SUDO_GID")) {
+        (Some(user), Some(group)) => chown(path, Some(user), Some(group)),
+        _ => Ok(()),
     }
 }
 
