@@ -72,7 +72,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             return Ok(if setup::check()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Task::Setup { check: false } => {
-            let route = setup::ensure(Need::Ci)?;
+            let route = setup::ensure(Need::Kubernetes)?;
             println!("Route: {route}");
         }
         Task::BuildEbpf => build::ebpf(setup::ensure(Need::Build)?)?,

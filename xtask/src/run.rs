@@ -2,13 +2,13 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::build;
 use crate::privilege::{Privilege, passed_environment};
+use crate::setup::kubernetes::{self, ASSETS_VARIABLE, Provided};
 use crate::setup::{self, Need};
 use crate::workspace;
 
@@ -18,17 +18,25 @@ use crate::workspace;
 /// Something can't be built, or there is no way to root. Returns only then.
 pub(crate) fn agent(args: &[OsString]) -> Result<()> {
     everything()?;
-    let mut command = as_root(&workspace::target_dir().join("release/kanmon"), "the agent")?;
+    let agent = workspace::target_dir().join("release/kanmon");
+    let mut command = Privilege::detect().command(&agent, &passed_environment(), "the agent")?;
     become_it(command.arg("run").args(args))
 }
 
-/// Builds everything and becomes the demo.
+/// Builds everything and becomes the demo; gets Kubernetes' binaries first where the demo is to show Kubernetes.
 ///
 /// # Errors
 /// Something can't be built, or there is no way to root. Returns only then.
 pub(crate) fn demo(args: &[OsString]) -> Result<()> {
     everything()?;
-    become_it(demo_command()?.args(args))
+    let mut environment = passed_environment();
+    if args.iter().any(|arg| arg == "--kubernetes") {
+        match kubernetes::provide()? {
+            Provided::Ready(directory) => environment.push((ASSETS_VARIABLE.into(), directory.into())),
+            Provided::NoGo(why) => bail!("the demo with Kubernetes needs its binaries: {why}"),
+        }
+    }
+    become_it(demo_with(&environment)?.args(args))
 }
 
 /// The demo, to be given its arguments.
@@ -36,7 +44,12 @@ pub(crate) fn demo(args: &[OsString]) -> Result<()> {
 /// # Errors
 /// There is no way to root.
 pub(crate) fn demo_command() -> Result<Command> {
-    as_root(&workspace::target_dir().join("release/kanmon-demo"), "the demo (it makes network namespaces)")
+    demo_with(&passed_environment())
+}
+
+fn demo_with(environment: &[(OsString, OsString)]) -> Result<Command> {
+    let demo = workspace::target_dir().join("release/kanmon-demo");
+    Privilege::detect().command(&demo, environment, "the demo (it makes network namespaces)")
 }
 
 /// Gets the tools that are missing, and builds all there is to build.
@@ -46,10 +59,6 @@ pub(crate) fn demo_command() -> Result<Command> {
 pub(crate) fn everything() -> Result<()> {
     build::ebpf(setup::ensure(Need::Run)?)?;
     build::host()
-}
-
-fn as_root(program: &Path, purpose: &str) -> Result<Command> {
-    Privilege::detect().command(program, &passed_environment(), purpose)
 }
 
 /// Replaces this process, so that signals and the exit code go straight through.

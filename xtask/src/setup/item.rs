@@ -9,6 +9,8 @@ pub(crate) enum Need {
     Run,
     /// To check style as CI does.
     Ci,
+    /// To run the tests and the demo against Kubernetes.
+    Kubernetes,
 }
 
 /// How setup gets a missing item.
@@ -22,6 +24,8 @@ pub(crate) enum Fix {
     Components(Vec<String>),
     /// By downloading or building bpf-linker, after these packages.
     Linker(Vec<String>),
+    /// By building Kubernetes' binaries from their Go module.
+    Kubernetes,
     /// Not at all: a person has to.
     ByHand,
 }

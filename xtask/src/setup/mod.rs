@@ -4,6 +4,7 @@ mod install;
 mod item;
 mod items;
 mod kernel;
+pub(crate) mod kubernetes;
 pub(crate) mod linker;
 pub(crate) mod route;
 
@@ -12,13 +13,14 @@ use anyhow::{Result, bail};
 use self::install::Installer;
 use self::item::Item;
 pub(crate) use self::item::Need;
+use self::kubernetes::Provided;
 use self::route::{Choice, Route};
 use crate::privilege::Privilege;
 
 /// Reports what is here and what is missing, one line an item; whether all is here.
 ///
 /// # Errors
-/// The environment asks for a route that doesn't exist.
+/// The environment asks for a route that doesn't exist, or tests/kube can't be read.
 pub(crate) fn check() -> Result<bool> {
     let privilege = Privilege::detect();
     let route = match route::choose(route::look(), route::asked()?) {
@@ -38,6 +40,7 @@ pub(crate) fn check() -> Result<bool> {
     let mut items = items::common();
     items.extend(items::of_route(route));
     items.extend(kernel::items(privilege));
+    items.push(kubernetes::item()?);
     for item in &items {
         println!("{}", item.line());
     }
@@ -81,6 +84,11 @@ pub(crate) fn ensure(need: Need) -> Result<Route> {
     if !left.is_empty() {
         let lines: Vec<_> = left.iter().map(Item::line).collect();
         bail!("This machine still lacks:\n{}", lines.join("\n"));
+    }
+    if need >= Need::Kubernetes
+        && let Provided::NoGo(why) = kubernetes::provide()?
+    {
+        bail!("Kubernetes' binaries for the tests can't be built: {why}");
     }
     if installer.worked() {
         eprintln!("Everything is here. Route: {route}.");

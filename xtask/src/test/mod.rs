@@ -1,6 +1,7 @@
 //! `cargo xtask test`: builds every suite, runs it, and counts.
 
 mod child;
+mod clusters;
 mod libtest;
 mod report;
 mod suites;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use self::child::{End, Line};
+use self::clusters::Clusters;
 use self::libtest::{Parser, Verdict};
 pub(crate) use self::report::Report;
 use self::report::{Scenario, Suite};
@@ -61,10 +63,16 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
             bail!("there is no suite {name:?}; there are {}", names.join(", "));
         }
     }
+    let chosen: Vec<_> =
+        all.iter().filter(|s| options.suites.is_empty() || options.suites.contains(&s.name)).collect();
+    let clusters = match any_wants_clusters(&chosen, options)? {
+        true => Clusters::provide(),
+        false => Clusters::Unwanted,
+    };
     child::catch_interrupts()?;
     let mut report = Report::default();
-    for suite in all.iter().filter(|s| options.suites.is_empty() || options.suites.contains(&s.name)) {
-        let outcome = run_suite(suite, options);
+    for suite in chosen {
+        let outcome = run_suite(suite, options, &clusters);
         // What ran before an interruption is still worth a report.
         let (suite, stop) = match outcome {
             Ok(suite) => (Some(suite), None),
@@ -82,11 +90,21 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-fn run_suite(binaries: &SuiteBinaries, options: &Options) -> Result<Suite> {
+/// Whether a test that will run needs Kubernetes' binaries.
+fn any_wants_clusters(suites: &[&SuiteBinaries], options: &Options) -> Result<bool> {
+    for binary in suites.iter().flat_map(|suite| &suite.binaries).filter(|binary| binary.needs_kubernetes) {
+        if !list(binary, options)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn run_suite(binaries: &SuiteBinaries, options: &Options, clusters: &Clusters) -> Result<Suite> {
     let started = Instant::now();
     let mut suite = Suite::named(&binaries.name);
     for binary in &binaries.binaries {
-        run_binary(binary, options, &mut suite)?;
+        run_binary(binary, options, clusters, &mut suite)?;
     }
     if !suite.scenarios.is_empty() {
         println!("{:<24} {} ({:.1} s)", suite.name, suite.counts(), started.elapsed().as_secs_f32());
@@ -102,16 +120,25 @@ fn run_suite(binaries: &SuiteBinaries, options: &Options) -> Result<Suite> {
     Ok(suite)
 }
 
-fn run_binary(binary: &Binary, options: &Options, suite: &mut Suite) -> Result<()> {
+fn run_binary(binary: &Binary, options: &Options, clusters: &Clusters, suite: &mut Suite) -> Result<()> {
     let expected = list(binary, options)?;
     if expected.is_empty() {
         return Ok(());
+    }
+    let skips_allowed = std::env::var_os("CI").is_none();
+    if binary.needs_kubernetes {
+        let instead = expected.iter().map_while(|name| clusters.instead_of(name, skips_allowed));
+        let instead: Vec<_> = instead.collect();
+        if !instead.is_empty() {
+            instead.into_iter().for_each(|scenario| suite.add(scenario));
+            return Ok(());
+        }
     }
     let scenario_file = workspace::target_dir().join(format!("scenarios-{}.jsonl", std::process::id()));
     fs::write(&scenario_file, "").with_context(|| format!("write {}", scenario_file.display()))?;
 
     let privilege = if binary.needs_root { Privilege::detect() } else { Privilege::Root };
-    let mut command = command(binary, options, &scenario_file)?;
+    let mut command = command(binary, options, clusters, &scenario_file)?;
     privilege.prepare("a test with network namespaces")?;
     let mut parser = Parser::default();
     let mut raw = String::new();
@@ -140,7 +167,7 @@ fn run_binary(binary: &Binary, options: &Options, suite: &mut Suite) -> Result<(
         End::TooLong(limit) => Some(format!("stopped after {} minutes", limit.as_secs() / 60)),
         End::Interrupted => bail!("stopped in suite {}", suite.name),
     };
-    count(suite, &expected, &parser, bad_end.as_deref(), &raw, std::env::var_os("CI").is_none());
+    count(suite, &expected, &parser, bad_end.as_deref(), &raw, skips_allowed);
 
     let extras = fs::read_to_string(&scenario_file).unwrap_or_default();
     for stranger in suite.merge(&extras) {
@@ -193,11 +220,12 @@ fn list(binary: &Binary, options: &Options) -> Result<Vec<String>> {
     Ok(libtest::listed(&String::from_utf8_lossy(&output.stdout)))
 }
 
-fn command(binary: &Binary, options: &Options, scenario_file: &Path) -> Result<Command> {
+fn command(binary: &Binary, options: &Options, clusters: &Clusters, scenario_file: &Path) -> Result<Command> {
     let mut own: Vec<(OsString, OsString)> = vec![
         ("CARGO_MANIFEST_DIR".into(), binary.package_dir.clone().into()),
         (SCENARIO_VARIABLE.into(), scenario_file.into()),
     ];
+    own.extend(clusters.environment().filter(|_| binary.needs_kubernetes));
     if options.long {
         own.push((LONG_VARIABLE.into(), "1".into()));
     }

@@ -142,7 +142,7 @@ fn group(artifacts: &[Artifact]) -> Vec<SuiteBinaries> {
         };
         // The agent's own integration tests load programs and make namespaces too.
         let needs_root = package == "tests" || (integration && package == "lb-userspace");
-        let needs_kubernetes = needs_root && integration && name.starts_with(KUBE);
+        let needs_kubernetes = integration && package == "tests" && name.starts_with(KUBE);
         let threads = match needs_kubernetes || SERIAL.contains(&name.as_str()) {
             true => Some(1),
             false => needs_root.then_some(THREADS_OF_NAMESPACE_SUITES),
@@ -217,7 +217,7 @@ mod tests {
             [
                 ("kube", true, Some(1)),
                 ("kube-merge", true, Some(1)),
-                ("kubeconfig", false, None),
+                ("kubeconfig", false, Some(2)),
                 ("tests", false, Some(2)),
             ]
         );
