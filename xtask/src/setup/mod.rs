@@ -53,6 +53,8 @@ pub(crate) fn check() -> Result<bool> {
 /// Something can't be had; the message names it and says how a person gets it.
 pub(crate) fn ensure(need: Need) -> Result<Route> {
     let privilege = Privilege::detect();
+    // Nothing is fetched in vain for a machine that can't serve.
+    refuse_lacks(kernel::items(privilege), need)?;
     let choice = route::choose(route::look(), route::asked()?);
     let mut installer = Installer::new(privilege);
     installer.get(None, &missing(items::common(), need))?;
@@ -79,12 +81,7 @@ pub(crate) fn ensure(need: Need) -> Result<Route> {
     };
     let mut left = items::common();
     left.extend(items::of_route(route));
-    left.extend(kernel::items(privilege));
-    let left = missing(left, need);
-    if !left.is_empty() {
-        let lines: Vec<_> = left.iter().map(Item::line).collect();
-        bail!("This machine still lacks:\n{}", lines.join("\n"));
-    }
+    refuse_lacks(left, need)?;
     if need >= Need::Kubernetes
         && let Provided::NoGo(why) = kubernetes::provide()?
     {
@@ -94,6 +91,15 @@ pub(crate) fn ensure(need: Need) -> Result<Route> {
         eprintln!("Everything is here. Route: {route}.");
     }
     Ok(route)
+}
+
+/// Refuses to go on without what `need` takes of these items.
+fn refuse_lacks(items: Vec<Item>, need: Need) -> Result<()> {
+    let lines: Vec<_> = missing(items, need).iter().map(Item::line).collect();
+    if !lines.is_empty() {
+        bail!("This machine lacks:\n{}", lines.join("\n"));
+    }
+    Ok(())
 }
 
 fn missing(items: Vec<Item>, need: Need) -> Vec<Item> {
