@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 
@@ -84,7 +84,7 @@ fn fetch_into(directory: &Path, wheel: &Wheel) -> Result<()> {
     if let Err(pip) = by_pip {
         download_by_curl(&archive, wheel, &step)
             .and_then(|()| verify(&archive, wheel.sha256))
-            .map_err(|curl| anyhow::anyhow!("by pip: {pip:#}; by curl: {curl:#}"))?;
+            .map_err(|curl| anyhow!("by pip: {}; by curl: {}", gist(&pip), gist(&curl)))?;
     }
     step.say("unpack");
     let file = File::open(&archive).with_context(|| format!("open {}", archive.display()))?;
@@ -93,6 +93,12 @@ fn fetch_into(directory: &Path, wheel: &Wheel) -> Result<()> {
     fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
     step.finish("ready");
     Ok(())
+}
+
+/// The last line of an error that carries a command's output: what the command gave up for.
+fn gist(error: &Error) -> String {
+    let text = format!("{error:#}");
+    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
 }
 
 fn download_by_pip(directory: &Path, wheel: &Wheel, step: &Step) -> Result<()> {
@@ -230,6 +236,14 @@ mod tests {
         let text = "[install]\nindex-url = https://no.example\n[global]\ncert = x\nindex_url: https://yes.example/simple\n";
         assert_eq!(configured_index(text).as_deref(), Some("https://yes.example/simple"));
         assert_eq!(configured_index("[global]\ncert = x\n"), None);
+    }
+
+    #[test]
+    fn of_a_failed_download_only_the_end_is_told() {
+        let error =
+            anyhow!("pip download failed (exit status: 1):\nWARNING: retrying\nERROR: no such host\n");
+        assert_eq!(gist(&error), "ERROR: no such host");
+        assert_eq!(gist(&anyhow!("there is no python3")), "there is no python3");
     }
 
     #[test]
