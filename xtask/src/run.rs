@@ -52,11 +52,13 @@ fn demo_with(environment: &[(OsString, OsString)]) -> Result<Command> {
     Privilege::detect().command(&demo, environment, "the demo (it makes network namespaces)")
 }
 
-/// Gets the tools that are missing, and builds all there is to build.
+/// Gets the tools that are missing, and builds all there is to build, in order to run it.
 ///
 /// # Errors
-/// A tool can't be had, or the build fails.
+/// There is no way to root, a tool can't be had, or the build fails.
 pub(crate) fn everything() -> Result<()> {
+    // Minutes of building come first: sudo's refusal should not wait for their end.
+    Privilege::detect().prepare("what is to run after the build")?;
     build::ebpf(setup::ensure(Need::Run)?)?;
     build::host()
 }
