@@ -39,7 +39,9 @@ impl Privilege {
         if self == Self::Sudo {
             let status = Command::new("sudo").arg("--validate").status().context("start sudo")?;
             if !status.success() {
-                bail!("sudo refuses ({status}), and {purpose} needs root: allow this user sudo, or run it as root");
+                bail!(
+                    "sudo refuses ({status}), and {purpose} needs root: allow this user sudo, or run it as root"
+                );
             }
         }
         Ok(())
