@@ -37,14 +37,13 @@ impl Assets {
         BINARIES.iter().map(|binary| binary.name).filter(|name| self.find(name).is_none()).collect()
     }
 
-    /// Where they are, for a person.
-    pub(super) fn describe(&self) -> String {
+    /// Where they are, for a person; ours are of `version`, the user's of whatever version the user wanted.
+    pub(super) fn describe(&self, version: &str) -> String {
+        let built = format!("{version}, {}", self.built.display());
         match &self.given {
-            None => self.built.display().to_string(),
+            None => built,
             Some(given) if self.is_complete(given) => format!("{} ({ASSETS_VARIABLE})", given.display()),
-            Some(given) => {
-                format!("{} ({ASSETS_VARIABLE}), the rest in {}", given.display(), self.built.display())
-            }
+            Some(given) => format!("{} ({ASSETS_VARIABLE}), the rest: {built}", given.display()),
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) fn item() -> Result<Item> {
     let assets = Assets::look(&module);
     let lacking = assets.lacking();
     let item = if lacking.is_empty() {
-        Item::have(name, &format!("{}, {}", module.version(), assets.describe()))
+        Item::have(name, &assets.describe(module.version()))
     } else {
         let builder = match go::installed(module.go_line()) {
             Ok(go) => format!("with {go}"),
