@@ -65,6 +65,8 @@ mod tests {
             id,
             namespace: "demo".into(),
             name: "httpbin".into(),
+            front: String::new(),
+            not_fronts: Vec::new(),
             port_name: String::new(),
             endpoints,
             health_check: HealthCheck::default(),

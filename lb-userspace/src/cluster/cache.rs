@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -19,7 +20,7 @@ pub struct LastGood {
     /// What belongs to the gateway.
     pub gateway: GatewayObjects,
     /// The clusters, by name.
-    pub clusters: BTreeMap<String, ClusterObjects>,
+    pub clusters: BTreeMap<String, Arc<ClusterObjects>>,
     /// The VIPs that came from pools, so that a restart moves none.
     pub allocations: Allocations,
 }

@@ -8,6 +8,7 @@
 
 mod cache;
 mod directory;
+pub mod kubernetes;
 mod manifest;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ mod tree;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::desired::{ClusterObjects, GatewayObjects, Problem};
 
@@ -28,7 +30,7 @@ pub struct Snapshot {
     /// What belongs to the gateway.
     pub gateway: GatewayObjects,
     /// The clusters, by name.
-    pub clusters: BTreeMap<String, ClusterObjects>,
+    pub clusters: BTreeMap<String, Arc<ClusterObjects>>,
     /// What could not be read, file by file.
     pub problems: Vec<Problem>,
 }

@@ -1,6 +1,7 @@
 //! What the directory has said so far: each directory's last good state. No I/O.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Snapshot;
 use super::cache::LastGood;
@@ -14,7 +15,7 @@ const KEPT: &str = "the last good state of this directory stays until that is co
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     top: Node<GatewayObjects>,
-    clusters: BTreeMap<String, Node<ClusterObjects>>,
+    clusters: BTreeMap<String, Node<Arc<ClusterObjects>>>,
 }
 
 /// One directory.
@@ -63,7 +64,7 @@ impl Tree {
                             Object::Pool(_) | Object::Member(_) => {}
                         }
                     }
-                    good
+                    Arc::new(good)
                 }),
             }
         }

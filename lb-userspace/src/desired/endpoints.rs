@@ -87,6 +87,8 @@ pub(super) fn attach(
                 id: ServiceId { vip, port: port.port, protocol: port.protocol },
                 namespace: front.name.namespace.clone(),
                 name: front.name.name.clone(),
+                front: front.cluster.to_owned(),
+                not_fronts: front.others.iter().map(|&cluster| cluster.to_owned()).collect(),
                 port_name: port.name.clone(),
                 endpoints: endpoints.values().filter(of_family).cloned().collect(),
                 health_check: health_check(front, port, has_tcp),

@@ -20,6 +20,8 @@ pub(super) struct Front<'a> {
     pub(super) name: ObjectName,
     /// The cluster whose Service it is.
     pub(super) cluster: &'a str,
+    /// The clusters whose Service of this name would be the front otherwise.
+    pub(super) others: Vec<&'a str>,
     pub(super) service: &'a KubeService,
     /// In the order of the Service.
     pub(super) ports: Vec<FrontPort>,
@@ -51,7 +53,8 @@ pub(super) fn collect<'a>(
                                service is not served; remove it, and restrict clients by a firewall";
                 problems.error(cluster, problems::service(name), Reason::SourceRangesNotEnforced, message);
             }
-            if let Some(front) = fronts.get(name) {
+            if let Some(front) = fronts.get_mut(name) {
+                front.others.push(cluster);
                 report_differences(front, cluster, name, service, problems);
             } else {
                 let front = front(cluster, name, service, spec, problems);
@@ -101,6 +104,7 @@ fn front<'a>(
     Front {
         name: name.clone(),
         cluster,
+        others: Vec::new(),
         service,
         ports: ports(cluster, name, spec, problems),
         check: health_check::parse(cluster, name, service.metadata.annotations.as_ref(), problems),

@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -28,7 +29,7 @@ pub(super) struct Index<'a> {
 
 /// Indexes the clusters that are not refused.
 pub(super) fn build<'a>(
-    clusters: &'a BTreeMap<String, ClusterObjects>,
+    clusters: &'a BTreeMap<String, Arc<ClusterObjects>>,
     members: &BTreeMap<String, Member>,
     problems: &mut Problems,
 ) -> BTreeMap<&'a str, Index<'a>> {

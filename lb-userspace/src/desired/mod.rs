@@ -18,6 +18,7 @@ mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use resources::{
     AddressPool, AddressPoolSpec, Discovery, KubeconfigSecretRef, LocalSource, MemberCluster,
@@ -25,7 +26,7 @@ pub use resources::{
 };
 pub use types::{
     Allocations, BackendId, ClusterObjects, Desired, Endpoint, GatewayObjects, HealthCheck, HealthCheckKind,
-    ObjectName, Problem, Protocol, Reason, Service, ServiceId, Severity,
+    ObjectName, Place, Problem, Protocol, Reason, Service, ServiceId, Severity,
 };
 
 /// The value of `spec.loadBalancerClass` that makes a Service one of ours.
@@ -42,7 +43,7 @@ pub const LOAD_BALANCER_CLASS: &str = "kanmon.dev/xdp";
 ///   with its Service. Without them the result is the same on every gateway.
 #[must_use]
 pub fn merge(
-    clusters: &BTreeMap<String, ClusterObjects>,
+    clusters: &BTreeMap<String, Arc<ClusterObjects>>,
     gateway: &GatewayObjects,
     gateway_addresses: &BTreeSet<IpAddr>,
     previous: &Allocations,

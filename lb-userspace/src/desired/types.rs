@@ -19,6 +19,18 @@ pub struct ClusterObjects {
     pub services: Vec<KubeService>,
     /// Its EndpointSlices.
     pub slices: Vec<EndpointSlice>,
+    /// Where its nodes are, by name of the node; without those whose labels tell neither.
+    #[serde(default)]
+    pub nodes: BTreeMap<String, Place>,
+}
+
+/// Where a node is, as its labels `topology.kubernetes.io/region` and `/zone` say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Region; empty if unknown.
+    pub region: String,
+    /// Zone; empty if unknown.
+    pub zone: String,
 }
 
 /// What belongs to the gateway itself.
@@ -28,6 +40,10 @@ pub struct GatewayObjects {
     pub pools: Vec<AddressPool>,
     /// What is known about the member clusters; a cluster without such an object is active.
     pub members: Vec<MemberCluster>,
+    /// The gateway cluster's own Services: fronts that go before every member's. Its endpoints count only
+    /// where it is a member too (`source.local`). Empty in standalone mode.
+    #[serde(default)]
+    pub services: Vec<KubeService>,
 }
 
 /// Everything that this gateway should serve.
@@ -160,6 +176,10 @@ pub struct Service {
     pub namespace: String,
     /// Name of the Kubernetes Services that were merged.
     pub name: String,
+    /// The cluster whose Service is the front and decides; empty: the gateway cluster, where that is no member.
+    pub front: String,
+    /// The other clusters whose Service of this name would be a front too, oldest first.
+    pub not_fronts: Vec<String>,
     /// Name of the front's port; empty where it has none.
     pub port_name: String,
     /// Endpoints of the VIP's family, sorted by backend, each backend once.

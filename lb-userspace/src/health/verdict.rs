@@ -138,6 +138,8 @@ mod tests {
             id: ServiceId { vip: IpAddr::from([192, 0, 2, vip]), port: 80, protocol: Protocol::Tcp },
             namespace: "shop".into(),
             name: "httpbin".into(),
+            front: String::new(),
+            not_fronts: Vec::new(),
             port_name: String::new(),
             endpoints,
             health_check: HealthCheck::default(),

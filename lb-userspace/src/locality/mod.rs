@@ -91,6 +91,8 @@ mod tests {
             id: ServiceId { vip: [192, 0, 2, 1].into(), port: 80, protocol: Protocol::Tcp },
             namespace: "demo".to_owned(),
             name: "httpbin".to_owned(),
+            front: String::new(),
+            not_fronts: Vec::new(),
             port_name: String::new(),
             endpoints,
             health_check: HealthCheck::default(),

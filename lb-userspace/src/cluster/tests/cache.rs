@@ -1,6 +1,7 @@
 //! The last good state on disk.
 
 use std::fs;
+use std::sync::Arc;
 
 use super::super::{CacheError, LastGood, Object, load_last_good, parse, store_last_good};
 use super::{member, service};
@@ -11,7 +12,8 @@ fn state() -> LastGood {
     for object in parse(&text).unwrap().objects {
         match object {
             Object::Service(service) => {
-                state.clusters.entry("a".to_owned()).or_default().services.push(*service);
+                let objects = state.clusters.entry("a".to_owned()).or_default();
+                Arc::make_mut(objects).services.push(*service);
             }
             Object::Member(member) => state.gateway.members.push(*member),
             Object::Slice(_) | Object::Pool(_) => unreachable!(),

@@ -17,6 +17,7 @@ fn services_of_one_name_in_two_clusters_are_one_with_all_endpoints() {
     let service = desired.service(tcp("192.0.2.1", 80));
     assert_eq!((service.namespace.as_str(), service.name.as_str()), ("demo", "web"));
     assert_eq!(service.port_name, "http");
+    assert_eq!((service.front.as_str(), service.not_fronts.as_slice()), ("a", &["b".to_owned()][..]));
     assert_eq!(desired.problems, []);
 }
 

@@ -1,5 +1,7 @@
 //! Member clusters: states, networks, and whose an address is.
 
+use std::sync::Arc;
+
 use super::super::Reason;
 use super::{World, front, member, pool, slice, tcp};
 
@@ -146,6 +148,7 @@ fn the_merge_is_the_same_whatever_the_order_of_objects() {
     let mut backward = two_clusters();
     backward = backward.gateway(&(pool("p", "[203.0.113.0/24]") + &member("b", "") + &member("a", "")));
     for objects in backward.clusters.values_mut() {
+        let objects = Arc::make_mut(objects);
         objects.slices.reverse();
         objects.services.reverse();
     }

@@ -9,6 +9,7 @@ mod members;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{
     Allocations, ClusterObjects, Desired, Endpoint, GatewayObjects, ObjectName, Problem, Protocol, Reason,
@@ -19,7 +20,7 @@ use crate::cluster::{Object, parse};
 /// Everything that a merge takes.
 #[derive(Default)]
 struct World {
-    clusters: BTreeMap<String, ClusterObjects>,
+    clusters: BTreeMap<String, Arc<ClusterObjects>>,
     gateway: GatewayObjects,
     gateway_addresses: BTreeSet<IpAddr>,
     previous: Allocations,
@@ -28,7 +29,7 @@ struct World {
 impl World {
     /// Adds objects of a cluster.
     fn cluster(mut self, name: &str, yaml: &str) -> Self {
-        let objects = self.clusters.entry(name.to_owned()).or_default();
+        let objects = Arc::make_mut(self.clusters.entry(name.to_owned()).or_default());
         for object in parse(yaml).expect(yaml).objects {
             match object {
                 Object::Service(service) => objects.services.push(*service),
