@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::progress::SignOfLife;
 use crate::setup::linker;
 use crate::setup::route::{DEBIAN_RUSTC, Route};
 use crate::workspace;
@@ -77,6 +78,7 @@ pub(crate) fn ebpf_clippy(route: Route) -> Result<()> {
 /// # Errors
 /// It does not start or fails.
 pub(crate) fn run(command: &mut Command, what: &str) -> Result<()> {
+    let _sign = SignOfLife::of(what);
     let status = command
         .status()
         .with_context(|| format!("start `{}` for {what}", command.get_program().to_string_lossy()))?;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,34 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 /// Where no terminal shows a spinner, a line at least this often says that we are alive.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(8);
+/// The same for a command that prints its own lines, though not steadily: cargo, at a large crate.
+const SIGN_INTERVAL: Duration = Duration::from_secs(15);
 /// How much of a failed command's output is shown.
 const KEPT_LINES: usize = 60;
+
+/// Says every now and then that something still goes on, until it is dropped; on a terminal, where cargo shows a
+/// bar of its own, it says nothing.
+pub(crate) struct SignOfLife {
+    /// Never sent to: its end is what the thread waits for.
+    _end: Option<Sender<()>>,
+}
+
+impl SignOfLife {
+    /// Begins for what is called this.
+    pub(crate) fn of(what: &str) -> Self {
+        if std::io::stderr().is_terminal() {
+            return Self { _end: None };
+        }
+        let (end, ended) = channel::<()>();
+        let (what, started) = (what.to_owned(), Instant::now());
+        thread::spawn(move || {
+            while ended.recv_timeout(SIGN_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("      {what} ({} s) …", started.elapsed().as_secs());
+            }
+        });
+        Self { _end: Some(end) }
+    }
+}
 
 /// One long step out of several.
 pub(crate) struct Step {

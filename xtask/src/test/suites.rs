@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::progress::SignOfLife;
 use crate::workspace;
 
 /// The suite of the model checker's tests; those files are named `loom*.rs`.
@@ -109,6 +110,7 @@ enum Message {
 
 fn artifacts(cargo: &mut Command) -> Result<Vec<Artifact>> {
     cargo.args(["--no-run", "--message-format=json-render-diagnostics"]).stdout(Stdio::piped());
+    let _sign = SignOfLife::of("the build of the tests");
     let mut child = cargo.spawn().context("start cargo to build the tests")?;
     let mut messages = String::new();
     if let Some(stdout) = child.stdout.take() {
