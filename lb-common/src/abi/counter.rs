@@ -61,7 +61,7 @@ counters! {
     DropMalformed = 11, "drop_malformed";
     /// Dropped: both buckets of the new flow are full of live flows.
     DropTableFull = 12, "drop_table_full";
-    /// Dropped: the backend has no SNAT port left for the new flow.
+    /// Dropped: no SNAT port of the backend, or no room in the reverse table, within reach of the new flow.
     DropPortsExhausted = 13, "drop_ports_exhausted";
     /// Dropped: another CPU held the new flow's lock for too long.
     DropInsertContended = 14, "drop_insert_contended";
@@ -83,7 +83,7 @@ counters! {
     FlowDisplaced = 22, "flow_displaced";
     /// An expired, closed or stale flow made room for a new one.
     FlowReclaimed = 23, "flow_reclaimed";
-    /// A port was taken from an expired, closed, reset or half-open flow.
+    /// An expired, closed, reset or half-open flow gave up its port, or its place in the reverse table.
     PortReclaimed = 24, "port_reclaimed";
     /// An event was not sent: rate limit, or the agent is not reading.
     EventLost = 25, "event_lost";

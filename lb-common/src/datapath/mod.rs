@@ -1,7 +1,7 @@
 //! The packet program, generic over the packet and the maps: compiled for the kernel and for the host.
 //!
 //! The life of a packet, top to bottom: `parse` → an existing flow's `request` or `reply`, or a
-//! `setup` (`select`, `flow_table`, `reverse_table`, `last_hop`) → `rewrite` → [`Verdict`].
+//! `setup` (`select`, `flow_table`, `ports`, `reverse_table`, `last_hop`) → `rewrite` → [`Verdict`].
 
 pub mod checksum;
 mod events;
@@ -11,6 +11,7 @@ mod last_hop;
 mod member;
 mod packet;
 mod parse;
+mod ports;
 mod reply;
 mod request;
 mod reverse_table;

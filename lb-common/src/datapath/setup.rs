@@ -6,8 +6,8 @@ use super::{
     last_hop,
     member::MemberHead,
     parse::{self, Ip, Link, Ports},
-    request,
-    reverse_table::{self, NewReverse},
+    ports, request,
+    reverse_table::NewReverse,
     select,
     tcp::{self, ClientStep, Flags},
 };
@@ -175,7 +175,7 @@ fn locked<F: Family, M: Maps>(
         generation: selected.head.generation(),
         last_hop,
     };
-    let Some(allocation) = reverse_table::allocate::<F, M>(maps, config, &new, hash.port_start(), now) else {
+    let Some(allocation) = ports::allocate::<F, M>(maps, config, &new, hash.port_start(), now) else {
         flow_table::unclaim(slot);
         return Err(Counter::DropPortsExhausted);
     };

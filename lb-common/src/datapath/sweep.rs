@@ -8,7 +8,7 @@ use super::{
     Cells, Family, Tables, V4, V6,
     flow_table::{self, Slot},
     member::MemberHead,
-    reverse_table,
+    ports, reverse_table,
 };
 use crate::{
     abi::{
@@ -136,7 +136,7 @@ pub fn ports<F: Family, T: Tables>(
     suspects: &mut Suspects,
     observer: &mut impl Observer,
 ) {
-    let Some(bitmap) = tables.ports(reverse_table::bitmap_index(config, backend, snat)) else { return };
+    let Some(bitmap) = tables.ports(ports::bitmap_index(config, backend, snat)) else { return };
     for (index, suspect) in suspects.iter_mut().enumerate().take(config.port_words as usize) {
         let taken = bitmap.load(index);
         let mut orphans = 0;
@@ -162,7 +162,7 @@ pub fn ports<F: Family, T: Tables>(
 pub fn has_no_ports<T: Tables>(tables: &T, config: &Config, backend: u32) -> bool {
     (0..config.snat_stride).all(|snat| {
         tables
-            .ports(reverse_table::bitmap_index(config, backend, snat as u8))
+            .ports(ports::bitmap_index(config, backend, snat as u8))
             .is_none_or(|bitmap| (0..PORT_BITMAP_WORDS).all(|word| bitmap.load(word) == 0))
     })
 }

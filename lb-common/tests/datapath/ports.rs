@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use lb_common::{
     abi::{Counter, EventKind, FlowState},
     datapath::Verdict,
-    host::{ACK, FIN, Frame, GatewayConfig, RST, SYN, ledger},
+    host::{ACK, FIN, Frame, GatewayConfig, RST, SYN, Seen, ledger},
 };
 
 use crate::{
@@ -160,7 +160,7 @@ fn a_dead_flow_goes_before_a_half_open_one() {
         let (verdict, packet) = bed.send_unchecked(&frame);
         assert_eq!(verdict, Verdict::Transmit);
         if n % 2 == 0 {
-            let seen = lb_common::host::Seen::parse(packet.bytes()).unwrap();
+            let seen = Seen::parse(packet.bytes()).unwrap();
             let refusal = Frame::tcp(seen.destination, seen.source, RST | ACK);
             assert_eq!(bed.send_unchecked(&refusal).0, Verdict::Transmit);
         }
@@ -214,10 +214,7 @@ fn each_backend_has_ports_of_its_own() {
 #[test]
 fn where_the_reverse_table_is_full_the_bit_is_given_back() {
     for net in Net::BOTH {
-        let mut settings = GatewayConfig::default();
-        settings.sizes.reverse_v4_buckets = 1;
-        settings.sizes.reverse_v6_buckets = 1;
-        let bed = Bed::sized(net, 1, &settings);
+        let bed = one_reverse_bucket(net);
         for n in 0..4 {
             bed.establish(net.client(n), net.vip());
         }
@@ -244,9 +241,8 @@ fn fourteen_thousand_connections_fit_on_one_backend() {
     for net in Net::BOTH {
         let mut settings = GatewayConfig::default();
         settings.sizes.flow_buckets = 8192;
-        // Far from full, as in a table for the default number of flows.
-        settings.sizes.reverse_v4_buckets = 32_768;
-        settings.sizes.reverse_v6_buckets = 32_768;
+        settings.sizes.reverse_v4_buckets = 8192;
+        settings.sizes.reverse_v6_buckets = 8192;
         let bed = Bed::sized(net, 1, &settings);
         let mut ends = BTreeSet::new();
         for n in 0..14_000 {
@@ -257,5 +253,116 @@ fn fourteen_thousand_connections_fit_on_one_backend() {
             assert!(ends.insert(flow.snat), "port {} twice", flow.snat);
         }
         bed.check();
+    }
+}
+
+/// Flow slots and reverse entries of [`crowded`].
+const PLACES: u32 = 64;
+
+/// One backend with all its ports, and tables that fill up long before them.
+fn crowded(net: Net) -> Bed {
+    let mut settings = GatewayConfig { events_per_tick: 10_000, ..GatewayConfig::default() };
+    settings.sizes.flow_buckets = PLACES / 4;
+    settings.sizes.reverse_v4_buckets = PLACES / 4;
+    settings.sizes.reverse_v6_buckets = PLACES / 4;
+    Bed::sized(net, 1, &settings)
+}
+
+#[test]
+fn closed_flows_keep_no_new_one_out_however_full_the_tables_are() {
+    for net in Net::BOTH {
+        for live in [0, PLACES / 8, PLACES / 4, PLACES / 2] {
+            let bed = crowded(net);
+            let flows: Vec<_> = (0..live).map(|n| bed.establish(net.client(n), net.vip())).collect();
+            for n in 0..20 * PLACES {
+                let client = (net.client(250).ip(), (20_000 + n) as u16).into();
+                let (verdict, packet) = bed.send_unchecked(&Frame::tcp(client, net.vip(), SYN));
+                assert_eq!(verdict, Verdict::Transmit, "{n} beside {live}: {:?}", bed.gateway.maps.counts());
+                let seen = Seen::parse(packet.bytes()).unwrap();
+                let refusal = Frame::tcp(seen.destination, seen.source, RST | ACK);
+                assert_eq!(bed.send_unchecked(&refusal).0, Verdict::Transmit);
+            }
+            bed.check();
+            for flow in &flows {
+                bed.send(&flow.request(ACK)).sends(&[]).reaches_backend_of(flow);
+                bed.send(&flow.reply(ACK)).sends(&[]).reaches_client_of(flow);
+            }
+        }
+    }
+}
+
+/// A reverse table of one bucket, four ways, and room for more in the flow table.
+fn one_reverse_bucket(net: Net) -> Bed {
+    let mut settings = GatewayConfig::default();
+    settings.sizes.reverse_v4_buckets = 1;
+    settings.sizes.reverse_v6_buckets = 1;
+    Bed::sized(net, 1, &settings)
+}
+
+#[test]
+fn a_full_reverse_bucket_gives_up_a_closed_flow_then_a_half_open_one_and_never_a_live_one() {
+    for net in Net::BOTH {
+        let bed = one_reverse_bucket(net);
+        let mut live = vec![bed.establish(net.client(1), net.vip())];
+        let half_open = bed.open(net.client(2), net.vip());
+        live.push(bed.establish(net.client(3), net.vip()));
+        let closed = bed.refuse(net.client(4), net.vip());
+        let reclaimed = [Counter::PortReclaimed, Counter::FlowOpened];
+
+        let fifth = bed.begin(&Frame::tcp(net.client(5), net.vip(), SYN), 6, &reclaimed);
+        assert_eq!((bed.state(&closed), bed.state(&half_open)), (None, Some(FlowState::SynSent)));
+        bed.accept(&fifth);
+        live.push(fifth);
+
+        let sixth = bed.begin(&Frame::tcp(net.client(6), net.vip(), SYN), 6, &reclaimed);
+        assert_eq!(bed.state(&half_open), None);
+        bed.send(&half_open.reply(SYN | ACK)).passes(Counter::PassNoFlow);
+        bed.accept(&sixth);
+        live.push(sixth);
+
+        bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
+        for flow in &live {
+            bed.send(&flow.request(ACK)).sends(&[]).reaches_backend_of(flow);
+            bed.send(&flow.reply(ACK)).sends(&[]).reaches_client_of(flow);
+        }
+    }
+}
+
+#[test]
+fn a_full_reverse_bucket_gives_up_an_expired_flow_once_both_sides_are_idle() {
+    for net in Net::BOTH {
+        let bed = one_reverse_bucket(net);
+        let flows = [1, 2, 3, 4].map(|n| bed.establish(net.client(n), net.vip()));
+        bed.wait(seconds(3500));
+        flows.iter().for_each(|flow| drop(bed.send(&flow.reply(ACK)).sends(&[])));
+        bed.wait(seconds(200));
+        bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
+        bed.wait(seconds(3500));
+        bed.send(&flows[2].request(ACK)).sends(&[]);
+        let new = bed.begin(&syn(net), 6, &[Counter::PortReclaimed, Counter::FlowOpened]);
+        bed.accept(&new);
+        assert_eq!(bed.state(&flows[2]), Some(FlowState::Established), "its client was there");
+        assert_eq!(bed.flows(), 4);
+    }
+}
+
+#[test]
+fn closed_flows_among_live_ones_are_found_in_a_small_port_range() {
+    const CLOSED: u32 = 16;
+    for net in Net::BOTH {
+        let bed = small(net);
+        let flows = fill(&bed, net, |bed, client| bed.establish(client, net.vip()));
+        for flow in &flows[..CLOSED as usize] {
+            bed.send(&flow.request(FIN | ACK)).sends(&[]);
+            bed.send(&flow.reply(FIN | ACK)).sends(&[]);
+        }
+        let served = (0..CLOSED)
+            .filter(|n| {
+                bed.send_unchecked(&Frame::tcp(net.client(100 + n), net.vip(), SYN)).0 == Verdict::Transmit
+            })
+            .count();
+        bed.check();
+        // Each looks at 16 of the 64 ports; the later ones have fewer to find.
+        assert!(served >= 10, "{served} of {CLOSED}");
     }
 }
