@@ -14,4 +14,5 @@ pub mod locality;
 pub mod maglev;
 pub mod network;
 pub mod plan;
+pub mod remote_secret;
 pub mod status;

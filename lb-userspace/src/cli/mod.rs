@@ -1,5 +1,6 @@
 //! The `kanmon` command line.
 
+mod remote_secret;
 mod tables;
 
 use std::io::{self, ErrorKind, Write};
@@ -17,7 +18,7 @@ use crate::status::DEFAULT_SOCKET;
 use crate::status::client::ask;
 use crate::status::protocol::{FlowFilter, Request};
 use crate::status::view;
-use crate::{agent, config};
+use crate::{agent, config, desired};
 
 /// Kanmon: one address in front of the pods of several Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -39,6 +40,11 @@ enum Command {
     Backends(Query),
     /// List client connections and the pods that they go to.
     Flows(Flows),
+    /// Print the definitions of Kanmon's resources: `kanmon crds | kubectl apply -f -`.
+    Crds,
+    /// Register a Kubernetes cluster as a member: make its account, print the Secret.
+    #[command(subcommand)]
+    RemoteSecret(remote_secret::Command),
     /// Remove what an agent left: XDP program, maps, links and socket.
     Cleanup(Cleanup),
     /// Print the version and the version of the map layout.
@@ -115,6 +121,8 @@ fn dispatch(command: Command) -> Result<()> {
                 FlowFilter { service: flows.service, client: flows.client, limit: Some(flows.limit) };
             show(&flows.query, &Request::Flows(filter), |rows: &Vec<view::Flow>| tables::flows(rows))
         }
+        Command::Crds => print(&desired::crds_yaml().context("cannot write the definitions as YAML")?),
+        Command::RemoteSecret(command) => remote_secret::run(command),
         Command::Cleanup(cleanup) => {
             let done = agent::cleanup(&cleanup.pin_dir, &cleanup.socket)?;
             print(&done)

@@ -7,40 +7,45 @@ use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::{Endpoint as KubeEndpoint, EndpointSlice};
 
 use super::fronts::{Front, FrontPort, protocol};
-use super::index::Index;
-use super::members::Member;
+use super::index::Clusters;
+use super::members::{Member, Members};
 use super::problems::{self, Problems};
 use super::resources::MemberState;
 use super::types::{
-    BackendId, Endpoint, HealthCheck, HealthCheckKind, ObjectName, Protocol, Reason, Service, ServiceId,
+    BackendId, Endpoint, HealthCheck, HealthCheckKind, ObjectName, Place, Protocol, Reason, Service,
+    ServiceId,
 };
 
 /// How many refused addresses a message names.
 const NAMED_ADDRESSES: usize = 3;
 
+/// What is said about a slice of names.
+const FQDN: &str = "has names (addressType FQDN) instead of addresses, so it is not used; connections are \
+                    forwarded to addresses only: make a slice of type IPv4 or IPv6";
+
 /// Judges endpoints' addresses one by one.
-pub(super) struct Judge {
+pub(super) struct Judge<'a> {
     /// VIPs and the gateway's own addresses.
     taken: HashSet<IpAddr>,
-    /// The oldest member (the first by name) that has an endpoint of this address.
-    claims: HashMap<IpAddr, String>,
+    /// The oldest member that has an endpoint of this address.
+    claims: HashMap<IpAddr, &'a str>,
 }
 
-impl Judge {
+impl<'a> Judge<'a> {
     pub(super) fn new(
         fronts: &BTreeMap<ObjectName, Front<'_>>,
-        clusters: &BTreeMap<&str, Index<'_>>,
-        members: &BTreeMap<String, Member>,
+        clusters: &Clusters<'a>,
+        members: &Members,
         taken: HashSet<IpAddr>,
     ) -> Self {
         let mut claims = HashMap::new();
-        for (&cluster, index) in clusters {
+        for &(cluster, ref index) in clusters {
             let Some(member) = members.get(cluster).filter(|member| member.has_endpoints()) else { continue };
             let slices = fronts.keys().filter_map(|name| index.slices.get(name)).flatten();
             for endpoint in slices.flat_map(|slice| slice.endpoints.iter().flatten()) {
                 let address = endpoint.addresses.first().and_then(|address| address.parse().ok());
                 if let Some(address) = address.filter(|&address| member.owns(address)) {
-                    claims.entry(address).or_insert_with(|| cluster.to_owned());
+                    claims.entry(address).or_insert(cluster);
                 }
             }
         }
@@ -52,7 +57,7 @@ impl Judge {
             Some(Reason::OutsideMemberNetwork)
         } else if self.taken.contains(&address) {
             Some(Reason::GatewayAddress)
-        } else if self.claims.get(&address).is_some_and(|owner| owner != cluster) {
+        } else if self.claims.get(&address).is_some_and(|&owner| owner != cluster) {
             Some(Reason::ClaimedByOtherMember)
         } else {
             None
@@ -64,17 +69,17 @@ impl Judge {
 pub(super) fn attach(
     front: &Front<'_>,
     vips: &[IpAddr],
-    clusters: &BTreeMap<&str, Index<'_>>,
-    members: &BTreeMap<String, Member>,
-    judge: &Judge,
+    clusters: &Clusters<'_>,
+    members: &Members,
+    judge: &Judge<'_>,
     problems: &mut Problems,
 ) -> Vec<Service> {
     let mut merged: Vec<BTreeMap<BackendId, Endpoint>> = vec![BTreeMap::new(); front.ports.len()];
-    for (&cluster, index) in clusters {
+    for &(cluster, ref index) in clusters {
         let Some(member) = members.get(cluster).filter(|member| member.has_endpoints()) else { continue };
         let Some(slices) = index.slices.get(&front.name) else { continue };
         let service = index.services.get(&front.name).copied();
-        let source = Source { front, cluster, member, service, slices, judge };
+        let source = Source { front, cluster, member, service, slices, nodes: index.nodes, judge };
         source.collect(&mut merged, problems);
     }
 
@@ -116,7 +121,8 @@ struct Source<'a> {
     /// The cluster's Service of that name, of any type.
     service: Option<&'a KubeService>,
     slices: &'a [&'a EndpointSlice],
-    judge: &'a Judge,
+    nodes: &'a BTreeMap<String, Place>,
+    judge: &'a Judge<'a>,
 }
 
 impl Source<'_> {
@@ -135,6 +141,10 @@ impl Source<'_> {
         let mut refused: BTreeMap<Reason, BTreeSet<IpAddr>> = BTreeMap::new();
         let mut any_endpoint = false;
         for slice in self.slices {
+            if slice.address_type == "FQDN" {
+                problems.error(self.cluster, slice_title(slice), Reason::FQDNEndpoints, FQDN);
+                continue;
+            }
             let ports: Vec<Option<u16>> = self
                 .front
                 .ports
@@ -189,14 +199,14 @@ impl Source<'_> {
         let FrontPort { port, protocol, .. } = port;
         match name {
             None => format!(
-                "has no port {port}/{protocol}, which the Service in cluster {} has, so this cluster's \
-                 endpoints do not serve it; add the port",
-                self.front.cluster
+                "has no port {port}/{protocol}, which the Service in {} has, so this cluster's endpoints do \
+                 not serve it; add the port",
+                self.front.place()
             ),
             Some(name) => format!(
                 "no EndpointSlice has a {protocol} port named {name:?}, which port {port} of the Service in \
-                 cluster {} needs, so this cluster's endpoints do not serve it; name the ports alike",
-                self.front.cluster
+                 {} needs, so this cluster's endpoints do not serve it; name the ports alike",
+                self.front.place()
             ),
         }
     }
@@ -251,11 +261,15 @@ impl Source<'_> {
             .as_ref()
             .filter(|target| target.kind.as_deref() == Some("Pod"))
             .and_then(|target| target.name.clone());
+        let node = endpoint.node_name.as_ref().and_then(|node| self.nodes.get(node));
+        let known = |text: &&String| !text.is_empty();
+        let zone = endpoint.zone.as_ref().filter(known).or(node.map(|node| &node.zone));
+        let region = node.map(|node| &node.region).filter(known).unwrap_or(&self.member.region);
         Endpoint {
             backend,
             cluster: self.cluster.to_owned(),
-            region: self.member.region.clone(),
-            zone: endpoint.zone.clone().unwrap_or_default(),
+            region: region.clone(),
+            zone: zone.cloned().unwrap_or_default(),
             pod: pod.unwrap_or_default(),
             ready,
             serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
@@ -277,6 +291,11 @@ fn add(endpoints: &mut BTreeMap<BackendId, Endpoint>, endpoint: Endpoint) {
             endpoints.insert(endpoint.backend, endpoint);
         }
     }
+}
+
+fn slice_title(slice: &EndpointSlice) -> String {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    format!("EndpointSlice {}/{}", text(&slice.metadata.namespace), text(&slice.metadata.name))
 }
 
 /// The port of a slice by name and protocol.
@@ -303,8 +322,8 @@ fn refusal_message(reason: Reason, addresses: &BTreeSet<IpAddr>) -> String {
              such pods elsewhere"
         ),
         _ => format!(
-            "endpoints {list} are not used: another member cluster, earlier by name, has these addresses; \
-             give the clusters networks of their own"
+            "endpoints {list} are not used: an older member cluster (without timestamps: one that is first by \
+             name) has these addresses; give the clusters networks of their own"
         ),
     }
 }

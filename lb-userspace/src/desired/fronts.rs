@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Service as KubeService, ServiceSpec};
 use super::LOAD_BALANCER_CLASS;
 use super::addresses::ADDRESSES_ANNOTATION;
 use super::health_check::{self, Check};
-use super::index::Index;
+use super::index::{Clusters, Services};
 use super::problems::{self, Problems};
 use super::types::{ObjectName, Protocol, Reason};
 
@@ -18,7 +18,7 @@ const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer
 #[derive(Debug)]
 pub(super) struct Front<'a> {
     pub(super) name: ObjectName,
-    /// The cluster whose Service it is.
+    /// The cluster whose Service it is; empty: the gateway cluster, where that is no member.
     pub(super) cluster: &'a str,
     /// The clusters whose Service of this name would be the front otherwise.
     pub(super) others: Vec<&'a str>,
@@ -37,15 +37,33 @@ pub(super) struct FrontPort {
     pub(super) name: String,
 }
 
-/// Finds the fronts, in the order of their names.
+impl Front<'_> {
+    /// Where it is, for messages.
+    pub(super) fn place(&self) -> String {
+        match self.cluster {
+            "" => "the gateway cluster".to_owned(),
+            cluster => format!("cluster {cluster}"),
+        }
+    }
+}
+
+/// Finds the fronts, in the order of their names. `own` are the gateway cluster's Services, which go first;
+/// `local` is its name where it is a member too, so that its Services are not looked at twice.
 pub(super) fn collect<'a>(
-    clusters: &BTreeMap<&'a str, Index<'a>>,
+    own: &Services<'a>,
+    clusters: &'a Clusters<'a>,
+    local: Option<&'a str>,
     problems: &mut Problems,
 ) -> BTreeMap<ObjectName, Front<'a>> {
+    let own_name = local.unwrap_or_default();
+    let has_own = !own.is_empty();
+    let members = clusters.iter().filter(|(cluster, _)| !(has_own && Some(*cluster) == local));
+    let sources =
+        std::iter::once((own_name, own)).chain(members.map(|(cluster, index)| (*cluster, &index.services)));
     let mut fronts: BTreeMap<ObjectName, Front<'a>> = BTreeMap::new();
     let mut restricted = BTreeSet::new();
-    for (&cluster, index) in clusters {
-        for (name, &service) in &index.services {
+    for (cluster, services) in sources {
+        for (name, &service) in services {
             let Some(spec) = candidate(cluster, name, service, problems) else { continue };
             if has_source_ranges(service, spec) {
                 restricted.insert(name.clone());
@@ -182,10 +200,10 @@ fn report_differences(
     }
     if !differ.is_empty() {
         let message = format!(
-            "its {} are not those of cluster {}, whose Service of this name is the front and decides; make \
-             them equal",
+            "its {} are not those of {}, whose Service of this name is the front and decides; make them \
+             equal",
             differ.join(" and "),
-            front.cluster
+            front.place()
         );
         problems.warning(cluster, problems::service(name), Reason::NotFront, message);
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::problems::Problems;
 use super::resources::{Discovery, MemberCluster, MemberState};
@@ -16,6 +17,8 @@ pub(super) struct Member {
     pub(super) state: MemberState,
     /// Nothing of it is used: its networks overlap an older member's, or its discovery is not served.
     pub(super) refused: bool,
+    /// When its MemberCluster was made; unknown without an API server.
+    created: Option<Time>,
     /// Pod and node networks; empty: not declared, so any address is taken.
     networks: Vec<IpNet>,
 }
@@ -32,24 +35,57 @@ impl Member {
     }
 }
 
+/// All member clusters.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    by_name: BTreeMap<String, Member>,
+    /// The one that is the gateway's own cluster.
+    local: Option<String>,
+}
+
+impl Members {
+    pub(super) fn get(&self, name: &str) -> Option<&Member> {
+        self.by_name.get(name)
+    }
+
+    /// The name of the member that is the gateway's own cluster, if it is one.
+    pub(super) fn local(&self) -> Option<&str> {
+        self.local.as_deref()
+    }
+
+    /// Whose word counts first: the oldest, and those without a timestamp last; ties by name.
+    pub(super) fn oldest_first(&self) -> Vec<&str> {
+        let mut names: Vec<(&str, &Member)> =
+            self.by_name.iter().map(|(name, member)| (name.as_str(), member)).collect();
+        names.sort_by_key(|&(name, member)| (member.created.is_none(), member.created.as_ref(), name));
+        names.into_iter().map(|(name, _)| name).collect()
+    }
+}
+
 /// Checks the declarations. The result has every cluster of `known`, declared or not.
 pub(super) fn declare<'a>(
     declared: &[MemberCluster],
     known: impl Iterator<Item = &'a String>,
     problems: &mut Problems,
-) -> BTreeMap<String, Member> {
+) -> Members {
     let known: BTreeSet<&String> = known.collect();
-    let mut members: BTreeMap<String, Member> = BTreeMap::new();
+    let mut members = Members::default();
     for object in declared {
         let name = object.metadata.name.clone().unwrap_or_default();
         let title = format!("MemberCluster {name}");
-        if members.contains_key(&name) {
+        if members.by_name.contains_key(&name) {
             problems.error("", title, Reason::DuplicateObject, "is declared twice; the first one counts");
             continue;
         }
         let spec = &object.spec;
-        let mut member = Member { region: spec.region.clone(), state: spec.state, ..Member::default() };
-        if !known.contains(&name) && spec.state != MemberState::Disabled {
+        let mut member = Member {
+            region: spec.region.clone(),
+            state: spec.state,
+            created: object.metadata.creation_timestamp.clone(),
+            ..Member::default()
+        };
+        // Whether a source that is named can be reached is told where connections are.
+        if !known.contains(&name) && spec.source.is_none() && spec.state != MemberState::Disabled {
             let message = "nothing is known from this cluster; make the directory of its name, or say \
                            `state: Disabled`";
             problems.warning("", &title, Reason::NoSource, message);
@@ -61,13 +97,25 @@ pub(super) fn declare<'a>(
             problems.error("", &title, Reason::UnsupportedDiscovery, message);
         }
         member.networks = networks(object, &title, problems);
-        members.insert(name, member);
+        members.by_name.insert(name, member);
+    }
+    for name in known {
+        members.by_name.entry(name.clone()).or_default();
     }
     refuse_overlaps(&mut members, problems);
-    for name in known {
-        members.entry(name.clone()).or_default();
-    }
+    members.local = local(declared, &members);
     members
+}
+
+/// The oldest member that is the gateway's own cluster.
+fn local(declared: &[MemberCluster], members: &Members) -> Option<String> {
+    let is_local = |name: &str| {
+        declared.iter().any(|object| {
+            object.metadata.name.as_deref() == Some(name)
+                && object.spec.source.as_ref().is_some_and(|source| source.local.is_some())
+        })
+    };
+    members.oldest_first().into_iter().find(|name| is_local(name)).map(str::to_owned)
 }
 
 /// The pod and node networks. Where one of them cannot be read, none is enforced: a slip of the pen must not
@@ -98,18 +146,20 @@ fn networks(object: &MemberCluster, title: &str, problems: &mut Problems) -> Vec
     if readable { networks } else { Vec::new() }
 }
 
-/// Of two members whose networks overlap, the newer (the later by name) is refused.
-fn refuse_overlaps(members: &mut BTreeMap<String, Member>, problems: &mut Problems) {
+/// Of two members whose networks overlap, the newer is refused.
+fn refuse_overlaps(members: &mut Members, problems: &mut Problems) {
     let mut accepted: Vec<(IpNet, String)> = Vec::new();
-    for (name, member) in members.iter_mut() {
-        if !member.has_endpoints() {
+    let names: Vec<String> = members.oldest_first().into_iter().map(str::to_owned).collect();
+    for name in names {
+        let Some(member) = members.by_name.get_mut(&name).filter(|member| member.has_endpoints()) else {
             continue;
-        }
+        };
         let overlap = member.networks.iter().find_map(|network| {
             let (other, owner) = accepted.iter().find(|(other, _)| overlaps(network, other))?;
             Some(format!(
-                "its network {network} overlaps {other} of member {owner}, so nothing of this cluster is \
-                 used; give the clusters networks of their own"
+                "its network {network} overlaps {other} of member {owner}, which is older (or, without \
+                 timestamps, first by name), so nothing of this cluster is used; give the clusters networks \
+                 of their own"
             ))
         });
         if let Some(message) = overlap {

@@ -5,6 +5,7 @@
 //! endpoints of every cluster, plus a list of everything that was refused and what to do about it.
 
 mod addresses;
+mod crds;
 mod endpoints;
 mod fronts;
 mod health_check;
@@ -20,9 +21,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use crds::{crds, crds_yaml};
 pub use resources::{
     AddressPool, AddressPoolSpec, Discovery, KubeconfigSecretRef, LocalSource, MemberCluster,
-    MemberClusterSpec, MemberSource, MemberState, PoolScope,
+    MemberClusterSpec, MemberClusterStatus, MemberSource, MemberState, PoolScope,
 };
 pub use types::{
     Allocations, BackendId, ClusterObjects, Desired, Endpoint, GatewayObjects, HealthCheck, HealthCheckKind,
@@ -35,8 +37,11 @@ pub const LOAD_BALANCER_CLASS: &str = "kanmon.dev/xdp";
 /// Merges the objects of all clusters, by name of cluster.
 ///
 /// - *Front*: a Service of type LoadBalancer and class [`LOAD_BALANCER_CLASS`]. Where several clusters have
-///   one of the same namespace and name, the first cluster's by name counts; the VIP survives while any
-///   remains. Endpoints come from every cluster that has EndpointSlices of that namespace and name.
+///   one of the same namespace and name, the gateway cluster's counts, else the oldest member's; the VIP
+///   survives while any remains. Endpoints come from every member that has EndpointSlices of that namespace
+///   and name.
+/// - *Older* is whose MemberCluster was made first; without timestamps, and for a tie, the first by name. An
+///   address, or a declared network, that two members claim is the older one's.
 /// - `gateway_addresses` are the node's own addresses: no endpoint may have one, and no pool gives one away.
 ///   (A Service that asks for one as its VIP gets it.)
 /// - `previous` are the [`Desired::allocations`] of the last merge: an address that is still in a pool stays
@@ -51,7 +56,8 @@ pub fn merge(
     let mut problems = problems::Problems::default();
     let members = members::declare(&gateway.members, clusters.keys(), &mut problems);
     let index = index::build(clusters, &members, &mut problems);
-    let fronts = fronts::collect(&index, &mut problems);
+    let own = index::services("", &gateway.services, &mut problems);
+    let fronts = fronts::collect(&own, &index, members.local(), &mut problems);
     let (vips, allocations) =
         addresses::assign(&fronts, &gateway.pools, gateway_addresses, previous, &mut problems);
 

@@ -1,8 +1,11 @@
-//! The custom resources of group `kanmon.dev/v1alpha1` that belong to the gateway.
+//! The custom resources of group `kanmon.dev/v1alpha1` that belong to the gateway. The doc comments of fields
+//! are their descriptions in the schema, for `kubectl explain`.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// Where VIPs come from.
 #[derive(Clone, Debug, PartialEq, Eq, CustomResource, Serialize, Deserialize, JsonSchema)]
@@ -11,14 +14,23 @@ use serde::{Deserialize, Serialize};
     version = "v1alpha1",
     kind = "AddressPool",
     doc = "Where VIPs come from.",
-    derive = "PartialEq"
+    category = "kanmon",
+    derive = "PartialEq",
+    printcolumn(name = "CIDRS", type_ = "string", json_path = ".spec.cidrs"),
+    printcolumn(name = "SCOPE", type_ = "string", json_path = ".spec.scope"),
+    printcolumn(name = "AUTOASSIGN", type_ = "boolean", json_path = ".spec.autoAssign"),
+    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AddressPoolSpec {
     /// Networks whose addresses are given to Services, in order of preference.
-    #[schemars(length(min = 1, max = 64), inner(length(max = 43)))]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(length(max = 43)),
+        extend("x-kubernetes-validations" = networks())
+    )]
     pub cidrs: Vec<String>,
-    /// Who can reach these addresses.
+    /// Who can reach these addresses: the private network (Internal) or everybody (Public).
     #[serde(default)]
     pub scope: PoolScope,
     /// Whether a Service that names no address may get one of these.
@@ -43,67 +55,109 @@ pub enum PoolScope {
     version = "v1alpha1",
     kind = "MemberCluster",
     doc = "A Kubernetes cluster that endpoints come from.",
-    derive = "PartialEq"
+    shortname = "mc",
+    category = "kanmon",
+    derive = "PartialEq",
+    status = "MemberClusterStatus",
+    printcolumn(name = "REGION", type_ = "string", json_path = ".spec.region"),
+    printcolumn(name = "STATE", type_ = "string", json_path = ".spec.state"),
+    printcolumn(
+        name = "CONNECTED",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Connected\")].status"
+    ),
+    printcolumn(
+        name = "NETWORK",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"NetworkValid\")].reason"
+    ),
+    printcolumn(name = "SERVICES", type_ = "integer", json_path = ".status.services"),
+    printcolumn(name = "ENDPOINTS", type_ = "integer", json_path = ".status.endpoints"),
+    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [rule(
+    "has(self.source)",
+    "source is required: name a Secret in kubeconfigSecretRef, or say `local: {}` for the gateway's own cluster"
+)]))]
 pub struct MemberClusterSpec {
-    /// Where its objects are read from; unset in standalone mode: the directory of that name.
+    /// Where its objects are read from; unset in standalone mode only: the directory of that name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<MemberSource>,
-    /// Region of the cluster. Zones come from its EndpointSlices.
-    #[serde(default)]
+    /// Region of the cluster, for endpoints whose nodes don't tell. Zones come from its EndpointSlices and
+    /// nodes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 63))]
     pub region: String,
-    /// Which of its Services take part.
+    /// Which of its Services take part: those of the same namespace and name as a front (SameName), or those
+    /// that a ServiceExport names (ServiceExport).
     #[serde(default)]
     pub discovery: Discovery,
-    /// Whether its endpoints are used.
+    /// Whether its endpoints are used. Active: they are. Drain: they get no new flows, existing ones go on.
+    /// Disabled: they are not.
     #[serde(default)]
     pub state: MemberState,
     /// Networks of its pods. Where pod or node networks are declared, an endpoint outside them is refused.
-    #[serde(default, rename = "podCIDRs")]
-    #[schemars(length(max = 64), inner(length(max = 43)))]
+    #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(max = 43)),
+        extend("x-kubernetes-validations" = networks())
+    )]
     pub pod_cidrs: Vec<String>,
     /// Networks of its nodes.
-    #[serde(default, rename = "nodeCIDRs")]
-    #[schemars(length(max = 64), inner(length(max = 43)))]
+    #[serde(default, rename = "nodeCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(max = 43)),
+        extend("x-kubernetes-validations" = networks())
+    )]
     pub node_cidrs: Vec<String>,
     /// Networks of its ClusterIPs.
-    #[serde(default, rename = "serviceCIDRs")]
-    #[schemars(length(max = 64), inner(length(max = 43)))]
+    #[serde(default, rename = "serviceCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(max = 43)),
+        extend("x-kubernetes-validations" = networks())
+    )]
     pub service_cidrs: Vec<String>,
 }
 
 /// Where a member's objects are read from: exactly one of these is set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [rule(
+    "has(self.kubeconfigSecretRef) != has(self.local)",
+    "exactly one of kubeconfigSecretRef and local must be set"
+)]))]
 pub struct MemberSource {
-    /// A kubeconfig in a Secret, as `istioctl create-remote-secret` writes it.
+    /// A kubeconfig in a Secret, as `kanmon remote-secret create` and `istioctl create-remote-secret` make it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubeconfig_secret_ref: Option<KubeconfigSecretRef>,
-    /// The cluster that the gateway itself runs in.
+    /// The cluster that the gateway itself runs in; written `local: {}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalSource>,
 }
 
 /// A kubeconfig in a Secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KubeconfigSecretRef {
     /// Namespace of the Secret.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub namespace: String,
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Data key that holds the kubeconfig.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
 }
 
 /// The cluster that the gateway itself runs in; has no fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = without_additional_properties)]
 pub struct LocalSource {}
 
 /// Which of a member's Services take part.
@@ -128,6 +182,85 @@ pub enum MemberState {
     Disabled,
 }
 
+/// What the gateways know about a member cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberClusterStatus {
+    /// The generation of the spec that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// UID of the cluster's namespace kube-system, by which the cluster is known whatever its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub uid: Option<String>,
+    /// Version of its API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub version: Option<String>,
+    /// How many of its Services have a front.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub services: Option<i64>,
+    /// How many endpoints it gives to them; one that is in two services counts twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub endpoints: Option<i64>,
+    /// Connected, Synced, Writable, NetworkValid, DuplicateCluster and Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions")]
+    pub conditions: Vec<Condition>,
+}
+
 const fn yes() -> bool {
     true
+}
+
+/// An API server drops unknown fields by itself, and accepts no schema that forbids them.
+fn without_additional_properties(schema: &mut Schema) {
+    schema.remove("additionalProperties");
+}
+
+/// A CEL rule.
+fn rule(rule: &str, message: &str) -> Value {
+    json!({"rule": rule, "message": message})
+}
+
+/// Every item is a network. `isCIDR` is there from Kubernetes 1.31 on, which is the oldest one that these
+/// resources work on. Bits beyond the prefix are told by the merge, with the network that was meant.
+fn networks() -> Value {
+    json!([rule("self.all(cidr, isCIDR(cidr))", "each must be a network like 10.0.0.0/16 or fd00:10::/48")])
+}
+
+/// Kubernetes' own conditions, by type.
+fn conditions(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 16,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "required": ["lastTransitionTime", "message", "reason", "status", "type"],
+            "properties": {
+                "type": {"type": "string", "maxLength": 316, "description": "What it is about."},
+                "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+                "reason": {
+                    "type": "string", "minLength": 1, "maxLength": 1024,
+                    "description": "Why, for programs."
+                },
+                "message": {
+                    "type": "string", "maxLength": 32768,
+                    "description": "Why, and what to do, for people."
+                },
+                "lastTransitionTime": {
+                    "type": "string", "format": "date-time",
+                    "description": "Since when the status is what it is."
+                },
+                "observedGeneration": {
+                    "type": "integer", "format": "int64", "minimum": 0,
+                    "description": "The generation of the spec that it is about."
+                }
+            }
+        }
+    })
 }

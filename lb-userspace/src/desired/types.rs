@@ -195,9 +195,9 @@ pub struct Endpoint {
     pub backend: BackendId,
     /// The member cluster that it runs in.
     pub cluster: String,
-    /// Region of the member cluster; empty if unknown.
+    /// Region of its node, else of the member cluster; empty if unknown.
     pub region: String,
-    /// Zone of the endpoint; empty if unknown.
+    /// Zone that its EndpointSlice names, else its node's; empty if unknown.
     pub zone: String,
     /// Name of the pod; empty if the EndpointSlice does not tell.
     pub pod: String,
@@ -347,6 +347,8 @@ pub enum Reason {
     NoSource,
     /// The member asks for a way of discovery that is not served.
     UnsupportedDiscovery,
+    /// An EndpointSlice has names instead of addresses.
+    FQDNEndpoints,
 }
 
 impl fmt::Display for Reason {

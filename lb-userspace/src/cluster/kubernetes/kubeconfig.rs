@@ -217,10 +217,15 @@ fn check_cluster(cluster: &Cluster, policy: Policy) -> Result<String, Refusal> {
         return Err(Refusal::Proxy);
     }
     let server = cluster.server.clone().unwrap_or_default();
-    let uri: Uri = server.parse().map_err(|_| Refusal::NotHttps)?;
-    // User and password in a URL would end up in messages.
-    let host = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-    if uri.scheme_str() == Some("https") && host { Ok(server) } else { Err(Refusal::NotHttps) }
+    if is_https(&server) { Ok(server) } else { Err(Refusal::NotHttps) }
+}
+
+/// Whether a text is a URL of the form `https://host:port`. User and password would end up in messages.
+pub(crate) fn is_https(url: &str) -> bool {
+    url.parse::<Uri>().is_ok_and(|uri| {
+        uri.scheme_str() == Some("https")
+            && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+    })
 }
 
 fn file(path: Option<&String>, field: &'static str, instead: &'static str) -> Result<(), Refusal> {

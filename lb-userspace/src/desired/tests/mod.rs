@@ -5,6 +5,8 @@ mod endpoints;
 mod fronts;
 mod health_checks;
 mod members;
+mod seniority;
+mod slices;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -12,8 +14,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{
-    Allocations, ClusterObjects, Desired, Endpoint, GatewayObjects, ObjectName, Problem, Protocol, Reason,
-    Service, ServiceId, merge,
+    Allocations, ClusterObjects, Desired, Endpoint, GatewayObjects, ObjectName, Place, Problem, Protocol,
+    Reason, Service, ServiceId, merge,
 };
 use crate::cluster::{Object, parse};
 
@@ -40,13 +42,22 @@ impl World {
         self
     }
 
+    /// Says where a node of a cluster is.
+    fn node(mut self, cluster: &str, name: &str, region: &str, zone: &str) -> Self {
+        let objects = Arc::make_mut(self.clusters.entry(cluster.to_owned()).or_default());
+        let place = Place { region: region.to_owned(), zone: zone.to_owned() };
+        objects.nodes.insert(name.to_owned(), place);
+        self
+    }
+
     /// Adds objects of the gateway.
     fn gateway(mut self, yaml: &str) -> Self {
         for object in parse(yaml).expect(yaml).objects {
             match object {
                 Object::Pool(pool) => self.gateway.pools.push(*pool),
                 Object::Member(member) => self.gateway.members.push(*member),
-                Object::Service(_) | Object::Slice(_) => panic!("not the gateway's object"),
+                Object::Service(service) => self.gateway.services.push(*service),
+                Object::Slice(_) => panic!("not the gateway's object"),
             }
         }
         self
@@ -131,6 +142,12 @@ fn member(name: &str, spec: &str) -> String {
         writeln!(text, "  {line}").unwrap();
     }
     text
+}
+
+/// A member made at a time, RFC 3339.
+fn member_of(name: &str, created: &str, spec: &str) -> String {
+    let metadata = format!("metadata: {{name: {name}, creationTimestamp: \"{created}\"}}");
+    member(name, spec).replace(&format!("metadata: {{name: {name}}}"), &metadata)
 }
 
 fn pool(name: &str, cidrs: &str) -> String {
