@@ -8,6 +8,8 @@
 //! - [`agent`]: the `kanmon` agent in the gateway's namespace, and what its CLI says;
 //! - [`client`]: the load generator in the client's namespace;
 //! - [`demo`]: what `cargo xtask demo` shows;
+//! - [`kube`]: real Kubernetes control planes on that network, and their faults;
+//! - [`kubelet`]: the pods of a real Kubernetes control plane as processes in namespaces;
 //! - [`kernel_run`]: the packet program in the kernel, on frames from memory;
 //! - [`wire`]: frames of our own making on a link of the bed;
 //! - [`scenario`]: what scenario tests share.
@@ -30,7 +32,8 @@ pub mod agent;
 pub mod client;
 pub mod demo;
 pub mod kernel_run;
-
+pub mod kubelet;
+pub mod kube;
 pub mod netns;
 pub mod scenario;
 pub mod topology;

@@ -15,6 +15,7 @@ use rtnetlink::{
     packet_route::{
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, LinkXdp},
         neighbour::NeighbourState,
+        route::RouteScope,
     },
 };
 
@@ -159,6 +160,38 @@ impl Link {
                 handle.address().add(index, address.addr(), address.prefix_len()).execute().await
             })
             .with_context(|| format!("cannot add address {address} to {self}"))
+    }
+
+    /// Removes it, and with it its peer.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn remove(self) -> Result<()> {
+        let index = self.index;
+        self.ns
+            .netlink(|handle| async move { handle.link().del(index).execute().await })
+            .with_context(|| format!("cannot remove {self}"))
+    }
+
+    /// Sets the route to a prefix out of this link, through a gateway that need not be in a prefix of the
+    /// link's own, or straight to whoever has the addresses.
+    ///
+    /// # Errors
+    /// When the link is down.
+    pub fn set_route(&self, to: IpNet, via: Option<IpAddr>) -> Result<()> {
+        let route = || -> Result<_> {
+            let route = RouteMessageBuilder::<IpAddr>::new()
+                .destination_prefix(to.network(), to.prefix_len())?
+                .output_interface(self.index);
+            Ok(match via {
+                Some(gateway) => route.gateway(gateway)?.onlink().build(),
+                None => route.scope(RouteScope::Link).build(),
+            })
+        };
+        let message = route().with_context(|| format!("{to} out of {self} is no route"))?;
+        self.ns
+            .netlink(|handle| async move { handle.route().add(message).replace().execute().await })
+            .with_context(|| format!("cannot route {to} out of {self}"))
     }
 
     /// Sets a neighbour that never ages and is never asked for: frames to it are sent even while nobody

@@ -11,10 +11,13 @@ mod run_dir;
 mod xdp_pass;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     future::Future,
     net::{SocketAddr, TcpStream},
-    os::{fd::AsFd, unix::process::CommandExt},
+    os::{
+        fd::AsFd,
+        unix::{fs::MetadataExt, process::CommandExt},
+    },
     panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
@@ -25,7 +28,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
 
@@ -62,10 +65,45 @@ impl Netns {
                     .with_context(|| format!("cannot bind a network namespace to {}", path.display()))
             })
         })?;
-        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        let ns = Netns { name: name.to_owned(), path, file: Arc::new(file) };
+        let ns = Netns::open(run, name)?;
         ns.prepare().with_context(|| format!("cannot set up namespace {name}"))?;
         Ok(ns)
+    }
+
+    /// The namespace called `name` of a run, which another process may have made.
+    ///
+    /// # Errors
+    /// When the run has none of that name.
+    pub fn open(run: &RunDir, name: &str) -> Result<Netns> {
+        Netns::at(name, run.path().join("ns").join(name))
+    }
+
+    /// The namespace this process is in.
+    ///
+    /// # Errors
+    /// Without /proc.
+    pub fn current() -> Result<Netns> {
+        Netns::at("of this process", "/proc/self/ns/net".into())
+    }
+
+    /// Removes it from its run: it ends with its last process and handle.
+    ///
+    /// # Errors
+    /// When it has been removed before.
+    pub fn remove(self) -> Result<()> {
+        umount2(&self.path, MntFlags::MNT_DETACH)
+            .map_err(std::io::Error::from)
+            .and_then(|()| fs::remove_file(&self.path))
+            .with_context(|| format!("cannot remove namespace {}", self.path.display()))
+    }
+
+    /// Whether process `pid` is in it.
+    pub(super) fn holds(&self, pid: i32) -> bool {
+        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        match (fs::metadata(format!("/proc/{pid}/ns/net")), self.file.metadata()) {
+            (Ok(its), Ok(own)) => identity(its) == identity(own),
+            _ => false,
+        }
     }
 
     /// Its name within the run.
@@ -127,7 +165,7 @@ impl Netns {
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         ensure!(key.starts_with("net."), "only net.* sysctls belong to a namespace, {key} does not");
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        self.run(|| std::fs::write(&path, value))
+        self.run(|| fs::write(&path, value))
             .with_context(|| format!("cannot set {key}={value} in namespace {}", self.name))
     }
 
@@ -149,6 +187,11 @@ impl Netns {
             }
         })
         .with_context(|| format!("in namespace {}", self.name))
+    }
+
+    fn at(name: &str, path: PathBuf) -> Result<Netns> {
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Netns { name: name.to_owned(), path, file: Arc::new(file) })
     }
 
     fn prepare(&self) -> Result<()> {

@@ -4,12 +4,17 @@
 //! manifests and two records: `owner` (the process that made it) and `processes` (what it started), each as
 //! "pid start-time", which names a process even after its pid is used again. Whoever starts next finds runs
 //! whose owner is gone, for example by `kill -9`, and removes what they left.
+//!
+//! A process of the run may make namespaces and processes for the run too ([`RunDir::join`]). It can be
+//! killed between starting something and recording it, so cleaning also kills whatever runs in one of the
+//! run's namespaces.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Output, Stdio},
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicI32, AtomicU32, Ordering},
@@ -18,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -30,7 +35,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::process::Process;
+use super::{Netns, process::Process};
 
 /// Where every run keeps its directory.
 pub const BED_ROOT: &str = "/run/kanmon-bed";
@@ -45,11 +50,13 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 /// What the process exits with after a signal; negative: 128 + the signal.
 static EXIT_CODE: AtomicI32 = AtomicI32::new(-1);
 
-/// The directory of one run. Dropping it kills the run's processes and removes its namespaces, its pins
-/// and its files.
+/// The directory of one run. Dropping the one that made it kills the run's processes and removes its
+/// namespaces, its pins and its files.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Whether this process made the run and so cleans it.
+    owned: bool,
 }
 
 impl RunDir {
@@ -70,12 +77,23 @@ impl RunDir {
         }
         live.push(path.clone());
         drop(live);
-        let run = RunDir { path };
+        let run = RunDir { path, owned: true };
         fs::write(run.path.join("owner"), record(std::process::id())?)?;
         fs::write(run.path.join("processes"), "")?;
         mount(Some("bpf"), &run.bpffs(), Some("bpf"), MsFlags::empty(), Some("mode=0700"))
             .with_context(|| format!("cannot mount a bpffs at {}", run.bpffs().display()))?;
         Ok(run)
+    }
+
+    /// Takes part in a run that another process made: what this process makes in it is cleaned with the run.
+    ///
+    /// # Errors
+    /// When there is no such run or its owner is gone.
+    pub fn join(path: &Path) -> Result<RunDir> {
+        let owner = fs::read_to_string(path.join("owner"))
+            .with_context(|| format!("{} is not the directory of a run", path.display()))?;
+        ensure!(is_running(&owner), "the run in {} is over: its owner is gone", path.display());
+        Ok(RunDir { path: path.to_owned(), owned: false })
     }
 
     /// The directory itself.
@@ -96,18 +114,55 @@ impl RunDir {
     pub fn spawn(&self, name: &str, mut command: Command) -> Result<Process> {
         let log = self.path.join("logs").join(format!("{name}.log"));
         let out = OpenOptions::new().create(true).append(true).open(&log)?;
-        command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         self.while_open(|| {
-            let child = command
-                .spawn()
-                .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+            let child = start(&mut command)?;
             let process = Process::new(name, child, log.clone());
-            OpenOptions::new()
-                .append(true)
-                .open(self.path.join("processes"))?
-                .write_all(record(process.pid())?.as_bytes())?;
+            self.note(&record(process.pid())?)?;
             Ok(process)
         })
+    }
+
+    /// Runs `command` to its end with `input` as its standard input, and returns what it printed. It does not
+    /// outlive the run either.
+    ///
+    /// # Errors
+    /// When the program is missing or cannot be started.
+    pub fn output(&self, mut command: Command, input: &str) -> Result<Output> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.while_open(|| -> Result<Child> {
+            let child = start(&mut command)?;
+            // One that has ended already needs no record.
+            record(child.id()).map_or(Ok(()), |record| self.note(&record))?;
+            Ok(child)
+        })?;
+        thread::scope(|scope| {
+            let pipe = child.stdin.take();
+            // A program that ends without reading all of its input says why in its output.
+            scope.spawn(move || pipe.map(|mut pipe| pipe.write_all(input.as_bytes())));
+            child.wait_with_output()
+        })
+        .with_context(|| format!("cannot read what {} prints", command.get_program().to_string_lossy()))
+    }
+
+    /// Adds a line to the record of processes.
+    fn note(&self, record: &str) -> Result<()> {
+        let mut processes = OpenOptions::new().append(true).open(self.path.join("processes"))?;
+        Ok(processes.write_all(record.as_bytes())?)
+    }
+
+    /// Kills the processes of the run in `ns`, whoever started them, by now perhaps without a parent.
+    ///
+    /// # Errors
+    /// When the run is gone.
+    pub fn kill_in(&self, ns: &Netns) -> Result<()> {
+        let records = fs::read_to_string(self.path.join("processes"))?;
+        for line in records.lines().filter(|line| is_running(line)) {
+            if let Some(pid) = recorded_pid(line).filter(|pid| ns.holds(*pid)) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        Ok(())
     }
 
     /// Makes something that cleaning has to know of: `f` does not run while or after a signal cleans up.
@@ -119,6 +174,9 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         let mut live = live();
         clean(&self.path);
         live.retain(|path| path != &self.path);
@@ -194,18 +252,19 @@ fn sweep_locked() -> Result<usize> {
 
 /// Kills, unmounts and removes what one run left. Goes on past every failure: each thing removed counts.
 fn clean(run: &Path) {
-    let records = fs::read_to_string(run.join("processes")).unwrap_or_default();
-    for line in records.lines().filter(|line| is_running(line)) {
-        if let Some(pid) = recorded_pid(line) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        // Again and again: one that is not dead yet may start another.
+        let left = processes_of(run);
+        if left.is_empty() || Instant::now() >= deadline {
+            break;
+        }
+        for pid in left {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-    }
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while records.lines().any(is_running) && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(2));
     }
-    let mounts = fs::read_dir(run.join("ns")).into_iter().flatten().flatten().map(|entry| entry.path());
-    for mounted in mounts.chain([run.join("bpf")]) {
+    for mounted in entries(&run.join("ns")).chain([run.join("bpf")]) {
         let _ = umount2(&mounted, MntFlags::MNT_DETACH);
     }
     if let Err(e) = fs::remove_dir_all(run)
@@ -213,6 +272,29 @@ fn clean(run: &Path) {
     {
         eprintln!("kanmon-bed: cannot remove {}: {e}; remove it by hand", run.display());
     }
+}
+
+/// The processes of a run that are alive: those on record, and those in one of its namespaces.
+fn processes_of(run: &Path) -> Vec<i32> {
+    let records = fs::read_to_string(run.join("processes")).unwrap_or_default();
+    let recorded = records.lines().filter(|line| is_running(line)).filter_map(recorded_pid);
+    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    let namespaces: Vec<_> = entries(&run.join("ns")).filter_map(|path| identity(&path)).collect();
+    let inside = entries(Path::new("/proc")).filter_map(|process| {
+        let pid = process.file_name()?.to_str()?.parse::<i32>().ok()?;
+        let namespace = identity(&process.join("ns/net"))?;
+        (namespaces.contains(&namespace) && u32::try_from(pid) != Ok(std::process::id())).then_some(pid)
+    });
+    recorded.chain(inside).collect()
+}
+
+/// What is in a directory; nothing where it cannot be read.
+fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn start(command: &mut Command) -> Result<Child> {
+    command.spawn().with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
 }
 
 /// "pid start-time\n" of a process that runs now.

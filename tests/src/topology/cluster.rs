@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 
 use super::{
     Dual, configure, make_router,
@@ -48,9 +49,17 @@ impl Cluster {
         for address in segment.host(HOST).both() {
             downlink.set_neighbour(address, far)?;
         }
-        set_routes(&node, everywhere(), segment.host(ROUTER))?;
         set_routes(cen, plan.pods(), segment.host(HOST))?;
-        Ok(Cluster { plan, node, uplink, downlink, pods: Vec::new() })
+        let cluster = Cluster { plan, node, uplink, downlink, pods: Vec::new() };
+        cluster.set_node_routes()?;
+        Ok(cluster)
+    }
+
+    /// Everything is behind the router; so is the control plane, although its addresses read like a node's.
+    fn set_node_routes(&self) -> Result<()> {
+        let router = Segment::nodes(self.plan.number).host(ROUTER);
+        set_routes(&self.node, everywhere(), router)?;
+        set_routes(&self.node, self.plan.control_plane().nets(), router)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -59,6 +68,16 @@ impl Cluster {
 
     pub(super) fn node(&self) -> &Netns {
         &self.node
+    }
+
+    /// The node's addresses.
+    pub(super) fn address(&self) -> Dual {
+        Segment::nodes(self.plan.number).host(HOST)
+    }
+
+    /// The prefixes of its pods.
+    pub(super) fn pod_prefixes(&self) -> [IpNet; 2] {
+        self.plan.pods()
     }
 
     pub(super) fn pods(&self) -> Vec<Pod> {
@@ -152,7 +171,7 @@ impl Cluster {
     /// The kernel dropped the node's routes with its link: set them again.
     pub(super) fn heal(&self) -> Result<()> {
         self.uplink.up()?;
-        set_routes(&self.node, everywhere(), Segment::nodes(self.plan.number).host(ROUTER))
+        self.set_node_routes()
     }
 
     pub(super) fn set_mtu(&self, mtu: u32) -> Result<()> {

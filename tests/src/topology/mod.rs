@@ -10,11 +10,16 @@
 //!                  fd00:c0a8::10
 //! ```
 //!
+//! A bed for Kubernetes starts without pods (their addresses are 10.0.0.0/16 and fd00:10::/48, 10.1.0.0/16
+//! and fd00:10:1::/48) and attaches control planes to `cen`, each in a namespace of its own:
+//! 20.0.1.10 and fd00:20:0:1::10 for `hangzhou`, 21.0.1.10 for `shanghai`, 192.168.2.10 for `gateway`.
+//!
 //! `cen` joins the networks and routes the VIPs, 192.168.100.0/24 and fd00:100::/64, to the gateway. The
 //! gateway's link is `eth0`; with [`Options::two_armed`] the clusters are behind a second one, `eth1`
 //! (192.168.1.10, fd00:c0a8:1::10).
 
 mod cluster;
+mod control_plane;
 mod manifests;
 mod plan;
 
@@ -29,23 +34,24 @@ use ipnet::IpNet;
 
 use self::{
     cluster::Cluster,
-    plan::{CLIENT_ADDRESSES, CLUSTERS, HOST, ROUTER, everywhere, mac, vips},
+    plan::{CLIENT_ADDRESSES, CLUSTERS, CONTROL_PLANES, HOST, ROUTER, vips},
 };
 use crate::{
     client::Client,
     netns::{Link, Mac, Netns, RunDir, veth},
 };
 
+pub use control_plane::ControlPlane;
 pub use manifests::{Condition, Listed, Manifests};
-pub(crate) use plan::Segment;
 pub use plan::{Dual, ECHO_PORT, HTTP_PORT, POD_PORT, Pod, VIP};
+pub(crate) use plan::{Segment, everywhere, mac};
 
 /// What a bed should look like.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The gateway reaches the clusters through `eth1` instead of `eth0`.
     pub two_armed: bool,
-    /// Pods in each cluster at the start, 1 to 99.
+    /// Pods in each cluster at the start, 0 to 99.
     pub pods: u8,
 }
 
@@ -139,12 +145,39 @@ impl Bed {
         &self.cen
     }
 
-    /// The namespace of a cluster's node.
+    /// The namespace of a member cluster's node.
     ///
     /// # Errors
     /// When there is no such cluster.
     pub fn node(&self, cluster: &str) -> Result<Netns> {
         self.with_cluster(cluster, |cluster| Ok(cluster.node().clone()))
+    }
+
+    /// The prefixes a member cluster's pods get their addresses from, IPv4 first.
+    ///
+    /// # Errors
+    /// When there is no such cluster.
+    pub fn pod_prefixes(&self, cluster: &str) -> Result<[IpNet; 2]> {
+        self.with_cluster(cluster, |cluster| Ok(cluster.pod_prefixes()))
+    }
+
+    /// The addresses of a member cluster's node.
+    ///
+    /// # Errors
+    /// When there is no such cluster.
+    pub fn node_address(&self, cluster: &str) -> Result<Dual> {
+        self.with_cluster(cluster, |cluster| Ok(cluster.address()))
+    }
+
+    /// Makes the namespace of a cluster's control plane and joins it to `cen`. The clusters are `hangzhou`,
+    /// `shanghai` and `gateway`, the one that the gateway's node belongs to.
+    ///
+    /// # Errors
+    /// When there is no such cluster or it has a control plane already.
+    pub fn attach_control_plane(&self, cluster: &str) -> Result<ControlPlane> {
+        let plan = CONTROL_PLANES.into_iter().find(|plan| plan.cluster == cluster);
+        let plan = plan.with_context(|| format!("the bed has no cluster {cluster}"))?;
+        ControlPlane::attach(&self.run, &self.cen, plan)
     }
 
     /// The namespace of a pod.
@@ -355,18 +388,20 @@ pub fn program(name: &str) -> Result<PathBuf> {
     })
 }
 
-fn make_router(ns: &Netns) -> Result<()> {
+/// Makes a namespace forward packets.
+pub(crate) fn make_router(ns: &Netns) -> Result<()> {
     ns.sysctl("net.ipv4.ip_forward", "1")?;
     ns.sysctl("net.ipv6.conf.all.forwarding", "1")
 }
 
-/// Sets the link up with its addresses.
-fn configure(link: &Link, addresses: impl IntoIterator<Item = IpNet>) -> Result<()> {
+/// Gives the link its addresses and brings it up.
+pub(crate) fn configure(link: &Link, addresses: impl IntoIterator<Item = IpNet>) -> Result<()> {
     addresses.into_iter().try_for_each(|address| link.add_address(address))?;
     link.up()
 }
 
-fn set_routes(ns: &Netns, to: [IpNet; 2], via: Dual) -> Result<()> {
+/// Routes a prefix of each family, IPv4 first, via one host.
+pub(crate) fn set_routes(ns: &Netns, to: [IpNet; 2], via: Dual) -> Result<()> {
     to.into_iter().zip(via.both()).try_for_each(|(to, via)| ns.set_route(to, via))
 }
 

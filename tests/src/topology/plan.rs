@@ -74,6 +74,22 @@ impl Segment {
         }
     }
 
+    /// A member cluster's control plane: 20.0.1.0/24, beside its nodes.
+    const fn control_plane(cluster: u8) -> Segment {
+        Segment {
+            v4: Ipv4Addr::new(20 + cluster, 0, 1, 0),
+            v4_len: 24,
+            v6: Ipv6Addr::new(0xfd00, 0x20 + cluster as u16, 0, 1, 0, 0, 0, 0),
+        }
+    }
+
+    /// The control plane of the cluster that the gateway is in.
+    const GATEWAY_CONTROL_PLANE: Segment = Segment {
+        v4: Ipv4Addr::new(192, 168, 2, 0),
+        v4_len: 24,
+        v6: Ipv6Addr::new(0xfd00, 0xc0a8, 2, 0, 0, 0, 0, 0),
+    };
+
     /// A pod and its node.
     pub(super) const fn pod(cluster: u8, pod: u8) -> Segment {
         Segment {
@@ -93,8 +109,13 @@ impl Segment {
         }
     }
 
+    /// Its prefixes.
+    pub(super) fn nets(self) -> [IpNet; 2] {
+        [net4(self.v4, self.v4_len).into(), net6(self.v6, 64).into()]
+    }
+
     /// The `host`th address with the segment's prefix, in both families.
-    pub(super) fn interface(self, host: u8) -> [IpNet; 2] {
+    pub(crate) fn interface(self, host: u8) -> [IpNet; 2] {
         let Dual { v4, v6 } = self.host(host);
         [net4(v4, self.v4_len).into(), net6(v6, 64).into()]
     }
@@ -128,8 +149,39 @@ impl ClusterPlan {
 
     /// The prefixes of its nodes.
     pub(super) fn nodes(self) -> [IpNet; 2] {
-        let nodes = Segment::nodes(self.number);
-        [net4(nodes.v4, nodes.v4_len).into(), net6(nodes.v6, 64).into()]
+        Segment::nodes(self.number).nets()
+    }
+
+    /// Where its control plane is.
+    pub(super) fn control_plane(self) -> Segment {
+        Segment::control_plane(self.number)
+    }
+}
+
+/// A cluster's control plane: whose it is, its number in the addresses, and where it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ControlPlanePlan {
+    pub(super) cluster: &'static str,
+    pub(super) number: u8,
+    pub(super) segment: Segment,
+}
+
+/// The control planes: the members', and that of the cluster the gateway is in.
+pub(super) const CONTROL_PLANES: [ControlPlanePlan; 3] = [
+    ControlPlanePlan { cluster: "hangzhou", number: 0, segment: Segment::control_plane(0) },
+    ControlPlanePlan { cluster: "shanghai", number: 1, segment: Segment::control_plane(1) },
+    ControlPlanePlan { cluster: "gateway", number: 2, segment: Segment::GATEWAY_CONTROL_PLANE },
+];
+
+impl ControlPlanePlan {
+    /// The prefixes its cluster's Services get their addresses from: 172.16.0.0/16 and fd00:172:16::/112.
+    pub(super) fn services(self) -> [IpNet; 2] {
+        let second = 16 + self.number;
+        let second6 = 0x16 + u16::from(self.number);
+        [
+            net4(Ipv4Addr::new(172, second, 0, 0), 16).into(),
+            net6(Ipv6Addr::new(0xfd00, 0x172, second6, 0, 0, 0, 0, 0), 112).into(),
+        ]
     }
 }
 
@@ -142,12 +194,12 @@ pub(super) fn vips() -> [IpNet; 2] {
 }
 
 /// Everywhere, in both families.
-pub(super) fn everywhere() -> [IpNet; 2] {
+pub(crate) fn everywhere() -> [IpNet; 2] {
     [net4(Ipv4Addr::UNSPECIFIED, 0).into(), net6(Ipv6Addr::UNSPECIFIED, 0).into()]
 }
 
 /// The hardware address of an end of a link: `side` 0 is the router's, 1 the host's.
-pub(super) const fn mac(kind: u8, cluster: u8, pod: u8, side: u8) -> Mac {
+pub(crate) const fn mac(kind: u8, cluster: u8, pod: u8, side: u8) -> Mac {
     Mac([0x02, 0x4b, kind, cluster, pod, side])
 }
 
@@ -203,6 +255,9 @@ mod tests {
         let nets = |nets: [IpNet; 2]| nets.map(|net| net.to_string());
         assert_eq!(nets(CLUSTERS[0].pods()), ["10.0.0.0/16", "fd00:10::/48"]);
         assert_eq!(nets(CLUSTERS[1].nodes()), ["21.0.0.0/16", "fd00:21::/64"]);
+        assert_eq!(nets(CLUSTERS[0].control_plane().nets()), ["20.0.1.0/24", "fd00:20:0:1::/64"]);
+        assert_eq!(nets(CONTROL_PLANES[1].services()), ["172.17.0.0/16", "fd00:172:17::/112"]);
+        assert_eq!(nets(CONTROL_PLANES[2].segment.interface(10)), ["192.168.2.10/24", "fd00:c0a8:2::10/64"]);
         assert_eq!(nets(vips()), ["192.168.100.0/24", "fd00:100::/64"]);
         assert_eq!(nets(Segment::CLIENT.interface(1)), ["198.51.100.1/24", "2001:db8:c::1/64"]);
     }

@@ -1,0 +1,103 @@
+//! What can go wrong with a control plane.
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use super::{KubeCluster, answers::Answers, cluster::lock, etcd};
+
+impl KubeCluster {
+    /// Kills the API server: connections are reset, new ones refused. etcd keeps every object.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_api(&self) -> Result<()> {
+        let process = lock(&self.api).take();
+        process.with_context(|| format!("the API server of cluster {} does not run", self.name()))?.kill()
+    }
+
+    /// Starts the API server again and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it runs already or does not get ready.
+    pub fn start_api(&self) -> Result<()> {
+        anyhow::ensure!(lock(&self.api).is_none(), "the API server of cluster {} runs already", self.name());
+        self.start_api_server()
+    }
+
+    /// Stops the API server where it is: connections are accepted, and nothing ever answers.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause_api(&self) -> Result<()> {
+        self.signal_api(Signal::SIGSTOP)
+    }
+
+    /// Undoes [`KubeCluster::pause_api`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume_api(&self) -> Result<()> {
+        self.signal_api(Signal::SIGCONT)
+    }
+
+    /// Cuts the control plane off: nothing outside gets an answer from it, not even an error. Its nodes and
+    /// pods go on; so do its controllers, and whatever reaches it within its namespace, as
+    /// [`KubeCluster::kubectl`] does.
+    ///
+    /// # Errors
+    /// When its link is gone.
+    pub fn partition(&self) -> Result<()> {
+        self.place.silence()
+    }
+
+    /// Undoes [`KubeCluster::partition`].
+    ///
+    /// # Errors
+    /// When its link is gone.
+    pub fn heal(&self) -> Result<()> {
+        self.place.heal()
+    }
+
+    /// Makes the API server forget what was before now: etcd compacts its history, and the API server starts
+    /// again, since its own memory of recent changes would hide that. A watch or a list that goes on from
+    /// before is answered 410.
+    ///
+    /// # Errors
+    /// When etcd refuses, or the API server does not get ready again.
+    pub fn compact(&self) -> Result<()> {
+        self.kill_api()?;
+        self.ns()
+            .block_on(etcd::compact)
+            .with_context(|| format!("cannot compact the history of cluster {}", self.name()))?;
+        self.start_api()
+    }
+
+    /// Answers every request from outside with `status`, for example 401, 403, 429 or 500, over TLS with the
+    /// API server's own certificate. The API server is started again, so that no connection to it is left;
+    /// controllers and [`KubeCluster::kubectl`], which use loopback, go on with it.
+    ///
+    /// # Errors
+    /// When `status` is no HTTP status, or the API server does not get ready again.
+    pub fn answer_with(&self, status: u16) -> Result<()> {
+        // One at a time can be in front.
+        *lock(&self.answers) = None;
+        let (addresses, certificate, key) = self.front();
+        let answers = Answers::start(self.ns(), addresses, &certificate, &key, status)?;
+        *lock(&self.answers) = Some(answers);
+        self.kill_api()?;
+        self.start_api()
+    }
+
+    /// Undoes [`KubeCluster::answer_with`].
+    pub fn answer_properly(&self) {
+        *lock(&self.answers) = None;
+    }
+
+    fn signal_api(&self, signal: Signal) -> Result<()> {
+        let api = lock(&self.api);
+        let process = api.as_ref();
+        process
+            .with_context(|| format!("the API server of cluster {} does not run", self.name()))?
+            .signal(signal)
+    }
+}
