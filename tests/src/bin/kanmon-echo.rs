@@ -2,10 +2,15 @@
 //!
 //! `GET /` answers a line `pod=NAME cluster=NAME client=ADDRESS`, `GET /healthz` answers `ok`. A datagram is
 //! answered by the same line and, behind it, what the datagram held.
+//!
+//! SIGTERM ends it the way good servers end: for a while ([`Args::drain_delay`]) it takes new connections and
+//! datagrams as before, because not every load balancer knows yet; then it takes no more, and it ends when
+//! the clients have closed the connections they have, however long that takes.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -15,6 +20,9 @@ use tests::client::raise_open_files;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
 };
 
 /// Longest request head that is read.
@@ -24,14 +32,21 @@ const HEAD_LIMIT: usize = 8192;
 #[derive(Parser)]
 struct Args {
     /// The pod's name.
-    #[arg(long)]
+    #[arg(long, env = "HOSTNAME")]
     pod: String,
     /// The name of its member cluster.
-    #[arg(long)]
+    #[arg(long, env = "KANMON_CLUSTER")]
     cluster: String,
     /// TCP and UDP port.
     #[arg(long, default_value_t = 8080)]
     port: u16,
+    /// How long after SIGTERM it takes new connections, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    drain_delay: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration> {
+    Ok(Duration::try_from_secs_f64(text.parse()?)?)
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -42,18 +57,42 @@ async fn main() -> Result<()> {
     let listener = listen(here).with_context(|| format!("cannot listen at {here}"))?;
     let datagrams = datagrams(here).with_context(|| format!("cannot receive datagrams at {here}"))?;
     let name = Arc::new(format!("pod={} cluster={}", args.pod, args.cluster));
-    tokio::spawn(echo(datagrams, name.clone()));
+    let answering = tokio::spawn(echo(datagrams, name.clone()));
+    let mut connections = JoinSet::new();
+    take_until_drained(&listener, &name, args.drain_delay, &mut connections).await?;
+    drop(listener);
+    answering.abort();
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Takes connections until `delay` after SIGTERM.
+async fn take_until_drained(
+    listener: &TcpListener,
+    name: &str,
+    delay: Duration,
+    connections: &mut JoinSet<()>,
+) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut end: Option<Instant> = None;
     loop {
-        match listener.accept().await {
-            Ok((stream, client)) => {
-                let answer = identity(&name, client);
-                // The peer may be gone at any time: an error ends this connection and nothing else.
-                tokio::spawn(async move {
-                    let _ = serve(stream, answer).await;
-                });
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, client)) => {
+                    let answer = identity(name, client);
+                    // The peer may be gone at any time: an error ends this connection and nothing else.
+                    connections.spawn(async move {
+                        let _ = serve(stream, answer).await;
+                    });
+                }
+                // Out of descriptors: let connections end before the next one.
+                Err(_) => sleep(Duration::from_millis(5)).await,
+            },
+            Some(_) = connections.join_next() => {}
+            _ = terminate.recv() => {
+                end.get_or_insert(Instant::now() + delay);
             }
-            // Out of descriptors: let connections end before the next one.
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+            () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => return Ok(()),
         }
     }
 }
