@@ -27,9 +27,12 @@ use tests::{
     netns::sweep,
     scenario::eventually,
 };
+use tokio::time::{error::Elapsed, timeout};
 
 /// How long the controllers may take: generous, for a machine that is busy compiling.
 const SOON: Duration = Duration::from_secs(60);
+/// How long a client waits for an answer.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How long a client waits that expects no answer at all.
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -40,12 +43,25 @@ fn hangzhou() -> KubeBed {
 
 /// Asks the cluster's API server for the namespace `name`, from the gateway, as the agent would.
 fn ask(bed: &KubeBed, cluster: &KubeCluster, kubeconfig: &Path, name: &str) -> Result<Namespace> {
-    let ns = bed.bed().gateway();
-    in_namespace(ns, kubeconfig, async |client| {
-        let answer = Api::<Namespace>::all(client);
-        let answer = tokio::time::timeout(SILENCE, answer.get(name)).await;
-        Ok(answer.with_context(|| format!("{} is silent", cluster.name()))??)
-    })
+    ask_for(ANSWER, bed, kubeconfig, name).with_context(|| format!("{} is silent", cluster.name()))?
+}
+
+/// Whether the cluster's API server gives the gateway no answer at all, not even an error.
+fn is_silent(bed: &KubeBed, cluster: &KubeCluster) -> bool {
+    ask_for(SILENCE, bed, cluster.kubeconfig(), "default").is_err()
+}
+
+/// The answer, or an error when there is none within `patience`.
+fn ask_for(
+    patience: Duration,
+    bed: &KubeBed,
+    kubeconfig: &Path,
+    name: &str,
+) -> Result<Result<Namespace>, Elapsed> {
+    let answer = in_namespace(bed.bed().gateway(), kubeconfig, async |client| {
+        Ok(timeout(patience, Api::<Namespace>::all(client).get(name)).await)
+    });
+    Ok(answer.unwrap()?.map_err(Into::into))
 }
 
 /// The HTTP status of a refusal.
@@ -55,10 +71,6 @@ fn refusal(answer: Result<Namespace>) -> u16 {
         Some(kube::Error::Api(status)) => status.code,
         _ => panic!("not an API server's refusal: {error:?}"),
     }
-}
-
-fn is_silent(answer: &Result<Namespace>) -> bool {
-    answer.as_ref().is_err_and(|error| error.to_string().contains("is silent"))
 }
 
 fn within(address: &str, nets: [IpNet; 2]) -> bool {
@@ -103,13 +115,7 @@ fn three_control_planes_start_at_once_answer_the_gateway_and_leave_nothing() {
 fn a_deployment_becomes_pods_on_a_node_and_endpoints_of_a_dual_stack_service() {
     let bed = hangzhou();
     let cluster = bed.cluster("hangzhou").unwrap();
-    // A node and its pods on paper: what the API server is told about them is a kubelet's work.
-    cluster
-        .apply(
-            "{apiVersion: v1, kind: Node, metadata: {name: paper, labels: {
-              topology.kubernetes.io/region: cn-hangzhou, topology.kubernetes.io/zone: cn-hangzhou-a}}}",
-        )
-        .unwrap();
+    register_node(&bed, cluster);
     cluster
         .apply(
             "apiVersion: apps/v1
@@ -132,7 +138,6 @@ spec:
 ",
         )
         .unwrap();
-    cluster.in_namespace(ready_node).unwrap();
     let pods = cluster
         .wait_for("the scheduler binds both pods", SOON, async |client| {
             let pods = Api::<Pod>::default_namespaced(client).list(&ListParams::default()).await?.items;
@@ -172,17 +177,28 @@ spec:
         .unwrap();
 }
 
-/// Says of the node what its kubelet would.
-async fn ready_node(client: Client) -> Result<()> {
+/// Registers a node on paper, and says of it what its kubelet would.
+fn register_node(bed: &KubeBed, cluster: &KubeCluster) {
+    cluster
+        .apply(
+            "{apiVersion: v1, kind: Node, metadata: {name: paper, labels: {
+              topology.kubernetes.io/region: cn-hangzhou, topology.kubernetes.io/zone: cn-hangzhou-a}}}",
+        )
+        .unwrap();
+    let addresses = bed.bed().node_address(cluster.name()).unwrap().both();
     let status = json!({"status": {
+        "addresses": addresses.map(|address| json!({"type": "InternalIP", "address": address})),
         "conditions": [{"type": "Ready", "status": "True", "reason": "Paper", "message": "on paper",
                         "lastHeartbeatTime": null, "lastTransitionTime": null}],
         "capacity": {"cpu": "4", "memory": "4Gi", "pods": "100"},
         "allocatable": {"cpu": "4", "memory": "4Gi", "pods": "100"},
     }});
-    let nodes = Api::<Node>::all(client);
-    nodes.patch_status("paper", &PatchParams::default(), &Patch::Merge(status)).await?;
-    Ok(())
+    cluster
+        .in_namespace(async |client| {
+            let nodes = Api::<Node>::all(client);
+            Ok(nodes.patch_status("paper", &PatchParams::default(), &Patch::Merge(status)).await?)
+        })
+        .unwrap();
 }
 
 /// Says of the pods what their kubelet would: that they run, and where.
@@ -200,6 +216,44 @@ async fn ready_pods(client: Client, pods: &[Pod]) -> Result<()> {
         api.patch_status(name, &PatchParams::default(), &Patch::Strategic(status)).await?;
     }
     Ok(())
+}
+
+#[test]
+fn kube_proxy_takes_a_services_addresses_on_a_node_to_its_pod() {
+    let bed = hangzhou();
+    let cluster = bed.cluster("hangzhou").unwrap();
+    let [pod_v4, pod_v6] = bed.bed().add_pod("hangzhou").unwrap().address.both();
+    register_node(&bed, cluster);
+    let slice = |family: &str, address: IpAddr| {
+        format!(
+            "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: by-hand-{suffix}, labels: {{kubernetes.io/service-name: by-hand}}}}
+addressType: {family}
+ports: [{{name: http, protocol: TCP, port: 8080}}]
+endpoints: [{{addresses: [\"{address}\"], conditions: {{ready: true}}}}]
+",
+            suffix = family.to_lowercase(),
+        )
+    };
+    let service = "apiVersion: v1
+kind: Service
+metadata: {name: by-hand}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  ports: [{name: http, port: 80, targetPort: 8080}]
+";
+    cluster.apply(&[service, &slice("IPv4", pod_v4), &slice("IPv6", pod_v6)].concat()).unwrap();
+    let service = cluster
+        .in_namespace(async |client| Ok(Api::<Service>::default_namespaced(client).get("by-hand").await?))
+        .unwrap();
+
+    bed.start_proxy("hangzhou", "paper").unwrap();
+    let node = bed.bed().node("hangzhou").unwrap();
+    for address in service.spec.unwrap().cluster_ips.unwrap() {
+        node.wait_for_tcp((address.parse::<IpAddr>().unwrap(), 80).into(), SOON).unwrap();
+    }
 }
 
 #[test]
@@ -236,8 +290,7 @@ fn a_cluster_that_is_cut_off_is_silent_outside_goes_on_inside_and_comes_back() {
     let outside = |name: &str| ask(&bed, cluster, cluster.kubeconfig(), name);
     outside("default").unwrap();
     cluster.partition().unwrap();
-    let answer = outside("default");
-    assert!(is_silent(&answer), "{answer:?}");
+    assert!(is_silent(&bed, cluster));
     cluster.kubectl(&["create", "namespace", "meanwhile"], "").unwrap();
     cluster.heal().unwrap();
     outside("meanwhile").unwrap();
@@ -252,8 +305,8 @@ fn an_api_server_keeps_its_objects_when_killed_and_hangs_when_paused() {
     let before = outside().unwrap().metadata.uid;
 
     cluster.kill_api().unwrap();
-    let answer = outside();
-    assert!(answer.is_err() && !is_silent(&answer), "refused at once: {answer:?}");
+    assert!(outside().is_err());
+    assert!(!is_silent(&bed, cluster), "connections are refused");
     assert!(cluster.kill_api().is_err());
     cluster.start_api().unwrap();
     assert!(cluster.start_api().is_err());
@@ -262,8 +315,7 @@ fn an_api_server_keeps_its_objects_when_killed_and_hangs_when_paused() {
     cluster.pause_api().unwrap();
     let address = cluster.server().trim_start_matches("https://").parse().unwrap();
     bed.bed().gateway().wait_for_tcp(address, SOON).unwrap();
-    let answer = outside();
-    assert!(is_silent(&answer), "{answer:?}");
+    assert!(is_silent(&bed, cluster));
     cluster.resume_api().unwrap();
     eventually("it answers again", SOON, || outside().is_ok());
 }
@@ -281,7 +333,7 @@ fn a_watch_from_before_a_compaction_is_answered_410() {
                 let change = json!({"data": {"n": n.to_string()}});
                 maps.patch("history", &PatchParams::default(), &Patch::Merge(change)).await?;
             }
-            Ok(first.metadata.resource_version.context("objects have versions")?)
+            first.metadata.resource_version.context("objects have versions")
         })
         .unwrap();
     let first_event = || {

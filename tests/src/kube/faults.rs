@@ -73,17 +73,18 @@ impl KubeCluster {
     }
 
     /// Answers every request from outside with `status`, for example 401, 403, 429 or 500, over TLS with the
-    /// API server's own certificate. The API server is started again, so that no connection to it is left;
-    /// controllers and [`KubeCluster::kubectl`], which use loopback, go on with it.
+    /// API server's own certificate. The first time the API server is started again, so that no connection to
+    /// it is left; controllers and [`KubeCluster::kubectl`], which use loopback, go on with it.
     ///
     /// # Errors
     /// When `status` is no HTTP status, or the API server does not get ready again.
     pub fn answer_with(&self, status: u16) -> Result<()> {
-        // One at a time can be in front.
-        *lock(&self.answers) = None;
         let (addresses, certificate, key) = self.front();
         let answers = Answers::start(self.ns(), addresses, &certificate, &key, status)?;
-        *lock(&self.answers) = Some(answers);
+        // Another one that was in front ends only now: nobody gets past them in between.
+        if lock(&self.answers).replace(answers).is_some() {
+            return Ok(());
+        }
         self.kill_api()?;
         self.start_api()
     }

@@ -120,7 +120,15 @@ pub(super) fn scheduler(ns: &Netns, kubeconfig: &Path) -> Result<Command> {
 
 /// kube-proxy for `node`, in the namespace `ns` of that node. Limits of connection tracking belong to the
 /// machine, not to a namespace: it leaves them alone.
+///
+/// # Errors
+/// When it is not built, or without `nft`, which it sets its rules with.
 pub(super) fn proxy(ns: &Netns, node: &str, pods: [IpNet; 2], kubeconfig: &Path) -> Result<Command> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    ensure!(
+        env::split_paths(&path).any(|dir| dir.join("nft").is_file()),
+        "kube-proxy needs nft, which is not in PATH: `cargo xtask setup` gets it (Debian's package is nftables)"
+    );
     let mut command = command(ns, "kube-proxy")?;
     command.args([
         "--proxy-mode=nftables",

@@ -64,6 +64,8 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     let context = || format!("cannot use {}", kubeconfig.display());
     let file = Kubeconfig::read_from(kubeconfig).with_context(context)?;
     let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(file, &options).await.with_context(context)?;
+    let mut config = Config::from_custom_kubeconfig(file, &options).await.with_context(context)?;
+    // Whoever asks is to hear what the API server says, "too many requests" as well; `poll` asks again.
+    config.default_retry = false;
     Client::try_from(config).with_context(context)
 }
