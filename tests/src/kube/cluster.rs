@@ -121,7 +121,9 @@ impl KubeCluster {
     /// # Errors
     /// When the disk is full.
     pub fn credentials(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
-        let path = self.dir.join(format!("{}.kubeconfig", user.replace([':', '/'], "-")));
+        let users = self.dir.join("users");
+        fs::create_dir_all(&users).with_context(|| format!("cannot create {}", users.display()))?;
+        let path = users.join(format!("{}.kubeconfig", user.replace([':', '/'], "-")));
         self.write_kubeconfig(&path, &self.server(), user, group)?;
         Ok(path)
     }
