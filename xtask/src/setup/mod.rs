@@ -44,7 +44,13 @@ pub(crate) fn check() -> Result<bool> {
     for item in &items {
         println!("{}", item.line());
     }
-    Ok(items.iter().all(Item::is_here))
+    let complete = items.iter().all(Item::is_here);
+    if !complete {
+        println!(
+            "`cargo xtask setup` gets all that can be installed; every other command gets just what it needs."
+        );
+    }
+    Ok(complete)
 }
 
 /// Gets whatever `need` takes and is missing; the route to compile for eBPF by.
