@@ -1,6 +1,8 @@
 //! The custom resources of group `kanmon.dev/v1alpha1` that belong to the gateway. The doc comments of fields
 //! are their descriptions in the schema, for `kubectl explain`.
 
+#![expect(clippy::duplicated_attributes, reason = "clippy takes the keys of two printcolumns for one's")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
