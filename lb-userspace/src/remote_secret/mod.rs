@@ -2,6 +2,8 @@
 //! cluster with a gateway (or with istiod).
 
 mod account;
+#[cfg(test)]
+mod account_tests;
 mod objects;
 #[cfg(test)]
 mod tests;
