@@ -1,7 +1,9 @@
 //! The flow table: who has to make room for whom, and that a key is in it once.
 
+use std::collections::BTreeSet;
+
 use lb_common::{
-    abi::{Counter, EventKind, FlowState},
+    abi::{Counter, EventKind, FlowState, FlowWord, VERSION_MASK},
     datapath::Verdict,
     host::{ACK, FIN, Frame, GatewayConfig, HostPacket, RST, SYN},
 };
@@ -249,4 +251,12 @@ fn processors_that_race_for_the_same_flows_make_each_once() {
             assert!(paths.len() <= 1, "client {n} went {paths:?}");
         }
     }
+}
+
+#[test]
+fn a_tag_of_another_incarnation_of_its_slot_matches_no_word() {
+    let masked: BTreeSet<_> = (0..=VERSION_MASK)
+        .map(|version| FlowWord::new(FlowState::Established, version).masked_tag(0x1234_5678_9abc))
+        .collect();
+    assert_eq!(masked.len(), usize::from(VERSION_MASK) + 1);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lb_common::{
     abi::{Counter, EventKind, FlowState},
-    datapath::Verdict,
+    datapath::{Cells, Verdict},
     host::{ACK, FIN, Frame, GatewayConfig, RST, SYN, Seen, ledger},
 };
 
@@ -364,5 +364,35 @@ fn closed_flows_among_live_ones_are_found_in_a_small_port_range() {
         bed.check();
         // Each looks at 16 of the 64 ports; the later ones have fewer to find.
         assert!(served >= 10, "{served} of {CLOSED}");
+    }
+}
+
+#[test]
+fn nobody_goes_for_a_port_that_another_processor_is_just_taking() {
+    for net in Net::BOTH {
+        let bed = one_reverse_bucket(net);
+        let flow = bed.open_udp(net.client(1), net.vip());
+        // Bits without entries, as between the two steps of an insertion.
+        for bitmap in (0..64).filter_map(|backend| bed.gateway.maps.ports.get(backend)) {
+            (0..256).for_each(|word| _ = bitmap.fetch_or(word, u64::MAX));
+        }
+        for n in 0..4 {
+            assert_eq!(bed.send_unchecked(&Frame::tcp(net.client(200 + n), net.vip(), SYN)).0, Verdict::Drop);
+        }
+        assert_eq!(bed.state(&flow), Some(FlowState::UdpNew));
+    }
+}
+
+#[test]
+fn each_use_of_a_reverse_slot_has_a_version_of_its_own() {
+    for net in Net::BOTH {
+        let bed = one_reverse_bucket(net);
+        for n in 0..12 {
+            let (_, packet) = bed.send_unchecked(&Frame::tcp(net.client(n), net.vip(), SYN));
+            let seen = Seen::parse(packet.bytes()).unwrap();
+            bed.send_unchecked(&Frame::tcp(seen.destination, seen.source, RST | ACK));
+        }
+        let versions = ledger::backwards(&bed.gateway.maps).into_iter().map(|entry| entry.word.version());
+        assert_eq!(versions.sum::<u16>(), 12, "one more each time");
     }
 }
