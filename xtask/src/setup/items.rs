@@ -21,6 +21,8 @@ pub(crate) fn common() -> Vec<Item> {
         program("curl", "curl", &["curl", "ca-certificates"], Need::Run),
         program("bpftool", "bpftool", &["bpftool"], Need::Run),
         program("ip", "ip", &["iproute2"], Need::Run),
+        // kube-proxy of the tests' clusters calls it.
+        program("nft", "nft", &["nftables"], Need::Run),
     ]
 }
 
