@@ -118,7 +118,7 @@ impl RunDir {
         self.while_open(|| {
             let child = start(&mut command)?;
             let process = Process::new(name, child, log.clone());
-            self.note(&record(process.pid())?)?;
+            self.note(process.pid())?;
             Ok(process)
         })
     }
@@ -132,8 +132,7 @@ impl RunDir {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.while_open(|| -> Result<Child> {
             let child = start(&mut command)?;
-            // One that has ended already needs no record.
-            record(child.id()).map_or(Ok(()), |record| self.note(&record))?;
+            self.note(child.id())?;
             Ok(child)
         })?;
         thread::scope(|scope| {
@@ -145,8 +144,9 @@ impl RunDir {
         .with_context(|| format!("cannot read what {} prints", command.get_program().to_string_lossy()))
     }
 
-    /// Adds a line to the record of processes.
-    fn note(&self, record: &str) -> Result<()> {
+    /// Adds a process to the record; one that has ended already needs none.
+    fn note(&self, pid: u32) -> Result<()> {
+        let Ok(record) = record(pid) else { return Ok(()) };
         let mut processes = OpenOptions::new().append(true).open(self.path.join("processes"))?;
         Ok(processes.write_all(record.as_bytes())?)
     }

@@ -38,11 +38,13 @@ fn what_crashes_is_started_again_and_what_is_done_stays_done() {
     let crashed = cluster.wait_for_pod("crashes", "restarted twice", |pod| restarts(pod) >= 2);
     let status = crashed.status.unwrap().container_statuses.unwrap().remove(0);
     assert_eq!(status.last_state.unwrap().terminated.unwrap().exit_code, 3);
-    for (name, phase) in [("works", "Succeeded"), ("fails", "Failed")] {
+    for (name, phase, code) in [("works", "Succeeded", 0), ("fails", "Failed", 4)] {
         let pod = cluster.wait_for_pod(name, phase, |pod| {
             pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some(phase))
         });
         assert_eq!(restarts(&pod), 0);
+        let state = pod.status.unwrap().container_statuses.unwrap().remove(0).state.unwrap();
+        assert_eq!(state.terminated.unwrap().exit_code, code);
     }
     cluster.kubectl(&["delete", "pod", "crashes", "works", "fails", "--timeout=60s"]);
 }

@@ -81,7 +81,7 @@ pub(crate) enum State {
     },
     /// Being started.
     Starting,
-    Running(Running),
+    Running(Box<Running>),
     /// Not to be started again.
     Over(Ended),
     Refused(Refusal),
@@ -204,13 +204,13 @@ impl Container {
             schedule.map(|schedule| ProbeMachine::new(schedule, now, passing))
         };
         self.runs += 1;
-        self.state = State::Running(Running {
+        self.state = State::Running(Box::new(Running {
             since: now,
             startup: probe(self.life.startup, false),
             liveness: probe(self.life.liveness, true),
             readiness: probe(self.life.readiness, false),
             stop: None,
-        });
+        }));
         if self.ending {
             self.stop(now, self.life.grace);
         }
