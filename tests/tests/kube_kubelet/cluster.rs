@@ -45,7 +45,6 @@ impl Cluster {
         *self.kubelet.borrow_mut() = self.bed.start_kubelet("hangzhou").unwrap();
     }
 
-    /// Its namespace `default` has its service account, without which no pod is admitted.
     pub(crate) fn apply(&self, yaml: &str) {
         self.kube().apply(yaml).unwrap();
     }
