@@ -13,7 +13,7 @@ use tokio::time::sleep_until;
 
 use super::log;
 use super::problems;
-use super::published::{Gone, Published};
+use super::published::{Gone, MemberCluster, Published};
 use super::queue::{Next, StepQueue};
 use super::signals::{Ending, Signals};
 use super::sweep::{Orders, Pass};
@@ -72,6 +72,8 @@ pub(super) struct Outputs {
     pub(super) orders: watch::Sender<Orders>,
     pub(super) published: watch::Sender<Arc<Published>>,
     pub(super) last_good: watch::Sender<Option<Arc<LastGood>>>,
+    /// What became of the clusters' objects, for whoever reports it to the clusters.
+    pub(super) desired: watch::Sender<Arc<Desired>>,
 }
 
 /// The loop's own state.
@@ -213,6 +215,7 @@ impl State {
         self.core.allocations.clone_from(&desired.allocations);
         log::services(&self.desired, &desired);
         self.desired = Arc::new(desired);
+        self.core.outputs.desired.send_replace(self.desired.clone());
         for service in self.desired.services.values() {
             for endpoint in &service.endpoints {
                 let gone = Gone {
@@ -392,7 +395,8 @@ impl State {
         self.core.outputs.published.send_replace(Arc::new(Published {
             ready: self.programmed,
             attach: self.attach.clone(),
-            clusters: cluster_names(&self.clusters),
+            clusters: shown_clusters(&self.clusters),
+            place: self.clusters.place.clone(),
             desired: self.desired.clone(),
             usability: self.usability.clone(),
             verdicts: self.verdicts.clone(),
@@ -405,15 +409,18 @@ impl State {
     }
 }
 
-fn cluster_names(clusters: &cluster::Snapshot) -> BTreeMap<String, String> {
-    let mut names: BTreeMap<String, String> =
-        clusters.clusters.keys().map(|name| (name.clone(), String::new())).collect();
+/// What is shown of each cluster that is known or declared.
+fn shown_clusters(clusters: &cluster::Snapshot) -> BTreeMap<String, MemberCluster> {
+    let mut members: BTreeMap<String, MemberCluster> =
+        clusters.clusters.keys().map(|name| (name.clone(), MemberCluster::default())).collect();
     for member in &clusters.gateway.members {
         if let Some(name) = &member.metadata.name {
-            names.insert(name.clone(), member.spec.region.clone());
+            let connection = clusters.connections.get(name).cloned();
+            let (region, state) = (member.spec.region.clone(), member.spec.state);
+            members.insert(name.clone(), MemberCluster { region, state, connection });
         }
     }
-    names
+    members
 }
 
 /// The next value of a channel. One whose sender is gone says nothing any more: whoever it was has logged why,

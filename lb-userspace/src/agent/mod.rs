@@ -5,7 +5,7 @@
 //!                                                     beside it: sweep, events, probes, the socket
 //! ```
 //!
-//! One task owns the model of the maps. Whatever changes (manifests, verdicts, next hops, what the sweep
+//! One task owns the model of the maps. Whatever changes (clusters, verdicts, next hops, what the sweep
 //! counted) wakes it, and it plans anew.
 
 mod cleanup;
@@ -55,7 +55,9 @@ pub fn run(options: Options) -> Result<()> {
     log_to_stderr(settings.log_level);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(4)
+        // Names of API servers are looked up in such threads: one whose name server hangs must not keep the
+        // others waiting.
+        .max_blocking_threads(64)
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
@@ -90,7 +92,7 @@ async fn serve(settings: Settings) -> Result<()> {
 
 /// Puts the tasks beside the loop to work and connects them with it.
 fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, Core)> {
-    let Started { settings, mut kernel, interfaces, network, clusters, allocations, .. } = started;
+    let Started { settings, mut kernel, interfaces, network, clusters, desired, allocations, .. } = started;
     let (targets, probed) = watch::channel(Arc::default());
     let (verdicts_out, verdicts) = watch::channel(Arc::default());
     tokio::spawn(probe::run(Prober::new(probe::default_in_flight(), rand::random()), probed, verdicts_out));
@@ -138,7 +140,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
             addresses: network.local_addresses(),
             passes,
         },
-        outputs: Outputs { targets, orders, published: published_out, last_good },
+        outputs: Outputs { targets, orders, published: published_out, last_good, desired },
         interfaces: Interfaces { names: settings.interfaces, indices: interfaces, mode: settings.xdp_mode },
         snat_addresses: started.snat_addresses,
         limits: Limits {
@@ -195,10 +197,13 @@ async fn keep_last_good(directory: PathBuf, mut states: watch::Receiver<Option<A
     }
 }
 
+/// Libraries that log each failed request or try; what it means for the gateway is logged by us.
+const QUIET: &str = "aya=warn,hyper=warn,tower=warn,kube_client=off,kube_runtime=off,kube_lease_manager=off";
+
 /// Logs for people go to stderr; `RUST_LOG` overrides the level.
 fn log_to_stderr(level: LogLevel) {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},aya=warn,hyper=warn")));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::problems::NO_NEXT_HOP_YET;
-use crate::desired::{BackendId, Desired, Endpoint, Service, ServiceId};
+use crate::cluster::Connection;
+use crate::desired::{BackendId, Desired, Endpoint, MemberState, Place, Service, ServiceId};
 use crate::health::{Usability, Verdict, Verdicts};
 use crate::network::NextHops;
 use crate::plan::{MemberInfo, ServiceInfo};
@@ -14,6 +15,7 @@ use crate::status::view;
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) since: String,
+    /// Region and zone, unless the gateway's Node says another.
     pub(super) region: String,
     pub(super) zone: String,
     pub(super) pin_dir: String,
@@ -30,8 +32,10 @@ pub(super) struct Facts {
 pub(super) struct Published {
     pub(super) ready: bool,
     pub(super) attach: Vec<view::Attachment>,
-    /// Names of all clusters, with their regions where known.
-    pub(super) clusters: BTreeMap<String, String>,
+    /// All clusters, by name.
+    pub(super) clusters: BTreeMap<String, MemberCluster>,
+    /// Where the gateway is, as its Node says.
+    pub(super) place: Place,
     pub(super) desired: Arc<Desired>,
     pub(super) usability: Arc<Usability>,
     pub(super) verdicts: Arc<Verdicts>,
@@ -41,6 +45,16 @@ pub(super) struct Published {
     /// Services and endpoints that are gone but still have members.
     pub(super) gone: HashMap<(ServiceId, BackendId), Gone>,
     pub(super) problems: Vec<view::Problem>,
+}
+
+/// What is shown of a member cluster.
+#[derive(Clone, Debug, Default)]
+pub(super) struct MemberCluster {
+    /// Empty if unknown.
+    pub(super) region: String,
+    pub(super) state: MemberState,
+    /// `None` for manifests.
+    pub(super) connection: Option<Connection>,
 }
 
 /// An endpoint that is gone while its flows go on.

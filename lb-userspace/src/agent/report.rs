@@ -13,6 +13,7 @@ use super::clock;
 use super::published::{Facts, Gone, Published};
 use super::sweep::Pass;
 use crate::bpf::Memory;
+use crate::cluster::Connection;
 use crate::desired::{BackendId, Endpoint, Protocol, Service, ServiceId};
 use crate::health::Verdict;
 use crate::network::NextHop;
@@ -41,8 +42,8 @@ impl Source for Report {
             abi: ABI_VERSION,
             kernel: kernel_release(),
             pid: std::process::id(),
-            region: Some(facts.region).filter(|region| !region.is_empty()),
-            zone: Some(facts.zone).filter(|zone| !zone.is_empty()),
+            region: first(&[&published.place.region, &facts.region]),
+            zone: first(&[&published.place.zone, &facts.zone]),
             pin_dir: facts.pin_dir,
             adopted: facts.adopted,
             attach: published.attach.clone(),
@@ -297,7 +298,7 @@ fn clusters(published: &Published) -> Vec<view::Cluster> {
     published
         .clusters
         .iter()
-        .map(|(name, region)| {
+        .map(|(name, member)| {
             let of_cluster = |endpoint: &&Endpoint| endpoint.cluster == *name;
             let backends: BTreeSet<BackendId> = services()
                 .flat_map(|service| service.endpoints.iter().filter(of_cluster))
@@ -305,7 +306,9 @@ fn clusters(published: &Published) -> Vec<view::Cluster> {
                 .collect();
             view::Cluster {
                 name: name.clone(),
-                region: Some(region.clone()).filter(|region| !region.is_empty()),
+                region: first(&[&member.region]),
+                state: format!("{:?}", member.state),
+                connection: member.connection.as_ref().map(connection),
                 services: services()
                     .filter(|service| service.endpoints.iter().any(|endpoint| endpoint.cluster == *name))
                     .count(),
@@ -318,6 +321,23 @@ fn clusters(published: &Published) -> Vec<view::Cluster> {
             }
         })
         .collect()
+}
+
+fn connection(connection: &Connection) -> view::Connection {
+    view::Connection {
+        connected: connection.connected,
+        synced: connection.synced,
+        reason: connection.reason.to_owned(),
+        message: first(&[&connection.message]),
+        since: connection.since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        version: first(&[&connection.version]),
+        writable: connection.writable,
+    }
+}
+
+/// The first of these that says something.
+fn first(texts: &[&String]) -> Option<String> {
+    texts.iter().find(|text| !text.is_empty()).map(|text| (*text).clone())
 }
 
 fn clusters_of(service: &Service) -> BTreeSet<&str> {

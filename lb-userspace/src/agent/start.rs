@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::bpf::{self, AgentLock, Kernel, LOCK_DIR, host};
 use crate::cluster::{self, LastGood};
-use crate::config::{Settings, SnatPorts};
-use crate::desired::Allocations;
+use crate::config::{Settings, SnatPorts, Source};
+use crate::desired::{Allocations, Desired};
 use crate::network::snat::{self, DEFAULT_NODE_PORTS, PortRange, PortRequest, PortsInUse, WORD};
 use crate::network::{NetworkWatcher, default_snat_addresses, is_local, list_links};
 use crate::status::server::Server;
@@ -29,6 +29,8 @@ pub(super) struct Started {
     pub(super) interfaces: BTreeSet<u32>,
     pub(super) network: NetworkWatcher,
     pub(super) clusters: watch::Receiver<Arc<cluster::Snapshot>>,
+    /// Where the loop tells the source what became of it.
+    pub(super) desired: watch::Sender<Arc<Desired>>,
     /// VIPs that came from pools in an earlier run.
     pub(super) allocations: Allocations,
     pub(super) snat_addresses: BTreeSet<IpAddr>,
@@ -49,9 +51,8 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
 
     let last_good = load_last_good(&settings.state_dir);
     let allocations = last_good.as_ref().map(|state| state.allocations.clone()).unwrap_or_default();
-    let clusters = cluster::watch(settings.manifests.clone(), last_good)
-        .await
-        .context("cannot start from these manifests (--manifests names their directory)")?;
+    let (desired, merged) = watch::channel(Arc::default());
+    let clusters = follow(&settings, last_good, merged).await?;
 
     let network = NetworkWatcher::start(&interfaces).await.context("cannot watch the node's network")?;
     let snat_addresses = snat_addresses(&settings, &network, &interfaces)?;
@@ -91,10 +92,30 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
         kernel,
         network,
         clusters,
+        desired,
         allocations,
         snat_ports,
         server,
     })
+}
+
+/// Follows the clusters, wherever they are found.
+async fn follow(
+    settings: &Settings,
+    last_good: Option<LastGood>,
+    merged: watch::Receiver<Arc<Desired>>,
+) -> Result<watch::Receiver<Arc<cluster::Snapshot>>> {
+    match &settings.source {
+        Source::Manifests(directory) => cluster::manifests::watch(directory.clone(), last_good)
+            .await
+            .context("cannot start from these manifests (--manifests names their directory)"),
+        Source::Kubernetes(kubernetes) => {
+            let set = settings.cluster_set_id.clone();
+            cluster::kubernetes::watch(kubernetes.clone(), set, last_good, merged)
+                .await
+                .context("cannot start from Kubernetes (--kubeconfig names the gateway cluster's)")
+        }
+    }
 }
 
 /// Takes back what this process made. Maps that were found belong to flows that go on.
@@ -122,7 +143,7 @@ async fn resolve(names: &[String]) -> Result<Vec<u32>> {
     Ok(indices)
 }
 
-/// The last good state is a help, not a condition: without it the manifests alone count.
+/// The last good state is a help, not a condition: without it only what is read now counts.
 fn load_last_good(directory: &Path) -> Option<LastGood> {
     cluster::load_last_good(directory).unwrap_or_else(|error| {
         tracing::warn!("starting without the last good endpoints: {error}");

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
-use crate::status::view::{Backend, Flow, Service, Status, Traffic};
+use crate::status::view::{Backend, Connection, Flow, Service, Status, Traffic};
 
 /// `kanmon status`.
 pub(super) fn status(status: &Status) -> String {
@@ -45,11 +45,15 @@ pub(super) fn status(status: &Status) -> String {
     }
     let mut text = format!("{facts}\n");
 
-    section(&mut text, "CLUSTERS", &["CLUSTER", "REGION", "SERVICES", "ENDPOINTS", "PROBLEM"], |table| {
+    let header = ["CLUSTER", "REGION", "STATE", "CONNECTED", "SINCE", "SERVICES", "ENDPOINTS", "PROBLEM"];
+    section(&mut text, "CLUSTERS", &header, |table| {
         for cluster in &status.clusters {
             table.add_row([
                 Cell::new(&cluster.name),
                 dash(cluster.region.as_deref()),
+                Cell::new(&cluster.state),
+                connected(cluster.connection.as_ref()),
+                dash(cluster.connection.as_ref().map(|connection| connection.since.as_str())),
                 number(cluster.services as u64),
                 number(cluster.endpoints as u64),
                 dash(cluster.problem.as_deref()),
@@ -195,6 +199,17 @@ pub(super) fn bytes(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Whether a cluster's API server answers, and why not.
+fn connected(connection: Option<&Connection>) -> Cell {
+    match connection.map(|connection| (connection.connected, connection)) {
+        None => dash(None),
+        Some((Some(true), connection)) if !connection.synced => Cell::new("yes (reading)"),
+        Some((Some(true), _)) => Cell::new("yes"),
+        Some((Some(false), connection)) => Cell::new(format!("no ({})", connection.reason)),
+        Some((None, _)) => Cell::new("not yet"),
+    }
 }
 
 fn plain(header: &[&str]) -> Table {

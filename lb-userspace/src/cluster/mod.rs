@@ -1,28 +1,21 @@
-//! Where member clusters' objects come from.
-//!
-//! In standalone mode that is a directory: `DIR/*.yaml` holds what belongs to the gateway (`AddressPool`,
-//! `MemberCluster`), `DIR/<cluster>/*.yaml` what kubectl would apply to that cluster (`Service`,
-//! `EndpointSlice`). [`watch`] follows it. Each directory (the top and every cluster's) stands for itself:
-//! while one of its files cannot be read, its last good state stays, and the reason is among the
-//! [`Snapshot`]'s problems.
+//! Where member clusters' objects come from: Kubernetes ([`kubernetes`]), or a directory of manifests
+//! ([`manifests`]). Either gives a channel of [`Snapshot`]s; nothing behind it knows which it is.
 
 mod cache;
-mod directory;
 pub mod kubernetes;
-mod manifest;
+pub mod manifests;
 #[cfg(test)]
 mod tests;
-mod tree;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::desired::{ClusterObjects, GatewayObjects, Problem};
+use jiff::Timestamp;
+
+use crate::desired::{ClusterObjects, GatewayObjects, Place, Problem};
 
 pub use cache::{CacheError, LastGood, load_last_good, store_last_good};
-pub use manifest::{Manifest, ManifestError, Object, parse};
-pub use watch::{SourceError, watch};
+pub use manifests::{Manifest, ManifestError, Object, parse};
 
 /// What all clusters say at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +24,29 @@ pub struct Snapshot {
     pub gateway: GatewayObjects,
     /// The clusters, by name.
     pub clusters: BTreeMap<String, Arc<ClusterObjects>>,
-    /// What could not be read, file by file.
+    /// How the clusters' API servers answer, by name of the cluster; empty for manifests.
+    pub connections: BTreeMap<String, Connection>,
+    /// Where the gateway is, as its Node's labels say; empty where they don't.
+    pub place: Place,
+    /// What could not be read.
     pub problems: Vec<Problem>,
+}
+
+/// How a member cluster's API server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Whether it does; `None`: it has not been asked yet.
+    pub connected: Option<bool>,
+    /// Whether everything that it has was read on the present connection.
+    pub synced: bool,
+    /// One word: `Connected`, or why it is not.
+    pub reason: &'static str,
+    /// A sentence for people; empty while all is well.
+    pub message: String,
+    /// Since when it is or is not connected.
+    pub since: Timestamp,
+    /// The server's version; empty until it is known.
+    pub version: String,
+    /// Whether what Kanmon writes there may be written; `None`: not known.
+    pub writable: Option<bool>,
 }

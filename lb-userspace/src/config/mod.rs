@@ -5,11 +5,15 @@
 
 mod duration;
 mod options;
+mod selector;
 mod settings;
+mod source;
 #[cfg(test)]
 mod tests;
 pub(crate) mod yaml;
 
 pub use duration::{format_duration, parse_duration};
 pub use options::{Options, load};
+pub use selector::MemberSelector;
 pub use settings::{LogLevel, Settings, SettingsError, SnatPorts, TableSizes, Timeouts, XdpMode};
+pub use source::{GatewayAccess, KubernetesSettings, Source};

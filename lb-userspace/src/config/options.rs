@@ -8,6 +8,7 @@ use clap::Args;
 use serde::{Deserialize, Deserializer};
 
 use super::duration::parse_duration;
+use super::selector::MemberSelector;
 use super::settings::{LogLevel, Settings, SettingsError, SnatPorts, XdpMode};
 
 /// Everything that can be set, each unset unless somebody set it.
@@ -28,6 +29,54 @@ pub struct Options {
     /// Directory of manifests: `DIR/*.yaml` is the gateway's, `DIR/<cluster>/*.yaml` a member cluster's
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+
+    /// Kubeconfig of the gateway cluster, whose MemberClusters and Secrets name the clusters to serve; in a pod
+    /// of that cluster neither this nor --manifests is needed
+    #[arg(long, value_name = "FILE", help_heading = "Kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context of that kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME", help_heading = "Kubernetes")]
+    pub context: Option<String>,
+
+    /// Label selector of the MemberClusters that this gateway serves, like `location in (cn-hangzhou)`
+    /// [default: all]
+    #[arg(long, value_name = "SELECTOR", help_heading = "Kubernetes")]
+    pub member_selector: Option<MemberSelector>,
+
+    /// The Node that this gateway is; its labels give region and zone before --region and --zone
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", help_heading = "Kubernetes")]
+    pub node_name: Option<String>,
+
+    /// Namespaces whose Secrets register member clusters [default: kanmon-system,istio-system]
+    #[arg(
+        long,
+        alias = "secret-namespace",
+        value_name = "NAME",
+        value_delimiter = ',',
+        help_heading = "Kubernetes"
+    )]
+    pub secret_namespaces: Vec<String>,
+
+    /// How long a member's Secret may be gone before the member is: time to replace it [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Kubernetes")]
+    #[serde(deserialize_with = "duration")]
+    pub secret_grace_period: Option<Duration>,
+
+    /// Accept members whose kubeconfig says insecure-skip-tls-verify
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Kubernetes"
+    )]
+    pub allow_insecure_members: Option<bool>,
+
+    /// Whether this is a pod of a Kubernetes cluster; found out by [`load`].
+    #[arg(skip)]
+    #[serde(skip)]
+    pub in_cluster: bool,
 
     /// Name that gateways which serve the same clusters share; they choose the same backends [default: kanmon]
     #[arg(long = "cluster-set-id", value_name = "ID")]
@@ -149,11 +198,18 @@ impl Options {
     /// These options, and those of `file` where these are unset.
     #[must_use]
     pub fn or(self, file: Self) -> Self {
-        let list = |flags: Vec<_>, file| if flags.is_empty() { file } else { flags };
         Self {
             config: self.config,
-            interfaces: if self.interfaces.is_empty() { file.interfaces } else { self.interfaces },
+            interfaces: list(self.interfaces, file.interfaces),
             manifests: self.manifests.or(file.manifests),
+            kubeconfig: self.kubeconfig.or(file.kubeconfig),
+            context: self.context.or(file.context),
+            member_selector: self.member_selector.or(file.member_selector),
+            node_name: self.node_name.or(file.node_name),
+            secret_namespaces: list(self.secret_namespaces, file.secret_namespaces),
+            secret_grace_period: self.secret_grace_period.or(file.secret_grace_period),
+            allow_insecure_members: self.allow_insecure_members.or(file.allow_insecure_members),
+            in_cluster: self.in_cluster,
             cluster_set_id: self.cluster_set_id.or(file.cluster_set_id),
             region: self.region.or(file.region),
             zone: self.zone.or(file.zone),
@@ -195,7 +251,14 @@ pub fn load(flags: Options) -> Result<Settings, SettingsError> {
             Options::from_yaml(&text, path)?
         }
     };
-    Settings::try_from(flags.or(file))
+    let mut options = flags.or(file);
+    options.in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    Settings::try_from(options)
+}
+
+/// A list on the command line replaces that of the file.
+fn list<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
+    if flags.is_empty() { file } else { flags }
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {

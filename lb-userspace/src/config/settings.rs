@@ -14,14 +14,15 @@ use thiserror::Error;
 
 use super::duration::format_duration;
 use super::options::Options;
+use super::source::{self, Source};
 
 /// The settings of a gateway; every value is within its limits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Interfaces to attach to, at least one, each once.
     pub interfaces: Vec<String>,
-    /// Directory of manifests.
-    pub manifests: PathBuf,
+    /// Where member clusters and their objects are found.
+    pub source: Source,
     /// What gateways that serve the same clusters share; the ring's key derives from it.
     pub cluster_set_id: String,
     /// Region of this gateway; empty: unknown.
@@ -280,12 +281,10 @@ impl TryFrom<Options> for Settings {
 
     fn try_from(options: Options) -> Result<Self, Self::Error> {
         let (tables, timeouts) = (TableSizes::default(), Timeouts::default());
+        let source = source::choose(&options)?;
         let settings = Self {
             interfaces: options.interfaces,
-            manifests: options.manifests.ok_or(SettingsError::Missing {
-                name: "manifests",
-                hint: "say where the clusters' objects are, with --manifests DIR",
-            })?,
+            source,
             cluster_set_id: options.cluster_set_id.unwrap_or_else(|| "kanmon".to_owned()),
             region: options.region.unwrap_or_default(),
             zone: options.zone.unwrap_or_default(),
@@ -421,6 +420,6 @@ impl Timeouts {
     }
 }
 
-const fn invalid(name: &'static str, what: String) -> SettingsError {
+pub(super) const fn invalid(name: &'static str, what: String) -> SettingsError {
     SettingsError::Invalid { name, what }
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::{Options, Settings, SettingsError, SnatPorts, TableSizes, Timeouts, XdpMode, format_duration};
-use super::{load, parse_duration};
+use super::{
+    GatewayAccess, MemberSelector, Options, Settings, SettingsError, SnatPorts, Source, TableSizes, Timeouts,
+    XdpMode, format_duration, load, parse_duration,
+};
 
 #[derive(Parser)]
 struct Command {
@@ -39,7 +41,7 @@ fn settings(line: &str) -> Result<Settings, SettingsError> {
 fn the_shortest_command_line_gets_every_default() {
     let settings = settings("--interface eth0 --manifests /etc/kanmon").unwrap();
     assert_eq!(settings.interfaces, ["eth0"]);
-    assert_eq!(settings.manifests, Path::new("/etc/kanmon"));
+    assert_eq!(settings.source, Source::Manifests("/etc/kanmon".into()));
     assert_eq!(settings.pin_dir, Path::new("/sys/fs/bpf/kanmon"));
     assert_eq!(settings.socket, Path::new("/run/kanmon/kanmon.sock"));
     assert_eq!(settings.state_dir, Path::new("/var/lib/kanmon"));
@@ -60,14 +62,18 @@ fn every_flag_has_the_same_name_in_the_file() {
          --snat-addresses 192.168.0.2,fd00::2 --snat-ports 32768-49151 --pin-dir /p --socket /s \
          --state-dir /d --flows 2000 --flows-v6 1000 --services 10 --backends 20 --members 30 \
          --ring-slots 4000 --tcp-half-open 5s --tcp-established 2h --tcp-closed 30s --tcp-reset 1s \
-         --udp-new 500ms --udp-replied 1m30s --drain-timeout 10m --xdp-mode generic --log-level debug",
+         --udp-new 500ms --udp-replied 1m30s --drain-timeout 10m --xdp-mode generic --log-level debug \
+         --kubeconfig /k --context c --member-selector a=b --node-name n --secret-namespaces x,y \
+         --secret-grace-period 5s --allow-insecure-members",
     );
     let by_file = file(
         "interfaces: [eth0, eth1]\nmanifests: /m\nclusterSetID: prod\nregion: r\nzone: z\n\
          snatAddresses: [192.168.0.2, 'fd00::2']\nsnatPorts: 32768-49151\npinDir: /p\nsocket: /s\n\
          stateDir: /d\nflows: 2000\nflowsV6: 1000\nservices: 10\nbackends: 20\nmembers: 30\n\
          ringSlots: 4000\ntcpHalfOpen: 5s\ntcpEstablished: 2h\ntcpClosed: 30s\ntcpReset: 1s\n\
-         udpNew: 500ms\nudpReplied: 1m30s\ndrainTimeout: 10m\nxdpMode: generic\nlogLevel: debug\n",
+         udpNew: 500ms\nudpReplied: 1m30s\ndrainTimeout: 10m\nxdpMode: generic\nlogLevel: debug\n\
+         kubeconfig: /k\ncontext: c\nmemberSelector: a=b\nnodeName: n\nsecretNamespaces: [x, y]\n\
+         secretGracePeriod: 5s\nallowInsecureMembers: true\n",
     )
     .unwrap();
     assert_eq!(by_flags, by_file);
@@ -82,7 +88,7 @@ fn flags_override_the_file_one_by_one() {
             .unwrap());
     let settings = Settings::try_from(merged).unwrap();
     assert_eq!(settings.interfaces, ["eth9"]);
-    assert_eq!(settings.manifests, Path::new("/m"));
+    assert_eq!(settings.source, Source::Manifests("/m".into()));
     assert_eq!(settings.tables, TableSizes { flows: 4096, flows_v6: 64, ..TableSizes::default() });
     assert_eq!(settings.region, "cn-hangzhou");
 }
@@ -151,10 +157,37 @@ fn settings_that_cannot_work_are_refused_by_name() {
             "at most 8",
         ),
         ("--interface eth0 --manifests /m --region a/b", "region: \"a/b\""),
+        ("--interface eth0 --manifests /m --kubeconfig /k", "kubeconfig: manifests is set too"),
+        ("--interface eth0 --manifests /m --member-selector a", "memberSelector: is for Kubernetes only"),
+        ("--interface eth0 --kubeconfig /k --secret-namespaces a,a", "secretNamespaces: a is named twice"),
+        ("--interface eth0 --kubeconfig /k --secret-namespaces A", "\"A\" cannot be a namespace's name"),
     ] {
         let message = settings(line).expect_err(line).to_string();
         assert!(message.contains(expected), "{line}: {message}");
     }
+}
+
+#[test]
+fn a_kubeconfig_chooses_kubernetes_with_its_defaults() {
+    let settings = settings("--interface eth0 --kubeconfig /k --context c").unwrap();
+    let Source::Kubernetes(kubernetes) = settings.source else { panic!("{settings:?}") };
+    let expected = GatewayAccess::Kubeconfig { path: "/k".into(), context: Some("c".into()) };
+    assert_eq!(kubernetes.access, expected);
+    assert_eq!(kubernetes.member_selector, MemberSelector::default());
+    assert_eq!(kubernetes.secret_namespaces, ["kanmon-system", "istio-system"]);
+    assert_eq!(kubernetes.secret_grace_period, Duration::from_secs(60));
+    assert!(!kubernetes.allow_insecure_members);
+}
+
+#[test]
+fn in_a_pod_nothing_needs_to_be_said_about_the_cluster_and_what_is_said_counts() {
+    let in_cluster = |line| Settings::try_from(Options { in_cluster: true, ..flags(line) });
+    let Source::Kubernetes(kubernetes) = in_cluster("--interface eth0").unwrap().source else { panic!() };
+    assert_eq!(kubernetes.access, GatewayAccess::InCluster);
+    let directory = in_cluster("--interface eth0 --manifests /m").unwrap();
+    assert_eq!(directory.source, Source::Manifests("/m".into()));
+    let message = in_cluster("--interface eth0 --context c").unwrap_err().to_string();
+    assert!(message.contains("context: is of no use"), "{message}");
 }
 
 #[test]

@@ -65,12 +65,36 @@ pub struct Cluster {
     pub name: String,
     /// Its region, if it was told.
     pub region: Option<String>,
+    /// `Active`, `Drain` or `Disabled`.
+    pub state: String,
+    /// How its API server answers; `null` for a directory of manifests.
+    #[serde(default)]
+    pub connection: Option<Connection>,
     /// How many programmed services have endpoints in it.
     pub services: usize,
     /// How many backends are in it.
     pub endpoints: usize,
     /// The first of its problems, if it has any.
     pub problem: Option<String>,
+}
+
+/// How a member cluster's API server answers. Endpoints that are known are used whatever it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Whether it does; `null`: it has not been asked yet.
+    pub connected: Option<bool>,
+    /// Whether everything that it has was read on the present connection.
+    pub synced: bool,
+    /// One word for programs: `Connected`, or why it is not.
+    pub reason: String,
+    /// A sentence for people where something is wrong.
+    pub message: Option<String>,
+    /// Since when it is or is not connected, RFC 3339, UTC.
+    pub since: String,
+    /// The server's version, once it is known.
+    pub version: Option<String>,
+    /// Whether Kanmon may write there what it writes; `null`: not known.
+    pub writable: Option<bool>,
 }
 
 /// Numbers of backends.

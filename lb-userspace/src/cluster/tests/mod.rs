@@ -1,11 +1,9 @@
-//! Directories of manifests, parsed and followed.
+//! The last good state, and what tests of all sources use.
 
 mod cache;
-mod manifests;
-mod watching;
 
 /// A Service that is a front.
-fn service(name: &str) -> String {
+pub(super) fn service(name: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{namespace: demo, name: {name}}}\n\
          spec: {{type: LoadBalancer, loadBalancerClass: kanmon.dev/xdp, ports: [{{port: 80}}]}}\n"
@@ -13,7 +11,7 @@ fn service(name: &str) -> String {
 }
 
 /// A MemberCluster.
-fn member(name: &str) -> String {
+pub(super) fn member(name: &str) -> String {
     format!(
         "apiVersion: kanmon.dev/v1alpha1\nkind: MemberCluster\nmetadata: {{name: {name}}}\n\
          spec: {{region: cn-{name}}}\n"

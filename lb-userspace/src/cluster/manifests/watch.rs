@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::LastGood;
 use super::Snapshot;
-use super::cache::LastGood;
 use super::directory;
 use super::tree::{self, Tree};
 use crate::desired::{Problem, Severity};
@@ -45,7 +45,7 @@ pub enum SourceError {
 }
 
 /// Follows a directory of manifests. The receiver holds what it says now, and each later state; it ends when
-/// the receiver is dropped. `last_good` is what [`super::load_last_good`] found: a directory that cannot be
+/// the receiver is dropped. `last_good` is what [`crate::cluster::load_last_good`] found: a directory that cannot be
 /// read begins with that.
 ///
 /// # Errors

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::LastGood;
 use super::Snapshot;
-use super::cache::LastGood;
 use super::directory::{Files, Reading};
 use super::manifest::{self, Object};
 use crate::desired::{ClusterObjects, GatewayObjects, Problem, Reason, Severity};
@@ -78,6 +78,7 @@ impl Tree {
             gateway: self.top.good.clone(),
             clusters: self.clusters.iter().map(|(name, node)| (name.clone(), node.good.clone())).collect(),
             problems: unreadable.into_iter().chain(problems.cloned()).collect(),
+            ..Snapshot::default()
         }
     }
 }

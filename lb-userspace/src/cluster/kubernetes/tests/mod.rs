@@ -1,0 +1,30 @@
+//! Connections to API servers that misbehave, and the whole source on them.
+
+mod fake;
+mod members;
+mod source;
+mod writing;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::link::Pace;
+
+const SERVICES: &str = "/api/v1/services";
+const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+const MEMBERS: &str = "/apis/kanmon.dev/v1alpha1/memberclusters";
+
+/// Nothing here takes longer, however slow the machine is.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Fast, so that tests are.
+fn pace() -> Pace {
+    let millis = Duration::from_millis;
+    Pace { interval: millis(50), retry: millis(50), timeout: millis(400) }
+}
+
+fn service(name: &str) -> Value {
+    json!({"metadata": {"namespace": "demo", "name": name, "uid": format!("uid-{name}")},
+        "spec": {"ports": [{"port": 80}]}})
+}

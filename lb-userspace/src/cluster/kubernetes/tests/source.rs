@@ -1,0 +1,221 @@
+//! The whole source: a gateway cluster with members in, snapshots out.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::super::watch_from;
+use super::fake::{FakeApi, Mode};
+use super::{MEMBERS, PATIENCE, SERVICES, pace, service};
+use crate::cluster::{LastGood, Snapshot};
+use crate::config::{GatewayAccess, KubernetesSettings};
+use crate::desired::{ClusterObjects, Desired};
+
+const SECRETS: &str = "/api/v1/namespaces/kanmon-system/secrets";
+const NODES: &str = "/api/v1/nodes";
+
+struct Source {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What the loop would tell back.
+    _desired: watch::Sender<Arc<Desired>>,
+}
+
+impl Source {
+    async fn on(api: &FakeApi, last_good: Option<LastGood>) -> Self {
+        let settings = KubernetesSettings {
+            access: GatewayAccess::InCluster,
+            member_selector: "".parse().unwrap(),
+            node_name: Some("gw-1".to_owned()),
+            secret_namespaces: vec!["kanmon-system".to_owned()],
+            secret_grace_period: Duration::from_secs(3600),
+            allow_insecure_members: false,
+        };
+        let (desired, merged) = watch::channel(Arc::default());
+        let first = watch_from(api.access(), settings, "set".to_owned(), last_good, merged, pace());
+        let snapshots = timeout(PATIENCE, first).await.expect("a first snapshot");
+        Self { snapshots, _desired: desired }
+    }
+
+    fn now(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+
+    async fn until(&mut self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let found = timeout(PATIENCE, self.snapshots.wait_for(|snapshot| wanted(snapshot)))
+            .await
+            .map(|snapshot| Arc::clone(&snapshot.expect("the source goes on")));
+        found.unwrap_or_else(|_| panic!("no {what}: {:?}", self.now()))
+    }
+}
+
+/// `cluster/service` of everything there is.
+fn contents(snapshot: &Snapshot) -> Vec<String> {
+    let clusters = snapshot.clusters.iter();
+    let named = clusters.flat_map(|(name, objects)| {
+        objects
+            .services
+            .iter()
+            .map(move |service| format!("{name}/{}", service.metadata.name.as_deref().unwrap()))
+    });
+    named.collect()
+}
+
+/// A MemberCluster that is the gateway cluster itself.
+fn local(name: &str, year: u16) -> Value {
+    json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "MemberCluster",
+        "metadata": {"name": name, "uid": name, "generation": 1,
+            "creationTimestamp": format!("{year}-01-01T00:00:00Z")},
+        "spec": {"source": {"local": {}}, "region": "r"}})
+}
+
+/// A remote secret for a server.
+fn secret(name: &str, server: &str) -> Value {
+    use k8s_openapi::ByteString;
+    let text = format!(
+        "contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: \"https://{server}\"}}}}]\nusers: [{{name: u, user: {{token: t}}}}]\n"
+    );
+    json!({"metadata": {"namespace": "kanmon-system", "name": format!("s-{name}"), "uid": "u",
+            "labels": {"kanmon.dev/member-cluster": "true"}},
+        "data": {name: ByteString(text.into_bytes())}})
+}
+
+/// A gateway cluster that is a member of its own, with a Service.
+async fn gateway() -> FakeApi {
+    let api = FakeApi::start().await;
+    api.put(MEMBERS, local("here", 2024));
+    api.put(SERVICES, service("web"));
+    api.put(NODES, json!({"metadata": {"name": "gw-1"}}));
+    api
+}
+
+fn known() -> LastGood {
+    let object = serde_json::from_value(service("old")).unwrap();
+    let objects = ClusterObjects { services: vec![object], ..ClusterObjects::default() };
+    let mut last_good = LastGood::default();
+    last_good.clusters.insert("here".to_owned(), Arc::new(objects));
+    last_good.gateway.members.push(serde_json::from_value(local("here", 2024)).unwrap());
+    last_good
+}
+
+#[tokio::test]
+async fn the_first_snapshot_has_everything_that_every_member_has() {
+    let api = gateway().await;
+    let labels = json!({"topology.kubernetes.io/region": "r", "topology.kubernetes.io/zone": "z"});
+    api.put(NODES, json!({"metadata": {"name": "gw-1", "labels": labels}}));
+    let source = Source::on(&api, None).await;
+    let snapshot = source.now();
+    assert_eq!(contents(&snapshot), ["here/web"]);
+    assert_eq!((snapshot.place.region.as_str(), snapshot.place.zone.as_str()), ("r", "z"));
+    let connection = &snapshot.connections["here"];
+    assert_eq!((connection.connected, connection.synced, connection.reason), (Some(true), true, "Connected"));
+    assert_eq!(snapshot.problems, []);
+}
+
+#[tokio::test]
+async fn changes_of_members_and_of_their_objects_become_snapshots() {
+    let api = gateway().await;
+    let mut source = Source::on(&api, None).await;
+    api.put(SERVICES, service("api"));
+    source.until("an addition", |snapshot| contents(snapshot) == ["here/api", "here/web"]).await;
+    let mut disabled = local("here", 2024);
+    disabled["spec"]["state"] = "Disabled".into();
+    api.put(MEMBERS, disabled);
+    let snapshot = source.until("the end", |snapshot| contents(snapshot).is_empty()).await;
+    assert_eq!(snapshot.connections["here"].reason, "Disabled");
+    api.put(MEMBERS, local("here", 2024));
+    source.until("the return", |snapshot| contents(snapshot).len() == 2).await;
+    api.remove(MEMBERS, "here");
+    source.until("the end", |snapshot| snapshot.clusters.is_empty() && snapshot.connections.is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_was_known_is_served_while_the_gateway_cluster_is_away_from_the_start() {
+    let mut api = gateway().await;
+    api.stop();
+    let mut source = Source::on(&api, Some(known())).await;
+    assert_eq!(contents(&source.now()), ["here/old"]);
+    let told =
+        |snapshot: &Snapshot| snapshot.problems.iter().any(|problem| problem.object == "gateway cluster");
+    let snapshot = source.until("word of it", told).await;
+    assert_eq!(contents(&snapshot), ["here/old"]);
+    api.restart().await;
+    let snapshot = source.until("what is so now", |snapshot| contents(snapshot) == ["here/web"]).await;
+    assert_eq!(snapshot.gateway.members.len(), 1);
+}
+
+#[tokio::test]
+async fn a_gateway_cluster_that_goes_away_takes_nothing_with_it() {
+    let mut api = gateway().await;
+    let mut source = Source::on(&api, None).await;
+    api.stop();
+    let lost = |snapshot: &Snapshot| snapshot.connections["here"].connected == Some(false);
+    let snapshot = source.until("the loss", lost).await;
+    assert_eq!(
+        (contents(&snapshot), snapshot.connections["here"].reason),
+        (vec!["here/web".to_owned()], "Unreachable")
+    );
+    let told: BTreeSet<&str> = snapshot.problems.iter().map(|problem| problem.object.as_str()).collect();
+    assert!(told.contains("MemberCluster here"), "{told:?}");
+    api.put(SERVICES, service("later"));
+    api.restart().await;
+    source.until("recovery", |snapshot| contents(snapshot).len() == 2 && snapshot.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_member_that_never_answers_delays_nobody_but_the_first_snapshot() {
+    let api = gateway().await;
+    let deaf = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    api.put(SECRETS, secret("deaf", &deaf.local_addr().unwrap().to_string()));
+    let mut source = Source::on(&api, None).await;
+    let snapshot = source.now();
+    assert_eq!(contents(&snapshot), ["here/web"]);
+    assert_eq!(snapshot.connections["deaf"].reason, "Timeout");
+    assert_eq!(snapshot.gateway.members.len(), 2, "the Secret alone is a member");
+    api.put(SERVICES, service("api"));
+    source.until("an addition", |snapshot| contents(snapshot).len() == 2).await;
+}
+
+#[tokio::test]
+async fn a_refused_secret_is_a_problem_that_names_it() {
+    let api = gateway().await;
+    let mut bad = secret("bad", "x");
+    bad["data"] = json!({"bad": "YQ=="});
+    api.put(SECRETS, bad);
+    let source = Source::on(&api, None).await;
+    let snapshot = source.now();
+    assert_eq!(snapshot.problems.len(), 1, "{:?}", snapshot.problems);
+    assert_eq!(snapshot.problems[0].object, "Secret kanmon-system/s-bad");
+    assert_eq!(contents(&snapshot), ["here/web"]);
+}
+
+#[tokio::test]
+async fn one_cluster_registered_twice_is_read_once_and_by_the_other_name_when_the_first_is_removed() {
+    let api = gateway().await;
+    api.put(MEMBERS, local("again", 2025));
+    let mut source = Source::on(&api, None).await;
+    let alone = |snapshot: &Snapshot| contents(snapshot) == ["here/web"] && !snapshot.problems.is_empty();
+    let snapshot = source.until("one of them", alone).await;
+    assert_eq!(snapshot.problems[0].object, "MemberCluster again");
+    api.remove(MEMBERS, "here");
+    source.until("the other", |snapshot| contents(snapshot) == ["again/web"]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_cluster_without_our_kinds_says_how_to_install_them() {
+    let api = gateway().await;
+    api.answer(Mode::RefuseKind("kanmon.dev", 404));
+    let mut source = Source::on(&api, None).await;
+    let snapshot = source.now();
+    assert!(snapshot.clusters.is_empty());
+    let said =
+        snapshot.problems.iter().any(|problem| problem.message.contains("kanmon crds | kubectl apply"));
+    assert!(said, "{:?}", snapshot.problems);
+    api.answer(Mode::Serve);
+    source.until("the member", |snapshot| contents(snapshot) == ["here/web"]).await;
+}

@@ -1,0 +1,6 @@
+//! Directories of manifests, parsed and followed.
+
+mod manifests;
+mod watching;
+
+use super::super::tests::{member, service};
