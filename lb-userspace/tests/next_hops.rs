@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Write as _;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
@@ -362,34 +361,5 @@ fn interfaces_and_addresses_of_the_node_are_known_and_followed() {
         run("ip addr add 203.0.113.5/32 dev lo");
         let added = local.wait_for(|all| all.iter().any(|address| address.address == ip("203.0.113.5")));
         timeout(LIMIT, added).await.expect("in time").expect("the watcher runs");
-    });
-}
-
-#[test]
-fn a_vlan_device_leads_out_of_its_parent_with_a_tag() {
-    let network = Network::new();
-    let probe = || Command::new("ip").args("link add v0 link r0 type vlan id 7".split(' ')).output();
-    let vlans = network.on_router(|| probe().expect("started").status.success());
-    if !vlans {
-        // The kernel has no 8021q: the tags themselves are tested in network::links.
-        writeln!(std::io::stderr(), "this kernel has no VLAN devices; only the pure part is tested")
-            .expect("stderr");
-        return;
-    }
-    network.on_router(|| {
-        run("ip link set v0 up");
-        run("ip addr add 192.168.7.1/24 dev v0");
-    });
-    network.test(|| async {
-        run("ip link add v0 link eth0 type vlan id 7");
-        run("ip link set v0 up");
-        run("ip addr add 192.168.7.10/24 dev v0");
-        let eth0 = ifindex("eth0").await;
-        let watcher = NetworkWatcher::start(&[eth0]).await.expect("started");
-        watcher.set_addresses(addresses(&["192.168.7.1"]));
-        let resolved = |all: &NextHops| mac_to(all, "192.168.7.1") == Some(ROUTER_MAC);
-        let all = wait(&mut watcher.next_hops(), "resolved", resolved).await;
-        let next_hop = all[&ip("192.168.7.1")].clone().expect("resolved");
-        assert_eq!((next_hop.ifindex, next_hop.vlan), (eth0, vec![[0, 7]]));
     });
 }
