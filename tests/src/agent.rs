@@ -81,6 +81,36 @@ impl Backend {
     }
 }
 
+/// A member cluster as `kanmon status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its region, where it is known.
+    pub region: Option<String>,
+    /// `Active`, `Drain` or `Disabled`.
+    pub state: String,
+    /// How its API server answers; none for a directory of manifests.
+    pub connection: Option<Connection>,
+    /// How many backends are in it.
+    pub endpoints: usize,
+}
+
+/// How a member cluster's API server answers.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Connection {
+    /// Whether it does; none: it has not been asked yet.
+    pub connected: Option<bool>,
+    /// Whether everything in it was read on the present connection.
+    pub synced: bool,
+    /// `Connected`, or one word for why it is not.
+    pub reason: String,
+    /// A sentence where something is wrong.
+    pub message: Option<String>,
+    /// Since when it is or is not connected, RFC 3339, UTC.
+    pub since: String,
+}
+
 /// Something that `kanmon status` says is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Problem {
@@ -122,9 +152,7 @@ impl Bed {
     /// When it is not built, ends at once, or is not ready in time; its last words are in the error.
     pub fn start_agent(&self, options: AgentOptions) -> Result<Agent> {
         let wait = options.wait;
-        let process = self.run().spawn("kanmon", self.agent_command(options)?)?;
-        let mut agent =
-            Agent { process, program: program("kanmon")?, socket: self.socket(), _run: self.run().clone() };
+        let mut agent = Agent::start(self.run(), "kanmon", self.agent_command(options)?, self.socket())?;
         if wait {
             agent.wait_ready(START)?;
             agent.wait_for_pods(&self.ready_pods(), START)?;
@@ -181,6 +209,15 @@ impl Bed {
 }
 
 impl Agent {
+    /// Starts an agent by a command that says `kanmon run` and `socket`. Its log is called `name`.
+    ///
+    /// # Errors
+    /// When it is not built or cannot be started.
+    pub fn start(run: &Arc<RunDir>, name: &str, command: Command, socket: PathBuf) -> Result<Agent> {
+        let process = run.spawn(name, command)?;
+        Ok(Agent { process, program: program("kanmon")?, socket, _run: run.clone() })
+    }
+
     /// Its process: to signal, to kill, to read its log.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -205,6 +242,14 @@ impl Agent {
     /// When the agent does not answer.
     pub fn problems(&self) -> Result<Vec<Problem>> {
         Ok(serde_json::from_value(self.status()?["problems"].take())?)
+    }
+
+    /// The member clusters of `kanmon status`.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn members(&self) -> Result<Vec<Member>> {
+        Ok(serde_json::from_value(self.status()?["clusters"].take())?)
     }
 
     /// The packet program's counters, by name.

@@ -10,6 +10,7 @@
 //! - [`demo`]: what `cargo xtask demo` shows;
 //! - [`kube`]: real Kubernetes control planes on that network, and their faults;
 //! - [`kubelet`]: the pods of a real Kubernetes control plane as processes in namespaces;
+//! - [`stage`]: such clusters with pods, registered with agents as a user registers them;
 //! - [`kernel_run`]: the packet program in the kernel, on frames from memory;
 //! - [`wire`]: frames of our own making on a link of the bed;
 //! - [`scenario`]: what scenario tests share.
@@ -36,5 +37,6 @@ pub mod kube;
 pub mod kubelet;
 pub mod netns;
 pub mod scenario;
+pub mod stage;
 pub mod topology;
 pub mod wire;

@@ -38,12 +38,14 @@ use anyhow::{Context, Result};
 use crate::topology::{Bed, Options};
 
 pub use cluster::KubeCluster;
+pub(crate) use programs::assets;
 pub use wait::{in_namespace, poll};
 
 /// What a bed with Kubernetes should look like.
 #[derive(Clone, Debug)]
 pub struct KubeOptions {
-    /// The clusters that get a control plane: of `gateway`, `hangzhou` and `shanghai`.
+    /// The clusters that get a control plane: of `gateway`, `hangzhou` and `shanghai`, and `beijing`, which
+    /// joins the network for it.
     pub clusters: Vec<&'static str>,
     /// The gateway reaches the clusters through `eth1` instead of `eth0`.
     pub two_armed: bool,
@@ -72,6 +74,9 @@ impl KubeBed {
     /// ready; the error holds the end of its log.
     pub fn start(options: KubeOptions) -> Result<KubeBed> {
         let bed = Bed::s1(Options { two_armed: options.two_armed, pods: 0 })?;
+        if options.clusters.contains(&"beijing") {
+            bed.join_third_cluster()?;
+        }
         let places = options
             .clusters
             .iter()

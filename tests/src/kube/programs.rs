@@ -23,18 +23,26 @@ pub(super) const API_PORT: u16 = 6443;
 pub(super) const ETCD_PORT: u16 = 2379;
 const ETCD_PEER_PORT: u16 = 2380;
 
+/// The directory with Kubernetes' programs.
+///
+/// # Errors
+/// When the environment does not name it.
+pub(crate) fn assets() -> Result<PathBuf> {
+    env::var_os(ASSETS).map(PathBuf::from).with_context(|| {
+        format!(
+            "{ASSETS} is not set: it names the directory with Kubernetes' programs. \
+             `cargo xtask setup` builds them, `cargo xtask test` and `cargo xtask demo --kubernetes` set it"
+        )
+    })
+}
+
 /// A command in a namespace for one of Kubernetes' programs. Of the environment it gets the path alone: a
 /// proxy or a kubeconfig of the user's has no business in the bed.
 ///
 /// # Errors
 /// When the program is not where the environment says it is.
 pub(super) fn command(ns: &Netns, name: &str) -> Result<Command> {
-    let dir = env::var_os(ASSETS).map(PathBuf::from).with_context(|| {
-        format!(
-            "{ASSETS} is not set: it names the directory with Kubernetes' programs. \
-             `cargo xtask setup` builds them, `cargo xtask test` and `cargo xtask demo --kubernetes` set it"
-        )
-    })?;
+    let dir = assets()?;
     let program = dir.join(name);
     ensure!(
         program.is_file(),

@@ -66,6 +66,10 @@ impl Cluster {
         self.plan.name
     }
 
+    pub(super) fn plan(&self) -> ClusterPlan {
+        self.plan
+    }
+
     pub(super) fn node(&self) -> &Netns {
         &self.node
     }

@@ -14,12 +14,17 @@
 //! and fd00:10:1::/48) and attaches control planes to `cen`, each in a namespace of its own:
 //! 20.0.1.10 and fd00:20:0:1::10 for `hangzhou`, 21.0.1.10 for `shanghai`, 192.168.2.10 for `gateway`.
 //!
+//! A third cluster, `beijing`, may join (22.0.0.10, pods 10.2.0.0/16), and each member cluster may have a
+//! gateway of its own: 192.168.11.10 with the VIPs 192.168.101.0/24 and fd00:101::/64 for `hangzhou`, 12 and
+//! 102 for `shanghai`.
+//!
 //! `cen` joins the networks and routes the VIPs, 192.168.100.0/24 and fd00:100::/64, to the gateway. The
 //! gateway's link is `eth0`; with [`Options::two_armed`] the clusters are behind a second one, `eth1`
 //! (192.168.1.10, fd00:c0a8:1::10).
 
 mod cluster;
 mod control_plane;
+mod gateway;
 mod manifests;
 mod plan;
 
@@ -34,7 +39,7 @@ use ipnet::IpNet;
 
 use self::{
     cluster::Cluster,
-    plan::{CLIENT_ADDRESSES, CLUSTERS, CONTROL_PLANES, HOST, ROUTER, vips},
+    plan::{CLIENT_ADDRESSES, CLUSTERS, CONTROL_PLANES, HOST, ROUTER, THIRD, vips},
 };
 use crate::{
     client::Client,
@@ -42,6 +47,7 @@ use crate::{
 };
 
 pub use control_plane::ControlPlane;
+pub use gateway::Gateway;
 pub use manifests::{Condition, Listed, Manifests};
 pub use plan::{Dual, ECHO_PORT, HTTP_PORT, POD_PORT, Pod, VIP};
 pub(crate) use plan::{Segment, everywhere, mac};
@@ -178,6 +184,25 @@ impl Bed {
         let plan = CONTROL_PLANES.into_iter().find(|plan| plan.cluster == cluster);
         let plan = plan.with_context(|| format!("the bed has no cluster {cluster}"))?;
         ControlPlane::attach(&self.run, &self.cen, plan)
+    }
+
+    /// Joins the third cluster, `beijing`, to the network, without pods.
+    ///
+    /// # Errors
+    /// When it has joined before.
+    pub fn join_third_cluster(&self) -> Result<()> {
+        let cluster = Cluster::join(&self.run, &self.cen, THIRD)?;
+        self.clusters().push(cluster);
+        Ok(())
+    }
+
+    /// Makes a member cluster's own gateway, beside the bed's.
+    ///
+    /// # Errors
+    /// When there is no such cluster or it has one already.
+    pub fn attach_gateway(&self, cluster: &str) -> Result<Gateway> {
+        let plan = self.with_cluster(cluster, |cluster| Ok(cluster.plan()))?;
+        Gateway::attach(&self.run, &self.cen, plan)
     }
 
     /// The namespace of a pod.

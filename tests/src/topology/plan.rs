@@ -90,6 +90,24 @@ impl Segment {
         v6: Ipv6Addr::new(0xfd00, 0xc0a8, 2, 0, 0, 0, 0, 0),
     };
 
+    /// The vSwitch of a member cluster's own gateway: 192.168.11.0/24 for cluster 0.
+    pub(super) const fn gateway_of(cluster: u8) -> Segment {
+        Segment {
+            v4: Ipv4Addr::new(192, 168, 11 + cluster, 0),
+            v4_len: 24,
+            v6: Ipv6Addr::new(0xfd00, 0xc0a8, 0x11 + cluster as u16, 0, 0, 0, 0, 0),
+        }
+    }
+
+    /// The VIPs that are routed to it: 192.168.101.0/24 for cluster 0.
+    pub(super) const fn vips_of(cluster: u8) -> Segment {
+        Segment {
+            v4: Ipv4Addr::new(192, 168, 101 + cluster, 0),
+            v4_len: 24,
+            v6: Ipv6Addr::new(0xfd00, 0x101 + cluster as u16, 0, 0, 0, 0, 0, 0),
+        }
+    }
+
     /// A pod and its node.
     pub(super) const fn pod(cluster: u8, pod: u8) -> Segment {
         Segment {
@@ -132,6 +150,9 @@ pub(super) const CLUSTERS: [ClusterPlan; 2] = [
     ClusterPlan { name: "shanghai", number: 1, region: "cn-shanghai" },
 ];
 
+/// A cluster that joins a bed later, where somebody wants a third one.
+pub(super) const THIRD: ClusterPlan = ClusterPlan { name: "beijing", number: 2, region: "cn-beijing" };
+
 /// A member cluster: its name, its number in the addresses, its region.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClusterPlan {
@@ -167,10 +188,11 @@ pub(super) struct ControlPlanePlan {
 }
 
 /// The control planes: the members', and that of the cluster the gateway is in.
-pub(super) const CONTROL_PLANES: [ControlPlanePlan; 3] = [
+pub(super) const CONTROL_PLANES: [ControlPlanePlan; 4] = [
     ControlPlanePlan { cluster: "hangzhou", number: 0, segment: Segment::control_plane(0) },
     ControlPlanePlan { cluster: "shanghai", number: 1, segment: Segment::control_plane(1) },
     ControlPlanePlan { cluster: "gateway", number: 2, segment: Segment::GATEWAY_CONTROL_PLANE },
+    ControlPlanePlan { cluster: THIRD.name, number: 3, segment: Segment::control_plane(THIRD.number) },
 ];
 
 impl ControlPlanePlan {
@@ -258,6 +280,9 @@ mod tests {
         assert_eq!(nets(CLUSTERS[0].control_plane().nets()), ["20.0.1.0/24", "fd00:20:0:1::/64"]);
         assert_eq!(nets(CONTROL_PLANES[1].services()), ["172.17.0.0/16", "fd00:172:17::/112"]);
         assert_eq!(nets(CONTROL_PLANES[2].segment.interface(10)), ["192.168.2.10/24", "fd00:c0a8:2::10/64"]);
+        assert_eq!(nets(THIRD.control_plane().nets()), ["22.0.1.0/24", "fd00:22:0:1::/64"]);
+        assert_eq!(nets(Segment::gateway_of(0).interface(10)), ["192.168.11.10/24", "fd00:c0a8:11::10/64"]);
+        assert_eq!(nets(Segment::vips_of(1).nets()), ["192.168.102.0/24", "fd00:102::/64"]);
         assert_eq!(nets(vips()), ["192.168.100.0/24", "fd00:100::/64"]);
         assert_eq!(nets(Segment::CLIENT.interface(1)), ["198.51.100.1/24", "2001:db8:c::1/64"]);
     }

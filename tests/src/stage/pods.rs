@@ -1,0 +1,106 @@
+//! The pods of an app as their clusters know them, and waiting for agents that use exactly these.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, api::ListParams};
+
+use super::{App, KubeStage};
+use crate::agent::Agent;
+
+/// How long controllers, kubelets and agents may take: generous, for a machine that is busy compiling.
+pub const SOON: Duration = Duration::from_secs(90);
+
+/// A ready pod that is not being deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppPod {
+    /// Its name.
+    pub name: String,
+    /// Its cluster.
+    pub cluster: String,
+    /// Its uid: [`crate::kubelet::pod_namespace`] takes it.
+    pub uid: String,
+    /// IPv4, then IPv6.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl KubeStage {
+    /// Waits until a cluster has exactly `count` pods of an app, all of them ready; those that are being
+    /// deleted don't count.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub fn wait_for_pods(&self, cluster: &str, app: &App, count: usize) -> Result<Vec<AppPod>> {
+        let what = format!("{count} ready pods of {}", app.name);
+        self.kube(cluster)?
+            .wait_for(&what, SOON, async |client| {
+                let pods = live_pods(client, &app.name).await?;
+                let all = pods.len() == count && pods.iter().all(is_ready);
+                Ok(all.then(|| pods.iter().map(|pod| described(cluster, pod)).collect()))
+            })
+            .with_context(|| format!("the kubelets say: {}", self.kubelets_say()))
+    }
+
+    /// Waits until each of these clusters has so many ready pods of an app and the agent sends new flows to
+    /// exactly these, in both families. Returns the pods, in the order of the clusters.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_until_used(
+        &self,
+        agent: &mut Agent,
+        app: &App,
+        clusters: &[(&str, usize)],
+    ) -> Result<Vec<AppPod>> {
+        let mut pods = Vec::new();
+        for (cluster, count) in clusters {
+            pods.extend(self.wait_for_pods(cluster, app, *count)?);
+        }
+        wait_until_exactly(agent, app, &pods)?;
+        Ok(pods)
+    }
+}
+
+/// Waits until the agent sends new flows of an app to exactly these pods.
+///
+/// # Errors
+/// When it does not in time.
+pub fn wait_until_exactly(agent: &mut Agent, app: &App, pods: &[AppPod]) -> Result<()> {
+    let wanted: BTreeSet<(String, IpAddr)> = pods
+        .iter()
+        .flat_map(|pod| pod.addresses.iter().map(|address| (pod.cluster.clone(), *address)))
+        .collect();
+    let names: Vec<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+    agent.wait_until(&format!("using exactly {names:?} for {}", app.service()), SOON, |agent| {
+        let used: BTreeSet<(String, IpAddr)> = agent
+            .backends()?
+            .into_iter()
+            .filter(|row| row.service == app.service() && row.usable && row.healthy == Some(true))
+            .map(|row| (row.cluster, row.address))
+            .collect();
+        Ok(used == wanted)
+    })
+}
+
+async fn live_pods(client: Client, app: &str) -> Result<Vec<Pod>> {
+    let of_app = ListParams::default().labels(&format!("app={app}"));
+    let mut pods = Api::<Pod>::namespaced(client, "demo").list(&of_app).await?.items;
+    pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+    Ok(pods)
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn described(cluster: &str, pod: &Pod) -> AppPod {
+    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+    AppPod {
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        cluster: cluster.to_owned(),
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        addresses: ips.filter_map(|ip| ip.ip.parse().ok()).collect(),
+    }
+}
