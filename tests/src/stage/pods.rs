@@ -35,7 +35,8 @@ impl KubeStage {
         let what = format!("{count} ready pods of {}", app.name);
         self.kube(cluster)?
             .wait_for(&what, SOON, async |client| {
-                let pods = live_pods(client, &app.name).await?;
+                let mut pods = pods(client, &app.name).await?;
+                pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
                 let all = pods.len() == count && pods.iter().all(is_ready);
                 Ok(all.then(|| pods.iter().map(|pod| described(cluster, pod)).collect()))
             })
@@ -60,6 +61,19 @@ impl KubeStage {
         wait_until_exactly(agent, app, &pods)?;
         Ok(pods)
     }
+
+    /// Waits until no pod of an app is on its way out in a cluster: all that was deleted has drained and ended.
+    ///
+    /// # Errors
+    /// When one is then still there.
+    pub fn wait_until_ended(&self, cluster: &str, app: &App) -> Result<()> {
+        let what = format!("the deleted pods of {} have ended", app.name);
+        self.kube(cluster)?.wait_for(&what, SOON, async |client| {
+            let mut pods = pods(client, &app.name).await?;
+            pods.retain(|pod| pod.metadata.deletion_timestamp.is_some());
+            Ok(pods.is_empty().then_some(()))
+        })
+    }
 }
 
 /// Waits until the agent sends new flows of an app to exactly these pods.
@@ -83,11 +97,9 @@ pub fn wait_until_exactly(agent: &mut Agent, app: &App, pods: &[AppPod]) -> Resu
     })
 }
 
-async fn live_pods(client: Client, app: &str) -> Result<Vec<Pod>> {
+async fn pods(client: Client, app: &str) -> Result<Vec<Pod>> {
     let of_app = ListParams::default().labels(&format!("app={app}"));
-    let mut pods = Api::<Pod>::namespaced(client, "demo").list(&of_app).await?.items;
-    pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
-    Ok(pods)
+    Ok(Api::<Pod>::namespaced(client, "demo").list(&of_app).await?.items)
 }
 
 fn is_ready(pod: &Pod) -> bool {
