@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::desired::{ClusterObjects, GatewayObjects, Place, Problem};
+use crate::desired::{ClusterObjects, GatewayObjects, Place, Problem, Severity};
 
 pub use cache::{CacheError, LastGood, load_last_good, store_last_good};
 pub use manifests::{Manifest, ManifestError, Object, parse};
@@ -49,4 +49,20 @@ pub struct Connection {
     pub version: String,
     /// Whether what Kanmon writes there may be written; `None`: not known.
     pub writable: Option<bool>,
+}
+
+/// Says each problem once when it appears and once when it is gone.
+fn log_changes(before: &[Problem], now: &[Problem]) {
+    for problem in now.iter().filter(|problem| !before.contains(problem)) {
+        match problem.severity {
+            Severity::Error => tracing::error!("{problem}"),
+            Severity::Warning => tracing::warn!("{problem}"),
+        }
+    }
+    for problem in before {
+        let still = |other: &Problem| (&other.cluster, &other.object) == (&problem.cluster, &problem.object);
+        if !now.iter().any(still) {
+            tracing::info!("{} is good again", problem.object);
+        }
+    }
 }

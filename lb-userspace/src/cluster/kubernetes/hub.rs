@@ -17,7 +17,7 @@ use super::member::{Member, Order, View};
 use super::outbox::Outbox;
 use super::registry::{Facts, Outcome, Registry, Standing};
 use super::report;
-use crate::cluster::{Connection, LastGood, Snapshot};
+use crate::cluster::{Connection, LastGood, Snapshot, log_changes};
 use crate::desired::{ClusterObjects, Desired, GatewayObjects, MemberCluster, MemberState, Problem};
 
 /// How long the first snapshot waits for members that are new to this gateway. What is known from before is
@@ -38,6 +38,8 @@ pub(super) struct Hub {
     objects: BTreeMap<String, Arc<ClusterObjects>>,
     /// What the gateway cluster said when it was last read.
     known: GatewayObjects,
+    /// Whether there were MemberClusters before this agent started.
+    had_members: bool,
     /// Who each member is, also while it does not answer.
     identities: BTreeMap<String, String>,
     snapshot: Arc<Snapshot>,
@@ -62,6 +64,7 @@ impl Hub {
             outbox,
             members: BTreeMap::new(),
             objects: last_good.clusters,
+            had_members: !last_good.gateway.members.is_empty(),
             known: last_good.gateway,
             identities: BTreeMap::new(),
             snapshot: Arc::default(),
@@ -152,7 +155,7 @@ impl Hub {
             self.known.services.clone_from(services);
         }
         // Where the kind is unknown there are no members but those of Secrets; unless there were some before.
-        gateway.members.is_some() || (gateway.lacks_crds && self.known.members.is_empty())
+        gateway.members.is_some() || (gateway.lacks_crds && !self.had_members)
     }
 
     fn views(&mut self) -> BTreeMap<String, View> {
@@ -224,6 +227,7 @@ impl Hub {
             })
             .collect();
         report::log_connections(before, &connections);
+        log_changes(&self.snapshot.problems, &problems);
         self.snapshot = Arc::new(Snapshot {
             gateway: self.known.clone(),
             clusters: self.objects.clone(),

@@ -12,7 +12,7 @@ mod tests;
 mod tree;
 mod watch;
 
-use super::{LastGood, Snapshot};
+use super::{LastGood, Snapshot, log_changes};
 
 pub use manifest::{Manifest, ManifestError, Object, parse};
 pub use watch::{SourceError, watch};

@@ -11,11 +11,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::LastGood;
 use super::Snapshot;
 use super::directory;
 use super::tree::{self, Tree};
-use crate::desired::{Problem, Severity};
+use super::{LastGood, log_changes};
 
 /// This long without an event means that whoever writes has finished.
 const QUIET: Duration = Duration::from_millis(100);
@@ -121,22 +120,6 @@ async fn settle(changed: &mut mpsc::Receiver<()>) {
         tokio::select! {
             () = sleep_until(deadline) => return,
             event = timeout(QUIET, changed.recv()) => if event.is_err() { return },
-        }
-    }
-}
-
-/// Says each problem once when it appears and once when it is gone.
-fn log_changes(before: &[Problem], now: &[Problem]) {
-    for problem in now.iter().filter(|problem| !before.contains(problem)) {
-        match problem.severity {
-            Severity::Error => tracing::error!("{problem}"),
-            Severity::Warning => tracing::warn!("{problem}"),
-        }
-    }
-    for problem in before {
-        let still = |other: &Problem| (&other.cluster, &other.object) == (&problem.cluster, &problem.object);
-        if !now.iter().any(still) {
-            tracing::info!("{} is good again", problem.object);
         }
     }
 }

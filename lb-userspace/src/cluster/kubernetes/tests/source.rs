@@ -219,3 +219,18 @@ async fn a_gateway_cluster_without_our_kinds_says_how_to_install_them() {
     api.answer(Mode::Serve);
     source.until("the member", |snapshot| contents(snapshot) == ["here/web"]).await;
 }
+
+#[tokio::test]
+async fn a_secret_alone_stays_a_member_where_our_kinds_are_not_installed() {
+    let api = gateway().await;
+    api.answer(Mode::RefuseKind("kanmon.dev/v1alpha1", 404));
+    let deaf = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    api.put(SECRETS, secret("deaf", &deaf.local_addr().unwrap().to_string()));
+    let mut source = Source::on(&api, None).await;
+    let is_member = |snapshot: &Snapshot| snapshot.connections.contains_key("deaf");
+    assert!(is_member(&source.now()));
+    api.put(SECRETS, secret("other", "127.0.0.1:1"));
+    let both = |snapshot: &Snapshot| snapshot.connections.len() == 2;
+    let snapshot = source.until("another member", both).await;
+    assert!(is_member(&snapshot));
+}
