@@ -13,7 +13,8 @@
 //! - [`stage`]: such clusters with pods, registered with agents as a user registers them;
 //! - [`kernel_run`]: the packet program in the kernel, on frames from memory;
 //! - [`wire`]: frames of our own making on a link of the bed;
-//! - [`scenario`]: what scenario tests share.
+//! - [`scenario`]: what scenario tests share;
+//! - [`scene`]: an app in two member clusters, for tests of what the agent does when something fails.
 //!
 //! A test reads like this:
 //!
@@ -37,6 +38,7 @@ pub mod kube;
 pub mod kubelet;
 pub mod netns;
 pub mod scenario;
+pub mod scene;
 pub mod stage;
 pub mod topology;
 pub mod wire;
