@@ -61,12 +61,14 @@ fn an_api_server_takes_the_resources_that_kanmon_prints_and_refuses_what_makes_n
     });
 
     let secret = "kubeconfigSecretRef: {namespace: kanmon-system, name: s, key: gke_x}";
+    let too_many = (0..65).map(|n| format!("10.{n}.0.0/16")).collect::<Vec<_>>().join(", ");
     for (kind, spec, expected) in [
         ("MemberCluster", "{region: r}".to_owned(), "source is required"),
         ("MemberCluster", "{source: {}}".to_owned(), "exactly one of kubeconfigSecretRef and local"),
         ("MemberCluster", format!("{{source: {{local: {{}}, {secret}}}}}"), "exactly one of"),
         ("MemberCluster", "{source: {local: {}}, state: Gone}".to_owned(), "Unsupported value"),
         ("MemberCluster", "{source: {local: {}}, podCIDRs: [10.0.0.0/33]}".to_owned(), "must be a network"),
+        ("MemberCluster", format!("{{source: {{local: {{}}}}, podCIDRs: [{too_many}]}}"), "at most 64 items"),
         ("AddressPool", "{cidrs: [192.168.100.0]}".to_owned(), "must be a network"),
         ("AddressPool", "{cidrs: []}".to_owned(), "at least 1 items"),
     ] {
