@@ -1,5 +1,7 @@
 //! What continuous integration runs: style, documentation, tests, demo.
 
+use std::ffi::OsString;
+
 use anyhow::Result;
 
 use crate::setup::{self, Need};
@@ -44,8 +46,11 @@ pub(crate) fn everything() -> Result<bool> {
     check("tests", report.and_then(|report| report.verdict()));
 
     heading("demo");
-    let demo = build::host().and_then(|()| run::demo_command());
-    check("demo", demo.and_then(|mut demo| build::run(demo.arg("--quiet"), "the demo")));
+    check("build for the demo", build::host());
+    for (name, args) in [("demo", &["--quiet"][..]), ("demo with Kubernetes", &["--kubernetes", "--quiet"])] {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        check(name, run::demo_command(&args).and_then(|mut demo| build::run(&mut demo, name)));
+    }
 
     let good = failed.is_empty();
     println!(

@@ -29,6 +29,14 @@ pub(crate) fn agent(args: &[OsString]) -> Result<()> {
 /// Something can't be built, or there is no way to root. Returns only then.
 pub(crate) fn demo(args: &[OsString]) -> Result<()> {
     everything()?;
+    become_it(&mut demo_command(args)?)
+}
+
+/// The demo with its arguments, and with Kubernetes' binaries where they ask for it.
+///
+/// # Errors
+/// The binaries can't be built, or there is no way to root.
+pub(crate) fn demo_command(args: &[OsString]) -> Result<Command> {
     let mut environment = passed_environment();
     if args.iter().any(|arg| arg == "--kubernetes") {
         match kubernetes::provide()? {
@@ -36,20 +44,11 @@ pub(crate) fn demo(args: &[OsString]) -> Result<()> {
             Provided::NoGo(why) => bail!("the demo with Kubernetes needs its binaries: {why}"),
         }
     }
-    become_it(demo_with(&environment)?.args(args))
-}
-
-/// The demo, to be given its arguments.
-///
-/// # Errors
-/// There is no way to root.
-pub(crate) fn demo_command() -> Result<Command> {
-    demo_with(&passed_environment())
-}
-
-fn demo_with(environment: &[(OsString, OsString)]) -> Result<Command> {
     let demo = workspace::target_dir().join("release/kanmon-demo");
-    Privilege::detect().command(&demo, environment, "the demo (it makes network namespaces)")
+    let mut command =
+        Privilege::detect().command(&demo, &environment, "the demo (it makes network namespaces)")?;
+    command.args(args);
+    Ok(command)
 }
 
 /// Gets the tools that are missing, and builds all there is to build, in order to run it.

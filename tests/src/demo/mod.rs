@@ -1,11 +1,13 @@
-//! What `cargo xtask demo` shows: nine steps on story S1's network, each with a verdict.
+//! What `cargo xtask demo` shows: nine steps on story S1's network, each with a verdict; and what it shows with
+//! `--kubernetes`, on real clusters (`kubernetes/`).
 //!
-//! A step is a function of the stage (`stage.rs`); the list of them is `STEPS`. `ok` judges what was delivered;
-//! times are reported beside their goal.
+//! A step is a function of the stage (`stage.rs`, `kubernetes/stage.rs`); the lists of them are `STEPS`. `ok`
+//! judges what was delivered; times are reported beside their goal.
 
 mod consistency;
 mod faults;
 mod inspect;
+mod kubernetes;
 mod report;
 mod screen;
 mod spread;
@@ -17,15 +19,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use self::{
+    kubernetes::Clusters,
     report::{Report, StepReport},
     screen::Screen,
     stage::Stage,
 };
 use crate::{
-    agent::AgentOptions,
+    agent::{Agent, AgentOptions},
     netns::{clean_on_signals, exit_code_after_signal},
     topology::{Bed, HTTP_PORT, Options, VIP},
 };
@@ -34,6 +37,9 @@ use crate::{
 #[derive(Debug, clap::Parser)]
 #[command(name = "cargo xtask demo", bin_name = "cargo xtask demo")]
 pub struct Args {
+    /// Show real Kubernetes clusters instead: members, services and endpoints come from their API servers.
+    #[arg(long)]
+    kubernetes: bool,
     /// Write what happened as JSON to this file.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -52,16 +58,31 @@ pub struct Args {
 }
 
 /// A step of the demo.
-struct Step {
+struct Step<S> {
     name: &'static str,
     /// What happens, for the person who watches.
     story: &'static str,
     /// Whether it runs without `--all`.
     plain: bool,
-    run: fn(&mut Stage) -> Result<StepReport>,
+    run: fn(&mut S) -> Result<StepReport>,
 }
 
-const STEPS: [Step; 9] = [
+/// What a demo plays on.
+trait Show: Sized + 'static {
+    /// What happens on it, in this order.
+    const STEPS: &'static [Step<Self>];
+
+    /// Builds it, with an agent that works.
+    fn set_up(screen: Screen) -> Result<Self>;
+
+    /// The agent whose program is shown.
+    fn agent(&self) -> &Agent;
+
+    /// What a person can type to look around while everything runs.
+    fn commands(&self) -> String;
+}
+
+const STEPS: [Step<Stage>; 9] = [
     Step {
         name: "distribution",
         story: "1,000 clients connect to one address; pods of two clusters answer.",
@@ -114,7 +135,11 @@ const STEPS: [Step; 9] = [
 ];
 
 fn step_names() -> clap::builder::PossibleValuesParser {
-    STEPS.iter().map(|step| step.name).collect::<Vec<_>>().into()
+    names(&STEPS).chain(names(Clusters::STEPS)).collect::<Vec<_>>().into()
+}
+
+fn names<S>(steps: &[Step<S>]) -> impl Iterator<Item = &'static str> {
+    steps.iter().map(|step| step.name)
 }
 
 /// Runs the demo; says whether every step was ok.
@@ -122,11 +147,16 @@ fn step_names() -> clap::builder::PossibleValuesParser {
 /// # Errors
 /// When the network or the agent cannot be started, or the report cannot be written.
 pub fn run(args: &Args) -> Result<bool> {
+    if args.kubernetes { show::<Clusters>(args) } else { show::<Stage>(args) }
+}
+
+fn show<S: Show>(args: &Args) -> Result<bool> {
+    expect_own_steps::<S>(args)?;
     clean_on_signals()?;
     let begun = Instant::now();
     let screen = Screen::new(args.quiet);
     let mut report = Report::new()?;
-    let played = play(args, &screen, &mut report);
+    let played = play::<S>(args, screen, &mut report);
     report.close(begun.elapsed(), played.as_ref().err());
     if let Some(path) = &args.report {
         report.write(path)?;
@@ -139,15 +169,23 @@ pub fn run(args: &Args) -> Result<bool> {
     Ok(report.ok)
 }
 
-fn play(args: &Args, screen: &Screen, report: &mut Report) -> Result<Stage> {
-    let mut stage = set_up(screen)?;
-    report.attach = stage.agent.attach_mode()?;
-    screen.say(&format!(
-        "kanmon is attached ({}) to the gateway's eth0. A first request, by curl:",
-        report.attach
-    ));
-    screen.say(&first_request(&stage.bed));
-    for step in STEPS.iter().filter(|step| chosen(step, args)) {
+/// Refuses steps of the other show: asked for, they would not run.
+fn expect_own_steps<S: Show>(args: &Args) -> Result<()> {
+    for name in &args.only {
+        ensure!(
+            names(S::STEPS).any(|own| own == name),
+            "the step {name} is shown {} --kubernetes; here there are {}",
+            if args.kubernetes { "without" } else { "with" },
+            names(S::STEPS).collect::<Vec<_>>().join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn play<S: Show>(args: &Args, screen: Screen, report: &mut Report) -> Result<S> {
+    let mut stage = S::set_up(screen)?;
+    report.attach = stage.agent().attach_mode()?;
+    for step in S::STEPS.iter().filter(|step| chosen(step, args)) {
         screen.begin(step.name, step.story);
         let begun = Instant::now();
         let mut done =
@@ -159,18 +197,35 @@ fn play(args: &Args, screen: &Screen, report: &mut Report) -> Result<Stage> {
     Ok(stage)
 }
 
-fn chosen(step: &Step, args: &Args) -> bool {
+fn chosen<S>(step: &Step<S>, args: &Args) -> bool {
     if args.only.is_empty() { step.plain || args.all } else { args.only.iter().any(|name| name == step.name) }
 }
 
-fn set_up(screen: &Screen) -> Result<Stage> {
-    screen.say(
-        "Building the network: a client, a gateway, a CEN router, and two clusters, hangzhou and shanghai, \
-         of three pods each. Everything is in network namespaces.",
-    );
-    let bed = Bed::s1(Options::default()).context("cannot build the network")?;
-    let agent = bed.start_agent(AgentOptions::default()).context("cannot start the agent")?;
-    Ok(Stage::new(bed, agent, *screen))
+impl Show for Stage {
+    const STEPS: &'static [Step<Stage>] = &STEPS;
+
+    fn set_up(screen: Screen) -> Result<Stage> {
+        screen.say(
+            "Building the network: a client, a gateway, a CEN router, and two clusters, hangzhou and shanghai, \
+             of three pods each. Everything is in network namespaces.",
+        );
+        let bed = Bed::s1(Options::default()).context("cannot build the network")?;
+        let agent = bed.start_agent(AgentOptions::default()).context("cannot start the agent")?;
+        screen.say(&format!(
+            "kanmon is attached ({}) to the gateway's eth0. A first request, by curl:",
+            agent.attach_mode()?
+        ));
+        screen.say(&first_request(&bed));
+        Ok(Stage::new(bed, agent, screen))
+    }
+
+    fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    fn commands(&self) -> String {
+        Stage::commands(self)
+    }
 }
 
 /// The first request is a person's: curl. What it says is shown, the steps judge.
@@ -187,7 +242,7 @@ fn first_request(bed: &Bed) -> String {
     }
 }
 
-fn keep(stage: &Stage, screen: &Screen, ok: bool) -> ! {
+fn keep(stage: &impl Show, screen: &Screen, ok: bool) -> ! {
     exit_code_after_signal(u8::from(!ok));
     screen.print(&stage.commands());
     loop {
@@ -222,5 +277,16 @@ mod tests {
         assert_eq!(names(&["--all"]), nine);
         assert_eq!(names(&["--only", "udp", "--only", "inspect"]), ["udp", "inspect"]);
         assert!(Args::try_parse_from(["demo", "--only", "upd"]).is_err());
+    }
+
+    #[test]
+    fn the_steps_of_one_show_are_refused_on_the_other() {
+        let args = |args: &[&str]| Args::parse_from([&["demo"], args].concat());
+        let clusters = args(&["--kubernetes", "--only", "s0-merge"]);
+        assert!(expect_own_steps::<Clusters>(&clusters).is_ok());
+        let plain = expect_own_steps::<Stage>(&args(&["--only", "s0-merge"])).unwrap_err().to_string();
+        assert!(plain.contains("s0-merge is shown with --kubernetes"), "{plain}");
+        let other = expect_own_steps::<Clusters>(&args(&["--kubernetes", "--only", "udp"]));
+        assert!(other.unwrap_err().to_string().contains("shown without --kubernetes"));
     }
 }

@@ -48,6 +48,9 @@ pub use workstation::Workstation;
 /// The cluster of the bed's own gateway; it has a control plane and no pods.
 const GATEWAY: &str = "gateway";
 
+/// Where Kanmon's objects are.
+const NAMESPACE: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: kanmon-system}}";
+
 /// What a stage should look like.
 #[derive(Clone, Debug)]
 pub struct StageOptions {
@@ -149,11 +152,11 @@ impl KubeStage {
     pub fn install(&self, cluster: &str) -> Result<()> {
         self.type_in(&format!(
             "kanmon crds | kubectl --context {cluster} apply -f - && \
-             kubectl --context {cluster} wait --for=condition=Established crd --all --timeout=60s && \
-             kubectl --context {cluster} create namespace kanmon-system"
+             kubectl --context {cluster} wait --for=condition=Established crd --all --timeout=60s"
         ))
-        .with_context(|| format!("cannot install Kanmon's definitions in cluster {cluster}"))
-        .map(drop)
+        .with_context(|| format!("cannot install Kanmon's definitions in cluster {cluster}"))?;
+        // A member has it already: the account that a gateway uses is in it.
+        self.kube(cluster)?.apply(NAMESPACE).map(drop)
     }
 
     /// Registers a cluster as a member of `gateway`'s, as a user does.

@@ -1,16 +1,23 @@
 //! The pods of an app as their clusters know them, and waiting for agents that use exactly these.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::ListParams};
 
 use super::{App, KubeStage};
-use crate::agent::Agent;
+use crate::{agent::Agent, client::TcpLoad, topology::HTTP_PORT};
 
 /// How long controllers, kubelets and agents may take: generous, for a machine that is busy compiling.
 pub const SOON: Duration = Duration::from_secs(90);
+
+/// So many, and each of a dozen pods gets one of them but for bad luck, which the next try makes good.
+const CONNECTIONS_A_POD: usize = 20;
 
 /// A ready pod that is not being deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +50,9 @@ impl KubeStage {
             .with_context(|| format!("the kubelets say: {}", self.kubelets_say()))
     }
 
-    /// Waits until each of these clusters has so many ready pods of an app and the agent sends new flows to
-    /// exactly these, in both families. Returns the pods, in the order of the clusters.
+    /// Waits until each of these clusters has so many ready pods of an app, the agent means to send new flows
+    /// to exactly these, and exactly these answer at the app's VIPs. Returns the pods, in the order of the
+    /// clusters.
     ///
     /// # Errors
     /// When it does not in time.
@@ -59,7 +67,28 @@ impl KubeStage {
             pods.extend(self.wait_for_pods(cluster, app, *count)?);
         }
         wait_until_exactly(agent, app, &pods)?;
+        for vip in app.vip.iter().flat_map(|vip| vip.both()) {
+            self.wait_until_answering((vip, HTTP_PORT).into(), &pods)?;
+        }
         Ok(pods)
+    }
+
+    /// Connects until exactly these pods answer: what the agent means to do is in the kernel a moment later.
+    fn wait_until_answering(&self, target: SocketAddr, pods: &[AppPod]) -> Result<()> {
+        let wanted: BTreeSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+        let deadline = Instant::now() + SOON;
+        while !wanted.is_empty() {
+            let load = TcpLoad::new(target, CONNECTIONS_A_POD * pods.len());
+            let tally = self.bed().client().tcp(load)?.tally();
+            if tally.by_pod.keys().map(String::as_str).eq(wanted.iter().copied()) {
+                break;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "after {SOON:?} {wanted:?} should answer at {target}, and these do: {tally:?}"
+            );
+        }
+        Ok(())
     }
 
     /// Waits until no pod of an app is on its way out in a cluster: all that was deleted has drained and ended.
@@ -76,7 +105,8 @@ impl KubeStage {
     }
 }
 
-/// Waits until the agent sends new flows of an app to exactly these pods.
+/// Waits until the agent means to send new flows of an app to exactly these pods: the kernel knows a moment
+/// later.
 ///
 /// # Errors
 /// When it does not in time.
