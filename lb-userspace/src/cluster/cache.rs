@@ -48,18 +48,20 @@ pub enum CacheError {
     },
 }
 
+/// The file: the fields of [`LastGood`] and a version. Not by `#[serde(flatten)]`: that would compile every
+/// Kubernetes type for one more form of input and of output.
 #[derive(Serialize)]
 struct Written<'a> {
     version: u32,
-    #[serde(flatten)]
-    state: &'a LastGood,
+    gateway: &'a GatewayObjects,
+    clusters: &'a BTreeMap<String, Arc<ClusterObjects>>,
+    allocations: &'a Allocations,
 }
 
+/// What every version of the file has.
 #[derive(Deserialize)]
-struct Read {
+struct Header {
     version: u32,
-    #[serde(flatten)]
-    state: LastGood,
 }
 
 /// Keeps the state in `directory`, which is made if it is missing. A crash leaves the old file or the new one.
@@ -75,7 +77,8 @@ pub fn store_last_good(directory: &Path, state: &LastGood) -> Result<(), CacheEr
         move |source| CacheError::Io { action, path, source }
     };
     fs::create_dir_all(directory).map_err(failed("make", directory))?;
-    let json = serde_json::to_vec(&Written { version: VERSION, state })
+    let LastGood { gateway, clusters, allocations } = state;
+    let json = serde_json::to_vec(&Written { version: VERSION, gateway, clusters, allocations })
         .map_err(|error| failed("write", &temporary)(error.into()))?;
     let write = || -> io::Result<()> {
         let mut file = fs::File::create(&temporary)?;
@@ -98,11 +101,10 @@ pub fn load_last_good(directory: &Path) -> Result<Option<LastGood>, CacheError> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(CacheError::Io { action: "read", path, source }),
     };
-    match serde_json::from_slice::<Read>(&bytes) {
-        Ok(Read { version: VERSION, state }) => Ok(Some(state)),
-        Ok(Read { version, .. }) => {
-            Err(CacheError::Foreign { path, what: format!("version {version}, not {VERSION}") })
-        }
-        Err(error) => Err(CacheError::Foreign { path, what: error.to_string() }),
+    let foreign = |what: String| CacheError::Foreign { path: path.clone(), what };
+    let header: Header = serde_json::from_slice(&bytes).map_err(|error| foreign(error.to_string()))?;
+    if header.version != VERSION {
+        return Err(foreign(format!("version {}, not {VERSION}", header.version)));
     }
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| foreign(error.to_string()))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::stream::{BoxStream, StreamExt, select_all};
 use k8s_openapi::api::core::v1::{Node, Secret, Service};
 use kube::api::Api;
-use kube::core::PartialObjectMeta;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher::Event;
 use kube::{Client, Resource};
 use tokio::sync::{Notify, watch};
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::access::Access;
 use super::fault::{Fault, FaultKind};
 use super::follow::{Selector, Told, follow};
+use super::guarded::Unreadable;
 use super::health::{Moment, Shown};
 use super::link::{Happening, Link, Pace, Version};
 use super::remote_secret::{ISTIO_LABEL, LABEL_VALUE, MEMBER_LABEL};
@@ -137,8 +138,8 @@ async fn until(time: Option<Instant>) {
 }
 
 enum GatewayEvent {
-    Member(Told<MemberCluster>),
-    Pool(Told<AddressPool>),
+    Member(Told<DeserializeGuard<MemberCluster>>),
+    Pool(Told<DeserializeGuard<AddressPool>>),
     Service(Told<Service>),
     Node(Told<PartialObjectMeta<Node>>),
     /// Of the Secrets of a namespace that have a label.
@@ -193,7 +194,9 @@ fn secret_watches(scope: &Scope) -> Vec<SecretWatch> {
 /// What the watches have told. No I/O.
 struct State {
     members: Store<MemberCluster>,
+    unreadable_members: Unreadable,
     pools: Store<AddressPool>,
+    unreadable_pools: Unreadable,
     services: Store<Service>,
     nodes: Store<Place>,
     secrets: BTreeMap<SecretWatch, Store<Secret>>,
@@ -206,7 +209,9 @@ impl State {
     fn new(scope: &Scope) -> Self {
         Self {
             members: Store::default(),
+            unreadable_members: Unreadable::default(),
             pools: Store::default(),
+            unreadable_pools: Unreadable::default(),
             services: Store::default(),
             nodes: Store::default(),
             secrets: secret_watches(scope).into_iter().map(|watch| (watch, Store::default())).collect(),
@@ -220,12 +225,15 @@ impl State {
         let troubles = &mut self.troubles;
         match event {
             GatewayEvent::Member(told) => {
-                take(&mut self.members, told, troubles, "", |object| Some(strip::member(object)))
+                take_guarded(&mut self.members, told, &mut self.unreadable_members, troubles, strip::member)
             }
-            GatewayEvent::Pool(told) => take(&mut self.pools, told, troubles, "", |mut pool| {
-                strip::strip(&mut pool.metadata);
-                Some(pool)
-            }),
+            GatewayEvent::Pool(told) => {
+                let keep = |mut pool: AddressPool| {
+                    strip::strip(&mut pool.metadata);
+                    pool
+                };
+                take_guarded(&mut self.pools, told, &mut self.unreadable_pools, troubles, keep)
+            }
             GatewayEvent::Service(told) => take(&mut self.services, told, troubles, "", strip::front),
             GatewayEvent::Node(told) => {
                 let keep = |node: PartialObjectMeta<Node>| Some(strip::place(&node.metadata));
@@ -283,7 +291,9 @@ impl State {
     }
 
     fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
+        let members = self.unreadable_members.problems("MemberCluster");
+        let mut problems: Vec<Problem> =
+            members.chain(self.unreadable_pools.problems("AddressPool")).collect();
         for ((kind, namespace), fault) in &self.troubles {
             let place =
                 if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace}") };
@@ -319,6 +329,24 @@ impl State {
             });
         }
         problems
+    }
+}
+
+/// The same as [`take`], of a kind of our own.
+fn take_guarded<K>(
+    store: &mut Store<K>,
+    told: Told<DeserializeGuard<K>>,
+    unreadable: &mut Unreadable,
+    troubles: &mut BTreeMap<(String, String), Fault>,
+    keep: impl Fn(K) -> K,
+) -> Option<Result<(), Fault>>
+where
+    K: Resource<DynamicType = ()> + Clone + PartialEq,
+{
+    match told.map(|event| unreadable.sort_out(event, store)) {
+        Ok(None) => Some(Ok(())),
+        Ok(Some(event)) => take(store, Ok(event), troubles, "", |object| Some(keep(object))),
+        Err(fault) => take(store, Err(fault), troubles, "", |object: K| Some(keep(object))),
     }
 }
 

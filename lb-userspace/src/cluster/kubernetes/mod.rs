@@ -9,7 +9,7 @@
 //! ```
 //!
 //! An API server that does not answer takes no endpoint away: what it said last stays, probes decide, and its
-//! connection's state is shown. `registry`, `objects`, `store`, `strip`, `health`, `fault`, `conditions` and
+//! connection's state is shown. `registry`, `objects`, `store`, `guarded`, `strip`, `health`, `fault`, `conditions` and
 //! `report` decide without I/O and without a clock.
 
 mod access;
@@ -17,6 +17,7 @@ mod conditions;
 mod fault;
 mod follow;
 mod gateway;
+mod guarded;
 mod health;
 mod hub;
 pub mod kubeconfig;
