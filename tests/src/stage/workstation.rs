@@ -25,8 +25,8 @@ pub struct Workstation {
     /// The working directory, with the manifests.
     dir: PathBuf,
     kubeconfig: PathBuf,
-    /// Kubernetes' programs, ours, and the machine's.
-    path: OsString,
+    /// Where Kubernetes' programs are, and ours.
+    programs: OsString,
     run: Arc<RunDir>,
 }
 
@@ -40,10 +40,9 @@ impl Workstation {
         let kubeconfig = dir.join("kubeconfig");
         fs::write(&kubeconfig, merged(bed.clusters())?)?;
         let own = program("kanmon")?.parent().map(Path::to_owned);
-        let machine = env::var_os("PATH").unwrap_or_default();
-        let dirs = [assets()?].into_iter().chain(own).chain(env::split_paths(&machine));
-        let path = env::join_paths(dirs).context("a directory of PATH has a colon in its name")?;
-        Ok(Workstation { ns: bed.bed().client_ns().clone(), dir, kubeconfig, path, run })
+        let programs = env::join_paths([assets()?].into_iter().chain(own))
+            .context("a directory of programs has a colon in its name")?;
+        Ok(Workstation { ns: bed.bed().client_ns().clone(), dir, kubeconfig, programs, run })
     }
 
     /// Runs a line of shell and returns what it printed.
@@ -53,7 +52,12 @@ impl Workstation {
     pub fn run(&self, line: &str) -> Result<String> {
         let mut shell = self.ns.command("bash");
         shell.args(["-euo", "pipefail", "-c", line]).current_dir(&self.dir).env_clear();
-        shell.env("PATH", &self.path).env("HOME", &self.dir).env("KUBECONFIG", &self.kubeconfig);
+        let mut path = self.programs.clone();
+        if let Some(machine) = env::var_os("PATH") {
+            path.push(":");
+            path.push(machine);
+        }
+        shell.env("PATH", path).env("HOME", &self.dir).env("KUBECONFIG", &self.kubeconfig);
         let output = self.run.output(shell, "").context("cannot run bash")?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(
@@ -77,10 +81,10 @@ impl Workstation {
     /// Its environment as a line of shell, for a person who wants to go on by hand.
     pub fn enter(&self) -> String {
         format!(
-            "cd {} && export KUBECONFIG={} PATH={}",
+            "cd {} && export KUBECONFIG={} PATH={}:$PATH",
             self.dir.display(),
             self.kubeconfig.display(),
-            self.path.display()
+            self.programs.display()
         )
     }
 }
