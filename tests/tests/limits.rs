@@ -179,7 +179,9 @@ fn a_full_flow_table_refuses_new_flows_and_harms_none_that_live() {
     assert!(counters["drop_table_full"] > 0, "{counters:?}");
     held.stop();
     let is_over = |state: &str| state == "closed" || state.ends_with("reset");
-    eventually("the flows are closed", SOON, || agent.flows().unwrap().iter().all(|flow| is_over(&flow.state)));
+    eventually("the flows are closed", SOON, || {
+        agent.flows().unwrap().iter().all(|flow| is_over(&flow.state))
+    });
     // Closed flows stay for a minute, but not in anyone's way: not one SYN has to be sent twice.
     let before = agent.counters().unwrap();
     recovers(&bed, bed.vip_http(), 500);

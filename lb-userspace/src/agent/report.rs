@@ -79,6 +79,8 @@ impl Source for Report {
                     vip: service.id.vip,
                     port: service.id.port,
                     protocol: service.id.protocol.to_string(),
+                    front: first(&[&service.front]),
+                    not_fronts: service.not_fronts.clone(),
                     endpoints: service.endpoints.len(),
                     usable: service
                         .endpoints
@@ -299,14 +301,15 @@ fn clusters(published: &Published) -> Vec<view::Cluster> {
         .clusters
         .iter()
         .map(|(name, member)| {
-            let of_cluster = |endpoint: &&Endpoint| endpoint.cluster == *name;
-            let backends: BTreeSet<BackendId> = services()
-                .flat_map(|service| service.endpoints.iter().filter(of_cluster))
-                .map(|endpoint| endpoint.backend)
-                .collect();
+            let endpoints = || {
+                services().flat_map(|service| &service.endpoints).filter(|endpoint| endpoint.cluster == *name)
+            };
+            let backends: BTreeSet<BackendId> = endpoints().map(|endpoint| endpoint.backend).collect();
+            let of_nodes: BTreeSet<&str> = endpoints().map(|endpoint| endpoint.region.as_str()).collect();
+            let of_nodes = of_nodes.into_iter().collect::<Vec<_>>().join(",");
             view::Cluster {
                 name: name.clone(),
-                region: first(&[&member.region]),
+                region: first(&[&member.region, &of_nodes]),
                 state: format!("{:?}", member.state),
                 connection: member.connection.as_ref().map(connection),
                 services: services()

@@ -92,6 +92,7 @@ pub(super) fn services(services: &[Service]) -> String {
         "SERVICE",
         "VIP",
         "PROTOCOL",
+        "FRONT",
         "USABLE",
         "CLUSTERS",
         "RING",
@@ -106,6 +107,7 @@ pub(super) fn services(services: &[Service]) -> String {
             Cell::new(format!("{}/{}", service.namespace, service.name)),
             Cell::new(std::net::SocketAddr::new(service.vip, service.port)),
             Cell::new(&service.protocol),
+            Cell::new(service.front.as_deref().unwrap_or("(gateway)")),
             Cell::new(format!("{}/{}", service.usable, service.endpoints)),
             Cell::new(or_none(service.clusters.join(","))),
             service
@@ -271,6 +273,8 @@ mod tests {
             vip: "fd00:100::10".parse().unwrap(),
             port: 80,
             protocol: "TCP".into(),
+            front: None,
+            not_fronts: vec![],
             endpoints: 2,
             usable: 2,
             clusters: vec!["hangzhou".into(), "shanghai".into()],
@@ -280,8 +284,15 @@ mod tests {
             problem: None,
         };
         let table = services(&[service]);
-        for part in ["demo/httpbin", "[fd00:100::10]:80", "2/2", "hangzhou,shanghai", "251 v1", "every probe"]
-        {
+        for part in [
+            "demo/httpbin",
+            "[fd00:100::10]:80",
+            "(gateway)",
+            "2/2",
+            "hangzhou,shanghai",
+            "251 v1",
+            "every probe",
+        ] {
             assert!(table.contains(part), "{part} is missing in\n{table}");
         }
     }

@@ -63,7 +63,7 @@ pub struct Attachment {
 pub struct Cluster {
     /// Its name.
     pub name: String,
-    /// Its region, if it was told.
+    /// Its region, if it was told: by its MemberCluster, else by its Nodes, several separated by commas.
     pub region: Option<String>,
     /// `Active`, `Drain` or `Disabled`.
     pub state: String,
@@ -156,6 +156,11 @@ pub struct Service {
     pub port: u16,
     /// `TCP` or `UDP`.
     pub protocol: String,
+    /// Cluster whose Service of this name is the front: it decides about addresses, ports and health checks.
+    /// `null`: the gateway cluster, where that is no member.
+    pub front: Option<String>,
+    /// Other clusters whose Service of this name would be a front too, oldest first.
+    pub not_fronts: Vec<String>,
     /// Endpoints over all clusters.
     pub endpoints: usize,
     /// Those of them that take new flows.
@@ -285,6 +290,8 @@ mod tests {
             vip: [192, 168, 100, 10].into(),
             port: 80,
             protocol: "TCP".into(),
+            front: Some("hangzhou".into()),
+            not_fronts: vec!["shanghai".into()],
             endpoints: 6,
             usable: 5,
             clusters: vec!["hangzhou".into()],
@@ -298,7 +305,7 @@ mod tests {
             json,
             serde_json::json!({
                 "namespace": "demo", "name": "httpbin", "vip": "192.168.100.10", "port": 80,
-                "protocol": "TCP", "endpoints": 6, "usable": 5, "clusters": ["hangzhou"],
+                "protocol": "TCP", "front": "hangzhou", "not_fronts": ["shanghai"], "endpoints": 6, "usable": 5, "clusters": ["hangzhou"],
                 "ring": {"slots": 1021, "version": 3}, "connections": 1, "packets_in": 2, "bytes_in": 3,
                 "packets_out": 4, "bytes_out": 5, "degraded": false, "problem": null
             })
