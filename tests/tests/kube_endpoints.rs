@@ -43,7 +43,7 @@ fn several_slices_are_one_set_and_readiness_decides_who_gets_new_flows() {
     let mut agent = scene.start_agent().unwrap();
     let [hangzhou, shanghai] = ["hangzhou", "shanghai"].map(|member| scene.kube(member).unwrap());
     let (ours, theirs) = (pods(&scene, "hangzhou"), pods(&scene, "shanghai"));
-    // No selector, and no Service in the second cluster but for its slices.
+    // No selector: these slices are all there is.
     hangzhou.apply(&service("picked", vip(30))).unwrap();
     shanghai.apply(&service("picked", vip(30))).unwrap();
     let (a, b) = (Endpoint::ready(ours[0]), Endpoint::ready(ours[1]));

@@ -21,9 +21,11 @@ use tests::{
 /// How often the agent is killed.
 const KILLS: usize = 20;
 /// How long it may live, at most, before it is: from the middle of its start to the middle of its work.
-const LIFE: Duration = Duration::from_millis(2500);
+const LIFE: Duration = Duration::from_secs(4);
 /// Services that come and go.
 const SERVICES: u8 = 6;
+/// The port of the first round's endpoints where nobody listens.
+const FIRST_PORT: u16 = 21_000;
 /// Flows that are over are forgotten soon, and with them their ports.
 const ARGUMENTS: [&str; 8] = [
     "--flows=65536",
@@ -68,9 +70,16 @@ fn name(number: u8) -> String {
     format!("fleeting-{number}")
 }
 
-/// Objects of one member, each time others: some Services, with endpoints at the app's pods and at ports where
-/// nobody listens; where `all_ready` does not hold, some that are not ready. Then the Services that there are not.
-fn objects(scene: &Scene, member: &str, dice: &mut Dice, all_ready: bool) -> (String, Vec<String>) {
+/// Objects of one member, others in each round: some Services, with endpoints at the app's pods and at ports where
+/// nobody listens and that are never used again; where `all_ready` does not hold, some that are not ready. Then the
+/// Services that there are not.
+fn objects(
+    scene: &Scene,
+    member: &str,
+    dice: &mut Dice,
+    round: u16,
+    all_ready: bool,
+) -> (String, Vec<String>) {
     let pods = scene.pods_of(member);
     let (mut kept, mut gone) = (Vec::new(), Vec::new());
     for number in 0..SERVICES {
@@ -89,7 +98,7 @@ fn objects(scene: &Scene, member: &str, dice: &mut Dice, all_ready: bool) -> (St
                     _ => endpoints.push(Endpoint::ready(address)),
                 }
             }
-            let port = if dice.roll(3) == 0 { 21_000 + dice.roll(4) as u16 } else { POD_PORT };
+            let port = if dice.roll(3) == 0 { FIRST_PORT + round } else { POD_PORT };
             let mut yaml = slice(&format!("{}-{family}", name(number)), &name(number), port, &endpoints);
             if endpoints.is_empty() && family == 1 {
                 // The type of a slice never changes, empty or not.
@@ -101,9 +110,9 @@ fn objects(scene: &Scene, member: &str, dice: &mut Dice, all_ready: bool) -> (St
     (kept.join("---\n"), gone)
 }
 
-fn change(scene: &Scene, member: &str, dice: &mut Dice, all_ready: bool) -> Result<()> {
+fn change(scene: &Scene, member: &str, dice: &mut Dice, round: u16, all_ready: bool) -> Result<()> {
     let cluster = scene.kube(member)?;
-    let (kept, gone) = objects(scene, member, dice, all_ready);
+    let (kept, gone) = objects(scene, member, dice, round, all_ready);
     if !gone.is_empty() {
         let services: Vec<String> = gone.iter().map(|name| format!("service/{name}")).collect();
         let slices = gone.iter().flat_map(|name| [0, 1].map(|n| format!("endpointslice/{name}-{n}")));
@@ -201,6 +210,7 @@ fn compare(maps: &Maps, truth: &Truth) -> Result<()> {
 fn after_twenty_kills_among_changes_the_maps_equal_the_clusters_and_nothing_has_leaked() {
     let scene = Scene::set().unwrap();
     let stage = scene.stage();
+    let pins = stage.bed().bpffs();
     let mut agent = stage.start_agent(&stage.gateway(), &ARGUMENTS).unwrap();
     scene.wait_for_all_pods(&mut agent).unwrap();
     let traffic = Traffic::begin(&scene).unwrap();
@@ -212,26 +222,26 @@ fn after_twenty_kills_among_changes_the_maps_equal_the_clusters_and_nothing_has_
             .map(|member| {
                 let (mut dice, scene, done) = (Dice::new(), &scene, &done);
                 scope.spawn(move || {
-                    let mut changes = 0;
+                    let mut round = 0;
                     while !done.load(Ordering::Relaxed) {
-                        change(scene, member, &mut dice, false).unwrap();
-                        changes += 1;
+                        change(scene, member, &mut dice, round, false).unwrap();
+                        round += 1;
                     }
                     // One that is not ready has an entry only if it once was: none of these is left to compare.
-                    change(scene, member, &mut dice, true).unwrap();
-                    changes
+                    change(scene, member, &mut dice, round, true).unwrap();
+                    round
                 })
             })
             .collect();
         let mut dice = Dice::new();
         for _ in 0..KILLS {
+            thread::sleep(Duration::from_millis(dice.roll(LIFE.as_millis() as u64)));
             agent.kill().unwrap();
             let command = stage.agent_command(&stage.gateway(), &ARGUMENTS).unwrap();
             agent = Agent::start(stage.run(), "kanmon", command, stage.gateway().socket().clone()).unwrap();
-            thread::sleep(Duration::from_millis(dice.roll(LIFE.as_millis() as u64)));
         }
         done.store(true, Ordering::Relaxed);
-        let changes: Vec<i32> = changers.into_iter().map(|changer| changer.join().unwrap()).collect();
+        let changes: Vec<u16> = changers.into_iter().map(|changer| changer.join().unwrap()).collect();
         println!("{KILLS} kills among {changes:?} rounds of changes");
         assert!(changes.iter().all(|rounds| *rounds > 3), "{changes:?}");
         agent
@@ -250,7 +260,6 @@ fn after_twenty_kills_among_changes_the_maps_equal_the_clusters_and_nothing_has_
     traffic.end_unharmed(name).unwrap();
 
     // With the last flow the last port is given back, and what was removed is cleared.
-    let pins = stage.bed().bpffs();
     agent
         .wait_until("done with what is over", SOON, |agent| {
             let flows = agent.flows()?;
