@@ -7,9 +7,11 @@ use crate::plan::Step;
 /// The steps that are still to be applied.
 #[derive(Debug, Default)]
 pub(super) struct StepQueue {
-    steps: VecDeque<Step>,
-    /// Number of the last plan in the queue, and of the last one that has left it whole.
+    /// Each with the number of its plan.
+    steps: VecDeque<(u64, Step)>,
+    /// Number of the last plan that came.
     planned: u64,
+    /// Number of the last plan that has been applied whole, with its grace periods.
     applied: u64,
 }
 
@@ -35,25 +37,21 @@ impl StepQueue {
         for step in steps {
             match step {
                 Step::SetBackendFlags { index, .. } if !self.writes_backend(index) => at_once.push(step),
-                Step::GracePeriod if matches!(self.steps.back(), Some(Step::GracePeriod)) => {}
-                step => self.steps.push_back(step),
+                Step::GracePeriod if matches!(self.steps.back(), Some((_, Step::GracePeriod))) => {}
+                step => self.steps.push_back((number, step)),
             }
-        }
-        if self.steps.is_empty() {
-            self.applied = self.planned;
         }
         at_once
     }
 
-    /// Takes the next step.
+    /// Takes the next step. Whoever asks has applied the one before, or waited for its end.
     pub(super) fn next(&mut self) -> Next {
+        // Not only when nothing is left: where changes never stop, something always is.
+        self.applied = self.steps.front().map_or(self.planned, |(number, _)| number - 1);
         match self.steps.pop_front() {
-            Some(Step::GracePeriod) => Next::Wait,
-            Some(step) => Next::Apply(step),
-            None => {
-                self.applied = self.planned;
-                Next::Idle
-            }
+            Some((_, Step::GracePeriod)) => Next::Wait,
+            Some((_, step)) => Next::Apply(step),
+            None => Next::Idle,
         }
     }
 
@@ -73,7 +71,7 @@ impl StepQueue {
     }
 
     fn writes_backend(&self, backend: u32) -> bool {
-        self.steps.iter().any(|step| match step {
+        self.steps.iter().any(|(_, step)| match step {
             Step::InitBackend { index, .. } | Step::SetBackendFlags { index, .. } => *index == backend,
             _ => false,
         })
@@ -118,13 +116,27 @@ mod tests {
     fn a_plan_counts_as_applied_when_its_last_step_has_been() {
         let mut queue = StepQueue::default();
         queue.push(3, vec![init(1), Step::GracePeriod]);
-        assert_eq!(queue.applied(), 0);
         while queue.next() != Next::Idle {
-            assert_eq!(queue.applied(), 0);
+            assert_eq!(queue.applied(), 2);
         }
         assert_eq!(queue.applied(), 3);
         queue.push(4, vec![flags(1)]);
-        assert_eq!(queue.applied(), 4, "all of it went at once");
+        assert_eq!((queue.next(), queue.applied()), (Next::Idle, 4), "all of it went at once");
+    }
+
+    #[test]
+    fn plans_are_applied_one_after_another_though_the_next_ones_wait_already() {
+        let mut queue = StepQueue::default();
+        queue.push(1, vec![init(1), Step::GracePeriod]);
+        assert_eq!((queue.next(), queue.next()), (Next::Apply(init(1)), Next::Wait));
+        queue.push(2, vec![init(2), Step::GracePeriod, init(3)]);
+        assert_eq!(queue.applied(), 0, "its grace period is not over");
+        assert_eq!((queue.next(), queue.applied()), (Next::Apply(init(2)), 1));
+        queue.push(3, vec![init(4)]);
+        assert_eq!((queue.next(), queue.applied()), (Next::Wait, 1));
+        assert_eq!((queue.next(), queue.applied()), (Next::Apply(init(3)), 1));
+        assert_eq!((queue.next(), queue.applied()), (Next::Apply(init(4)), 2));
+        assert_eq!((queue.next(), queue.applied()), (Next::Idle, 3));
     }
 
     fn vip() -> crate::plan::VipKey {
