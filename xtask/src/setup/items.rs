@@ -74,6 +74,23 @@ fn program(program: &str, name: &str, packages: &[&str], need: Need) -> Item {
     }
 }
 
+/// What fetches Go where there is none; most machines never need it.
+pub(super) fn pip() -> Item {
+    let name = "pip";
+    let pip = Command::new("python3").args(["-m", "pip", "--version"]).output();
+    let item = match pip {
+        Ok(output) if output.status.success() => Item::have(name, "python3 -m pip"),
+        _ => {
+            let how = "apt-get install python3-pip, or what provides it elsewhere";
+            with_packages(
+                Item::missing(name, "`python3 -m pip` does not start", how),
+                owned(&["python3-pip"]),
+            )
+        }
+    };
+    item.needed_to(Need::Kubernetes)
+}
+
 fn nightly() -> Item {
     let name = "eBPF compiler";
     let item = if route::nightly_has_sources() {
