@@ -27,7 +27,7 @@ pub(super) enum Next {
 }
 
 impl StepQueue {
-    /// Appends a plan. Returns the steps to apply at once, before everything that waits: a backend that
+    /// Appends a plan; they are numbered from 1. Returns the steps to apply at once, before everything that waits: a backend that
     /// becomes usable or unusable must not wait for a grace period of something else.
     ///
     /// Storing a backend's flags commutes with every step but those that write the same element.

@@ -38,7 +38,7 @@ pub(super) struct Hub {
     objects: BTreeMap<String, Arc<ClusterObjects>>,
     /// What the gateway cluster said when it was last read.
     known: GatewayObjects,
-    /// Whether there were MemberClusters before this agent started.
+    /// Whether MemberClusters existed before this agent started: not such that Secrets alone made.
     had_members: bool,
     /// Who each member is, also while it does not answer.
     identities: BTreeMap<String, String>,
@@ -64,7 +64,7 @@ impl Hub {
             outbox,
             members: BTreeMap::new(),
             objects: last_good.clusters,
-            had_members: !last_good.gateway.members.is_empty(),
+            had_members: last_good.gateway.members.iter().any(|member| member.metadata.uid.is_some()),
             known: last_good.gateway,
             identities: BTreeMap::new(),
             snapshot: Arc::default(),

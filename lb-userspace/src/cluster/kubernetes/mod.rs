@@ -93,7 +93,7 @@ async fn watch_from(
         node_name: settings.node_name.clone(),
     };
     let gateway = Gateway::start(access.clone(), scope, pace, changed.clone());
-    let registry = Registry::new(Rules {
+    let mut registry = Registry::new(Rules {
         cluster_set_id,
         gateway: access,
         selector: settings.member_selector,
@@ -101,7 +101,9 @@ async fn watch_from(
         grace: settings.secret_grace_period,
         policy: Policy { allow_insecure: settings.allow_insecure_members },
     });
-    let mut hub = Hub::new(registry, gateway, pace, changed, desired, outbox, last_good.unwrap_or_default());
+    let last_good = last_good.unwrap_or_default();
+    registry.recall(&last_good.gateway.members);
+    let mut hub = Hub::new(registry, gateway, pace, changed, desired, outbox, last_good);
     let (sender, receiver) = watch::channel(hub.first().await);
     tokio::spawn(hub.run(sender));
     receiver

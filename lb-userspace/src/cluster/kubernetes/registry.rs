@@ -115,6 +115,13 @@ impl Registry {
         Self { rules, missing: HashMap::new(), last_good: HashMap::new(), made_up: BTreeMap::new() }
     }
 
+    /// Begins with the members that were made up before the agent started and exist nowhere else: they stay
+    /// until their Secrets have been read, and are missed like others from then on.
+    pub(super) fn recall(&mut self, known: &[MemberCluster]) {
+        let made_up = known.iter().filter(|object| is_made(object) && object.metadata.uid.is_none());
+        self.made_up.extend(made_up.filter_map(|object| Some((reference(object)?, object.clone()))));
+    }
+
     /// Decides.
     pub(super) fn decide(&mut self, facts: &Facts<'_>) -> Outcome {
         let mut outcome = Outcome::default();

@@ -252,6 +252,38 @@ fn nothing_is_missing_before_all_secrets_have_been_read() {
 }
 
 #[test]
+fn a_member_that_only_its_secret_made_is_remembered_over_a_restart_until_secrets_have_been_read() {
+    let mut before = World::new();
+    before.secrets.push(good("a"));
+    let known = vec![before.decide(0).members["a"].object.clone()];
+
+    let mut world = World::new();
+    world.registry.recall(&known);
+    world.complete.clear();
+    let outcome = world.decide(1000);
+    assert!(outcome.members["a"].is_served(), "its endpoints stay");
+    assert!(outcome.delete.is_empty());
+    world.complete.insert(NAMESPACE.to_owned());
+    assert!(world.decide(2000).members.contains_key("a"), "the grace period begins now");
+    assert!(world.decide(2060).members.is_empty());
+
+    let mut world = World::new();
+    world.registry.recall(&known);
+    world.secrets.push(good("a"));
+    assert_eq!(served(&world.decide(0)), ["a"]);
+}
+
+#[test]
+fn a_membercluster_that_existed_is_not_made_up_over_a_restart() {
+    let mut deleted = written("hangzhou", 2024, "a");
+    deleted.metadata.labels = Some([(MADE_LABEL.to_owned(), "true".to_owned())].into());
+    deleted.metadata.uid = Some("its-own".to_owned());
+    let mut world = World::new();
+    world.registry.recall(&[deleted]);
+    assert!(world.decide(0).members.is_empty());
+}
+
+#[test]
 fn another_content_is_another_way_in_and_the_same_content_is_the_same() {
     let mut world = World::new();
     let access = |outcome: Outcome| outcome.members["a"].access.clone().unwrap();
