@@ -15,11 +15,45 @@ pub const fn tick(nanoseconds: u64) -> u16 {
     (nanoseconds >> TICK_SHIFT) as u16
 }
 
-/// Ticks from `then` to `now`.
+/// Ticks by which a moment may lie ahead of "now", because one processor's clock, or one who read it earlier, lags
+/// behind another: about a minute of 4.9 hours, and no timeout is as long as what is left of them.
+const AHEAD: u16 = 0xff;
+const _: () = assert!(MAX_TIMEOUT_TICKS < u16::MAX - AHEAD);
+
+/// How long ago something was; what lies a little ahead is younger than everything else.
+///
+/// Counts from [`AHEAD`] ticks ahead of now. To make all that lies ahead equal would take a branch, and the verifier
+/// would follow both ways of it for each flow that a search looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Age(u16);
+
+impl Age {
+    /// Whether it is more than so many ticks.
+    #[must_use]
+    #[inline(always)]
+    pub const fn exceeds(self, ticks: u16) -> bool {
+        self.0 as u32 > ticks as u32 + AHEAD as u32
+    }
+
+    /// Smaller for what is older.
+    #[must_use]
+    #[inline(always)]
+    pub const fn youth(self) -> u16 {
+        u16::MAX - self.0
+    }
+
+    /// In ticks; 0 for what lies ahead.
+    #[must_use]
+    pub const fn ticks(self) -> u16 {
+        self.0.saturating_sub(AHEAD)
+    }
+}
+
+/// The time from tick `then` to tick `now`.
 #[must_use]
 #[inline(always)]
-pub const fn age(now: u16, then: u16) -> u16 {
-    now.wrapping_sub(then)
+pub const fn age(now: u16, then: u16) -> Age {
+    Age(now.wrapping_sub(then).wrapping_add(AHEAD))
 }
 
 /// A duration in ticks, rounded up, at most [`MAX_TIMEOUT_TICKS`].

@@ -229,6 +229,45 @@ fn two_sweeps_give_a_port_back_once() {
 }
 
 #[test]
+fn a_port_that_the_sweep_takes_for_nobody_s_goes_to_nobody_else() {
+    explore_first(MANY, 1, |model| {
+        model.leave_ports(1);
+        let ((), new) = model.race(Model::sweep_suspected_ports, |model| model.send(&syn(1)));
+        assert!(new.is_some());
+        // Its owner is half-open, so the next flow may displace it, but never share the port with it.
+        assert_eq!(model.send(&syn(2)).map(|new| new.source), new.map(|new| new.source));
+        assert_eq!(model.check().len(), 1);
+    });
+}
+
+#[test]
+fn two_who_have_one_port_by_the_sweep_s_mistake_do_not_both_use_it() {
+    // Its hash decides whether the second comes upon the first's lock.
+    for n in 2..12 {
+        explore(0, move |model| {
+            model.leave_ports(2);
+            model.block_first_port();
+            let old = open(model, 20);
+            model.unblock_first_port();
+            model.expire();
+            model.sweep();
+            // The first has seen which ways are free. Now the old flow's is too, and the second takes that one.
+            model.interrupt(move |model| {
+                model.sweep();
+                model.sweep_suspected_ports();
+                model.send(&syn(n));
+            });
+            let first = model.send(&syn(1));
+            model.check_ports();
+            assert!(first.is_some_and(|first| first.destination == old.destination));
+            // A port that is in use may be marked as free until somebody tries it.
+            model.send(&syn(30));
+            model.check_ports();
+        });
+    }
+}
+
+#[test]
 fn a_fin_against_a_fin_closes_or_stays_half_closed() {
     explore(3, |model| {
         let flow = establish(model, 1);

@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{FlowRef, VERSION_MASK, assert_layout};
+use super::{FlowRef, FlowState, FlowWord, VERSION_MASK, assert_layout};
 
 /// Entries in a bucket.
 pub const REVERSE_WAYS: u32 = 4;
@@ -99,6 +99,9 @@ impl ReverseWord {
     /// The bits that are the key.
     pub const KEY_MASK: u64 = 0x000f_ffff_ffff_e000;
 
+    /// The bits of the SNAT address and port.
+    const PORT_MASK: u64 = 0xffff_e000;
+
     /// The key bits of (backend, SNAT address, SNAT port).
     #[must_use]
     #[inline(always)]
@@ -125,6 +128,26 @@ impl ReverseWord {
     #[inline(always)]
     pub const fn matches(self, key: u64) -> bool {
         self.0 & Self::KEY_MASK == key && self.is_live()
+    }
+
+    /// 1 if it is an entry of this key, live or still being written, else 0. A free slot has the key 0, and no
+    /// entry has: backends count from 1.
+    #[must_use]
+    #[inline(always)]
+    pub const fn occupies(self, key: u64) -> u64 {
+        // No branch: the verifier would follow each way of it, for each word of each bucket.
+        ((self.0 ^ key) & Self::KEY_MASK).wrapping_sub(1) >> 63
+    }
+
+    /// Whether a word in the slot that this entry names is that of its flow: of that version, with its SNAT address
+    /// and port. The version alone doesn't say so: versions repeat, and an entry can outlive its flow.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_of(self, flow: FlowRef, word: FlowWord) -> bool {
+        // One comparison. SNAT address and port stand 32 bits higher in a flow's word than here.
+        let expected = FlowWord::new(FlowState::Empty, flow.version).0 | (self.0 & Self::PORT_MASK) << 32;
+        let compared = FlowWord::new(FlowState::Empty, VERSION_MASK).0 | Self::PORT_MASK << 32;
+        word.0 & compared == expected
     }
 
     /// Whether a reply can belong to it.

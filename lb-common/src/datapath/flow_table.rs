@@ -2,8 +2,8 @@
 
 use super::{Cells, Maps, Tables, V4, V6, member, member::MemberHead, reverse_table};
 use crate::{
-    abi::{Config, FLOW_WAYS, FlowRef, FlowState, FlowWord},
-    clock,
+    abi::{Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, ReverseWord},
+    clock::{self, Age},
     hash::FlowHash,
 };
 
@@ -224,13 +224,13 @@ fn best_in<M: Maps>(maps: &M, config: &Config, bucket: u32, now: u16) -> u32 {
     config.forget(best)
 }
 
-/// How attractive a slot in this state is, its client last seen `age` ticks ago.
+/// How attractive a slot in this state is, its client last seen that long ago.
 #[inline(always)]
-fn score(config: &Config, state: FlowState, age: u16, used: u32, quota_left: bool) -> u32 {
+fn score(config: &Config, state: FlowState, age: Age, used: u32, quota_left: bool) -> u32 {
     // Among equals the oldest goes first.
-    let youth = (0xffff - age as u32) << 2;
+    let youth = (age.youth() as u32) << 2;
     if state.is_half_open() {
-        return youth + if age > timeout(config, state) { SCORE_DEAD } else { SCORE_HALF_OPEN };
+        return youth + if age.exceeds(timeout(config, state)) { SCORE_DEAD } else { SCORE_HALF_OPEN };
     }
     if !quota_left {
         return SCORE_NONE;
@@ -239,7 +239,7 @@ fn score(config: &Config, state: FlowState, age: u16, used: u32, quota_left: boo
         FlowState::Empty => SCORE_EMPTY + (used << 2),
         FlowState::Claimed => SCORE_NONE,
         FlowState::Closed => SCORE_DEAD + youth,
-        _ if age > timeout(config, state) => SCORE_DEAD + youth,
+        _ if age.exceeds(timeout(config, state)) => SCORE_DEAD + youth,
         _ => SCORE_NONE,
     }
 }
@@ -270,7 +270,7 @@ pub(super) fn is_expired<T: Tables>(
     now: u16,
 ) -> bool {
     let state = word.state();
-    clock::age(now, last_seen) > timeout(config, state)
+    clock::age(now, last_seen).exceeds(timeout(config, state))
         && (state.is_half_open() || is_backend_idle(tables, config, word, now))
 }
 
@@ -287,7 +287,7 @@ fn is_backend_idle<T: Tables>(tables: &T, config: &Config, word: FlowWord, now: 
     } else {
         reverse_table::last_seen::<V4, T>(tables, config, head.backend(), word)
     };
-    seen.is_none_or(|tick| clock::age(now, tick) > timeout(config, word.state()))
+    seen.is_none_or(|tick| clock::age(now, tick).exceeds(timeout(config, word.state())))
 }
 
 /// Makes a claimed slot a flow. Only the claimer calls this, so the exchange cannot fail.
@@ -341,4 +341,14 @@ pub(super) fn by_reference<T: Tables>(tables: &T, flow: FlowRef) -> Option<Slot<
     let cells = tables.flow_bucket(bucket)?;
     let word = FlowWord(cells.load(word_cell(way)));
     if word.version() != flow.version { None } else { Some(Slot { cells, bucket, way, word }) }
+}
+
+/// The entry that a reverse entry names, if it is still that of the same flow.
+#[inline(always)]
+pub(super) fn of_entry<T: Tables>(tables: &T, flow: FlowRef, entry: ReverseWord) -> Option<Slot<T::Cells>> {
+    let bucket = flow.slot / FLOW_WAYS;
+    let way = flow.slot % FLOW_WAYS;
+    let cells = tables.flow_bucket(bucket)?;
+    let word = FlowWord(cells.load(word_cell(way)));
+    if entry.is_of(flow, word) { Some(Slot { cells, bucket, way, word }) } else { None }
 }

@@ -1,7 +1,8 @@
 //! The port bitmaps: a new flow's SNAT address and port.
 //!
 //! A port is unique because its bit is: whoever sets it owns the key (backend, SNAT address, port) until the
-//! entry in the reverse table is removed, and only whoever removed the entry clears it.
+//! entry in the reverse table is removed, and only whoever removed the entry clears it. The one exception is the
+//! sweep, which infers that nobody owns a bit and may err: the reverse table itself has no key twice.
 
 use core::hint::black_box;
 
@@ -25,8 +26,9 @@ const FREE_STEPS: u64 = 32;
 const RECLAIM_STEPS: u64 = 16;
 /// How often it does so.
 const TAKE_OVER_ATTEMPTS: u64 = 2;
-/// A flow that saw a RST is taken for dead after this many quiet ticks (about a second) when ports run short.
-const RESET_QUIET_TICKS: u16 = 4;
+/// A flow that saw a RST is taken for dead after more than this many quiet ticks (about a second) when ports run
+/// short.
+const RESET_QUIET_TICKS: u16 = 3;
 
 /// Clears a port's bit.
 #[inline(always)]
@@ -137,10 +139,10 @@ fn take_free<F: Family, M: Maps>(maps: &M, config: &Config, new: &NewReverse<F>,
             continue;
         }
         let port = config.port_base.wrapping_add((word * 64 + bit) as u16);
-        if reverse_table::insert::<F, M>(maps, config, new, snat, port, search.now) {
-            return (snat as u64) << 16 | port as u64;
+        match reverse_table::insert::<F, M>(maps, config, new, snat, port, search.now) {
+            Ok(()) => return (snat as u64) << 16 | port as u64,
+            Err(failure) => _ = bitmap.fetch_and(word as usize, failure.bits_to_keep(mask)),
         }
-        bitmap.fetch_and(word as usize, !mask);
     }
     NO_PORT
 }
@@ -217,7 +219,7 @@ fn holder<F: Family, M: Maps>(
         return None;
     }
     let flow = reverse_table::flow_at(cells, first, entry)?;
-    Some(Holder { cells, first, entry, slot: flow_table::by_reference(maps, flow)? })
+    Some(Holder { cells, first, entry, slot: flow_table::of_entry(maps, flow, entry)? })
 }
 
 #[inline(always)]
@@ -237,11 +239,13 @@ impl<C: Cells> Holder<C> {
         match state {
             FlowState::Empty | FlowState::Claimed => HOLDER_LIVE,
             FlowState::Closed => HOLDER_DEAD,
-            FlowState::ClientReset | FlowState::BackendReset if quiet >= RESET_QUIET_TICKS => HOLDER_DEAD,
-            _ if state.is_half_open() && client_quiet <= flow_table::timeout(config, state) => {
+            FlowState::ClientReset | FlowState::BackendReset if quiet.exceeds(RESET_QUIET_TICKS) => {
+                HOLDER_DEAD
+            }
+            _ if state.is_half_open() && !client_quiet.exceeds(flow_table::timeout(config, state)) => {
                 HOLDER_HALF_OPEN
             }
-            _ if state.is_half_open() || quiet > flow_table::timeout(config, state) => HOLDER_DEAD,
+            _ if state.is_half_open() || quiet.exceeds(flow_table::timeout(config, state)) => HOLDER_DEAD,
             _ => HOLDER_LIVE,
         }
     }
@@ -266,11 +270,13 @@ fn take_over<F: Family, M: Maps>(
         return NO_PORT;
     }
     let port = config.port_base.wrapping_add(offset);
-    if reverse_table::insert::<F, M>(maps, config, new, search.snat, port, search.now) {
-        return port as u64;
+    match reverse_table::insert::<F, M>(maps, config, new, search.snat, port, search.now) {
+        Ok(()) => port as u64,
+        Err(failure) => {
+            bitmap.fetch_and(word, failure.bits_to_keep(mask));
+            NO_PORT
+        }
     }
-    bitmap.fetch_and(word, !mask);
-    NO_PORT
 }
 
 /// Evicts a flow, unless it has come to life since the search chose it.

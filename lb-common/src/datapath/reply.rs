@@ -65,12 +65,13 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
 ) -> Option<()> {
     if ip.protocol != TCP {
         if !entry.word.is_replied() {
+            // Only a flow that knows of a reply needs no other one to tell it.
             if let Some(slot) = flow_table::by_reference(maps, entry.flow)
-                && slot.word.state() == FlowState::UdpNew
+                && (slot.word.state() == FlowState::UdpReplied
+                    || slot.word.state() == FlowState::UdpNew && slot.advance(FlowState::UdpReplied))
             {
-                slot.advance(FlowState::UdpReplied);
+                entry.set_state(ReverseState::Replied);
             }
-            entry.set_state(ReverseState::Replied);
         }
         return Some(());
     }

@@ -223,7 +223,27 @@ pub(super) struct NewReverse<F: Family> {
     pub last_hop: u16,
 }
 
-/// Publishes an entry whose port's bit the caller owns. False: its bucket is full, or contended.
+/// No entry was made. What is to become of the port's bit is data, not two ways to go on: the verifier would
+/// follow both from each port that a search tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NotInserted {
+    /// All ones where another flow has the port (the sweep had taken its bit for nobody's): the bit stays set.
+    /// Else 0: the bucket is full, or contended.
+    kept: u64,
+}
+
+impl NotInserted {
+    const NO_ROOM: Self = Self { kept: 0 };
+    const TAKEN: Self = Self { kept: u64::MAX };
+
+    /// What a bitmap's word keeps, of which the caller has set the bit `mask`.
+    #[inline(always)]
+    pub(super) const fn bits_to_keep(self, mask: u64) -> u64 {
+        !mask | self.kept
+    }
+}
+
+/// Publishes an entry whose port's bit the caller has set.
 #[inline(always)]
 pub(super) fn insert<F: Family, M: Maps>(
     maps: &M,
@@ -232,32 +252,55 @@ pub(super) fn insert<F: Family, M: Maps>(
     snat: u8,
     port: u16,
     now: u16,
-) -> bool {
+) -> Result<(), NotInserted> {
     let key = ReverseWord::key(new.backend, snat, port);
-    let Some(cells) = bucket_of::<F, M>(maps, config, key) else { return false };
+    let Some(cells) = bucket_of::<F, M>(maps, config, key) else {
+        return Err(NotInserted::NO_ROOM);
+    };
     let mut free_way = REVERSE_WAYS;
+    let mut taken = 0;
     let mut way = 0;
     while way < REVERSE_WAYS {
-        if ReverseWord(cells.load(way as usize * F::REVERSE_CELLS + WORD)).is_empty() {
+        let word = ReverseWord(cells.load(way as usize * F::REVERSE_CELLS + WORD));
+        taken |= word.occupies(key);
+        if word.is_empty() {
             free_way = way;
         }
         way += 1;
     }
     let free_way = config.forget(free_way);
     if free_way >= REVERSE_WAYS {
-        return false;
+        return Err(NotInserted { kept: taken.wrapping_neg() });
     }
     let first = free_way as usize * F::REVERSE_CELLS;
     let free = ReverseWord(cells.load(first + WORD));
     let version = free.version().wrapping_add(1) & VERSION_MASK;
     let claimed = ReverseWord::new(ReverseState::Claimed, version, key);
     if !free.is_empty() || !cells.replace(first + WORD, free.0, claimed.0) {
-        return false;
+        return Err(NotInserted::NO_ROOM);
+    }
+    // Of two who have taken one port, each has claimed a way now, and one at least sees the other's.
+    if occupants::<F, M::Cells>(cells, key) > 1 {
+        let empty = ReverseWord::new(ReverseState::Empty, version, 0);
+        cells.compare_exchange(first + WORD, claimed.0, empty.0);
+        return Err(NotInserted::TAKEN);
     }
     cells.store(first + FORWARD, pack_forward(new.flow, version, now));
     cells.store(first + CLIENT, pack_client(F::client_word(new.client), new.client_port, version));
     cells.store(first + PATH, pack_path(new.member, new.generation, new.last_hop, version));
     F::store_client(cells, first, new.client, version);
     cells.compare_exchange(first + WORD, claimed.0, claimed.with_state(ReverseState::New).0);
-    true
+    Ok(())
+}
+
+/// Ways that hold a key, or are about to.
+#[inline(always)]
+fn occupants<F: Family, C: Cells>(cells: C, key: u64) -> u64 {
+    let mut count = 0;
+    let mut way = 0;
+    while way < REVERSE_WAYS as usize {
+        count += ReverseWord(cells.load(way * F::REVERSE_CELLS + WORD)).occupies(key);
+        way += 1;
+    }
+    count
 }

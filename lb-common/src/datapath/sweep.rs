@@ -114,12 +114,11 @@ fn has_flow<T: Tables>(tables: &T, flow: FlowRef, entry: ReverseWord) -> bool {
 
 /// Whether this is the word of the flow that a reverse entry names, or may become it.
 fn is_flow_of(word: FlowWord, flow: FlowRef, entry: ReverseWord) -> bool {
-    word.version() == flow.version
-        && match word.state() {
-            FlowState::Empty => false,
-            FlowState::Claimed => true,
-            _ => word.port() == entry.port() && word.snat() == entry.snat(),
-        }
+    match word.state() {
+        FlowState::Empty => false,
+        FlowState::Claimed => word.version() == flow.version,
+        _ => entry.is_of(flow, word),
+    }
 }
 
 /// Ports of one bitmap that were taken without a reverse entry when the sweep last looked.
@@ -128,6 +127,9 @@ pub type Suspects = [u64; PORT_BITMAP_WORDS];
 /// Sweeps the bitmap of one (backend, SNAT address): a port that is taken but has no reverse entry in two
 /// passes is given back. One pass may see a flow between taking its port and publishing its entry, so passes
 /// must lie at least a tick apart.
+///
+/// Two passes may still see two flows that do so, one after the other, and then a port is given back that is in
+/// use. Whoever takes it next finds the entry that has it (`reverse_table::insert`).
 pub fn ports<F: Family, T: Tables>(
     tables: &T,
     config: &Config,
@@ -138,18 +140,22 @@ pub fn ports<F: Family, T: Tables>(
 ) {
     let Some(bitmap) = tables.ports(ports::bitmap_index(config, backend, snat)) else { return };
     for (index, suspect) in suspects.iter_mut().enumerate().take(config.port_words as usize) {
-        let taken = bitmap.load(index);
-        let mut orphans = 0;
-        let mut left = taken;
-        while left != 0 {
-            let bit = left.trailing_zeros();
-            left &= left - 1;
-            let port = config.port_base.wrapping_add((index as u32 * 64 + bit) as u16);
-            if !reverse_table::exists::<F, T>(tables, config, backend, snat, port) {
-                orphans |= 1 << bit;
+        let orphans_of = |taken: u64| {
+            let mut orphans = 0;
+            let mut left = taken;
+            while left != 0 {
+                let bit = left.trailing_zeros();
+                left &= left - 1;
+                let port = config.port_base.wrapping_add((index as u32 * 64 + bit) as u16);
+                if !reverse_table::exists::<F, T>(tables, config, backend, snat, port) {
+                    orphans |= 1 << bit;
+                }
             }
-        }
-        let proven = orphans & *suspect;
+            orphans
+        };
+        let orphans = orphans_of(bitmap.load(index));
+        // Looking takes its time: a port whose entry had just gone may have been given out anew meanwhile.
+        let proven = orphans_of(bitmap.load(index) & orphans & *suspect);
         if proven != 0 {
             bitmap.fetch_and(index, !proven);
             observer.mended();
@@ -172,7 +178,9 @@ pub fn has_no_ports<T: Tables>(tables: &T, config: &Config, backend: u32) -> boo
 pub fn free_last_hop<T: Tables>(tables: &T, index: u16, now: u16, quiet: u16) -> bool {
     let Some(cells) = tables.last_hop(index as u32) else { return false };
     let word = LastHopWord(cells.load(0));
-    word.is_in_use() && clock::age(now, word.tick()) > quiet && cells.replace(0, word.0, LastHopWord::FREE.0)
+    word.is_in_use()
+        && clock::age(now, word.tick()).exceeds(quiet)
+        && cells.replace(0, word.0, LastHopWord::FREE.0)
 }
 
 /// A flow as people want to see it; assembled from a reverse entry and its forward word.
@@ -208,8 +216,8 @@ pub fn flows<F: Family, T: Tables>(tables: &T, bucket: u32, now: u16, mut see: i
             continue;
         }
         let Some(entry) = reverse_table::read::<F, T::Cells>(cells, first, word) else { continue };
-        let Some(slot) = flow_table::by_reference(tables, entry.flow) else { continue };
-        if !slot.word.state().is_live() || slot.word.port() != word.port() {
+        let Some(slot) = flow_table::of_entry(tables, entry.flow, word) else { continue };
+        if !slot.word.state().is_live() {
             continue;
         }
         let client_idle = clock::age(now, flow_table::last_seen(slot.cells, slot.way));
@@ -222,7 +230,7 @@ pub fn flows<F: Family, T: Tables>(tables: &T, bucket: u32, now: u16, mut see: i
             snat: word.snat(),
             snat_port: word.port(),
             state: slot.word.state(),
-            idle: client_idle.min(clock::age(now, entry.last_seen())),
+            idle: client_idle.min(clock::age(now, entry.last_seen())).ticks(),
         });
     }
 }

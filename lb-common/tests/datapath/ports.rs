@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use lb_common::{
-    abi::{Counter, EventKind, FlowState},
+    abi::{Counter, EventKind, FlowState, ReverseWord, pack_forward},
+    clock::TICK_NS,
     datapath::{Cells, Verdict},
     host::{ACK, FIN, Frame, GatewayConfig, RST, SYN, Seen, ledger},
 };
@@ -380,6 +381,93 @@ fn nobody_goes_for_a_port_that_another_processor_is_just_taking() {
             assert_eq!(bed.send_unchecked(&Frame::tcp(net.client(200 + n), net.vip(), SYN)).0, Verdict::Drop);
         }
         assert_eq!(bed.state(&flow), Some(FlowState::UdpNew));
+    }
+}
+
+#[test]
+fn a_flow_whose_port_was_taken_for_free_keeps_it() {
+    for net in Net::BOTH {
+        let bed = small(net);
+        let first = bed.establish(net.client(0), net.vip());
+        let bitmap = bed.gateway.maps.ports.get(1).unwrap();
+        bitmap.fetch_and(0, 0);
+        let mut ends = BTreeSet::from([first.snat]);
+        for n in 1..PORTS {
+            let flow = bed.establish_unchecked(net.client(n), net.vip()).expect("a port of its own");
+            assert!(ends.insert(flow.snat), "port {} twice", flow.snat);
+        }
+        bed.check();
+        bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
+        bed.send(&first.reply(ACK)).sends(&[]).reaches_client_of(&first);
+    }
+}
+
+#[test]
+fn a_flow_whose_port_was_taken_for_free_keeps_it_where_its_bucket_is_full() {
+    for net in Net::BOTH {
+        let bed = one_reverse_bucket(net);
+        let flows = [1, 2, 3, 4].map(|n| bed.establish(net.client(n), net.vip()));
+        let taken = ledger::taken_ports(&bed.gateway.maps);
+        let bitmap = bed.gateway.maps.ports.get(1).unwrap();
+        // Nothing is free but the ports of the flows.
+        let words = taken.iter().map(|(_, _, port)| (port - bed.config().port_base) / 64);
+        (0..256).for_each(|word| _ = bitmap.fetch_or(word, u64::MAX));
+        for ((_, _, port), word) in taken.iter().zip(words) {
+            bitmap.fetch_and(word.into(), !(1 << (port - bed.config().port_base - word * 64)));
+        }
+        let within_reach = |n: &u32| {
+            bed.send_unchecked(&Frame::tcp(net.client(100 + n), net.vip(), SYN));
+            (0..256).all(|word| bitmap.load(word) == u64::MAX)
+        };
+        assert!((0..1000).any(|n| within_reach(&n)), "all four are found to be in use");
+        for flow in &flows {
+            assert_eq!(bed.state(flow), Some(FlowState::Established));
+        }
+    }
+}
+
+#[test]
+fn an_entry_that_outlived_its_flow_costs_no_other_flow_its_place() {
+    for net in Net::BOTH {
+        let bed = one_reverse_bucket(net);
+        let maps = &bed.gateway.maps;
+        let spared = bed.open(net.client(1), net.vip());
+        let live = [2, 3].map(|n| bed.establish(net.client(n), net.vip()));
+        let gone = bed.establish(net.client(4), net.vip());
+        // Its flow went without it, and so long ago that the slot's version is another flow's now.
+        let forwards = ledger::forwards(maps);
+        let slot_of =
+            |flow: &Flow| forwards.iter().find(|it| it.word.port() == flow.snat.port()).unwrap().flow;
+        let (left, named) = (slot_of(&gone), slot_of(&spared));
+        maps.flows.get(left.slot / 4).unwrap().store(2 * (left.slot % 4) as usize, 0);
+        let (table, width) = match net {
+            Net::V4 => (&maps.reverse_v4, 4),
+            Net::V6 => (&maps.reverse_v6, 8),
+        };
+        let bucket = table.get(0).unwrap();
+        let way =
+            (0..4).find(|way| ReverseWord(bucket.load(way * width)).port() == gone.snat.port()).unwrap();
+        let entry = ReverseWord(bucket.load(way * width));
+        bucket.store(way * width + 1, pack_forward(named, entry.version(), bed.tick()));
+
+        let verdict = bed.send_unchecked(&syn(net)).0;
+        assert_eq!(verdict, Verdict::Transmit, "the half-open flow makes room");
+        let ports: Vec<_> = ledger::backwards(maps).iter().map(|entry| entry.word.port()).collect();
+        assert!(!ports.contains(&spared.snat.port()), "with its own entry");
+        assert!(ports.contains(&gone.snat.port()), "the sweep mends the other");
+        for flow in &live {
+            assert_eq!(bed.state(flow), Some(FlowState::Established));
+        }
+    }
+}
+
+#[test]
+fn flows_of_a_processor_whose_clock_is_ahead_are_not_old() {
+    for net in Net::BOTH {
+        let bed = small(net);
+        fill(&bed, net, |bed, client| bed.establish(client, net.vip()));
+        bed.gateway.maps.set_clock(bed.gateway.maps.clock() - TICK_NS);
+        bed.send(&syn(net)).drops(Counter::DropPortsExhausted);
     }
 }
 

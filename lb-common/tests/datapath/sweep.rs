@@ -1,12 +1,15 @@
 //! The agent's sweep: expiry in two passes, and mending what a kill left behind.
 
+use std::cell::Cell;
+
 use lb_common::{
-    abi::{FlowState, LAST_HOPS, PORT_BITMAP_WORDS},
+    abi::{Config, FlowState, LAST_HOPS, PORT_BITMAP_WORDS},
+    clock::TICK_NS,
     datapath::{
-        Cells, Family, V4, V6,
+        Cells, Family, Tables, V4, V6, Verdict,
         sweep::{self, FlowView, Observer, Suspects},
     },
-    host::{ACK, FIN, RST, SYN, ledger},
+    host::{ACK, FIN, Frame, GatewayConfig, HostCells, HostCpu, RST, SYN, ledger},
 };
 
 use crate::bed::{Bed, Net, seconds};
@@ -216,6 +219,94 @@ fn a_port_without_an_entry_is_given_back_in_the_second_pass() {
     assert_eq!(sweep_ports::<V4>(&bed, &mut suspects), 2);
     assert_eq!(ledger::taken_ports(&bed.gateway.maps), kept);
     assert_eq!(sweep_ports::<V4>(&bed, &mut suspects), 0);
+}
+
+/// A processor's view on which something else happens while it looks into the reverse table for the second time.
+struct Interrupted<'a> {
+    cpu: HostCpu<'a>,
+    looks: Cell<u32>,
+    interruption: &'a dyn Fn(),
+}
+
+impl<'a> Tables for Interrupted<'a> {
+    type Cells = HostCells<'a>;
+
+    fn config(&self) -> Option<&Config> {
+        self.cpu.config()
+    }
+
+    fn flow_bucket(&self, index: u32) -> Option<HostCells<'a>> {
+        self.cpu.flow_bucket(index)
+    }
+
+    fn handshakes(&self, index: u32) -> Option<HostCells<'a>> {
+        self.cpu.handshakes(index)
+    }
+
+    fn lock(&self, index: u32) -> Option<HostCells<'a>> {
+        self.cpu.lock(index)
+    }
+
+    fn reverse_v4_bucket(&self, index: u32) -> Option<HostCells<'a>> {
+        self.looks.set(self.looks.get() + 1);
+        if self.looks.get() == 2 {
+            (self.interruption)();
+        }
+        self.cpu.reverse_v4_bucket(index)
+    }
+
+    fn reverse_v6_bucket(&self, index: u32) -> Option<HostCells<'a>> {
+        self.cpu.reverse_v6_bucket(index)
+    }
+
+    fn ports(&self, index: u32) -> Option<HostCells<'a>> {
+        self.cpu.ports(index)
+    }
+
+    fn last_hop(&self, index: u32) -> Option<HostCells<'a>> {
+        self.cpu.last_hop(index)
+    }
+
+    fn member(&self, index: u32) -> Option<HostCells<'a>> {
+        self.cpu.member(index)
+    }
+
+    fn backend(&self, index: u32) -> Option<HostCells<'a>> {
+        self.cpu.backend(index)
+    }
+}
+
+#[test]
+fn a_port_that_is_given_out_anew_under_the_sweep_stays_taken() {
+    let net = Net::V4;
+    let settings = GatewayConfig { port_words: 1, ..GatewayConfig::default() };
+    let bed = Bed::sized(net, 1, &settings);
+    let bitmap = bed.gateway.maps.ports.get(1).unwrap();
+    bitmap.fetch_or(0, u64::MAX);
+    // The first port was taken when the sweep loaded the bits, and had lost its entry when it looked for that.
+    let given_out_anew = || {
+        bitmap.fetch_and(0, !1);
+        assert_eq!(bed.send_unchecked(&Frame::tcp(net.client(1), net.vip(), SYN)).0, Verdict::Transmit);
+    };
+    let tables =
+        Interrupted { cpu: bed.gateway.maps.cpu(0), looks: Cell::new(0), interruption: &given_out_anew };
+    let mut suspects = [u64::MAX; PORT_BITMAP_WORDS];
+    sweep::ports::<V4, _>(&tables, bed.config(), 1, 0, &mut suspects, &mut Report::default());
+    assert_eq!((bed.flows(), bitmap.load(0)), (1, 1), "its bit, and none of the leaked ones");
+    bed.check();
+}
+
+#[test]
+fn a_flow_seen_after_the_sweep_read_the_clock_is_not_old() {
+    for net in Net::BOTH {
+        let bed = Bed::with_backends(net, 1);
+        let flows = [1, 2, 3].map(|n| bed.establish(net.client(n), net.vip()));
+        bed.gateway.maps.set_clock(bed.gateway.maps.clock() - TICK_NS);
+        sweep_twice(&bed);
+        assert!(flows.iter().all(|flow| bed.state(flow) == Some(FlowState::Established)));
+        assert!(flows.iter().all(|flow| !bed.word(flow).unwrap().is_doomed()));
+        assert!(views(&bed).iter().all(|view| view.idle == 0));
+    }
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! UDP: a reply promotes; both directions keep a flow alive.
 
-use lb_common::abi::{Counter, FlowState};
+use lb_common::{
+    abi::{Counter, FlowState, FlowWord},
+    datapath::{Cells, Verdict},
+    host::ledger,
+};
 
 use crate::{
     bed::{Bed, Net, seconds},
@@ -57,6 +61,23 @@ fn a_stream_in_one_direction_keeps_the_flow() {
             sweep_twice(&bed);
             assert_eq!(bed.state(&flow), Some(FlowState::UdpReplied));
         }
+    }
+}
+
+#[test]
+fn a_reply_that_could_not_tell_the_flow_leaves_it_to_the_next() {
+    for net in Net::BOTH {
+        let bed = Bed::with_backends(net, 1);
+        let flow = bed.open_udp(net.client(1), net.vip());
+        let slot = ledger::forwards(&bed.gateway.maps)[0].flow.slot;
+        let (cells, word) = (bed.gateway.maps.flows.get(slot / 4).unwrap(), 2 * (slot % 4) as usize);
+        // As between the two steps of an insertion: the reverse entry is there, the flow not yet.
+        let new = cells.load(word);
+        cells.store(word, FlowWord::new(FlowState::Claimed, FlowWord(new).version()).0);
+        assert_eq!(bed.send_unchecked(&flow.answer()).0, Verdict::Transmit);
+        cells.store(word, new);
+        bed.send(&flow.answer()).sends(&[]).reaches_client_of(&flow);
+        assert_eq!(bed.state(&flow), Some(FlowState::UdpReplied));
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, Counter, Event, FlowState, FlowWord, ReverseWord, ServiceKeyV4,
-        ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
+        BackendKeyV4, BackendKeyV6, Config, Counter, Event, FlowState, FlowWord, PORT_BITMAP_WORDS,
+        ReverseWord, ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
     },
     clock,
     datapath::{
@@ -108,6 +108,11 @@ impl Cells for ModelCells<'_> {
         match self {
             Self::Plain(cells) => cells.compare_exchange(index, current, new),
             Self::Modelled(cells) => {
+                if cells.len() == REVERSE_CELLS
+                    && let Some(interruption) = INTERRUPTION.take()
+                {
+                    interruption();
+                }
                 let Cell { body, tick: None, .. } = cells[index].visit() else {
                     panic!("cell {index} has a tick")
                 };
@@ -150,6 +155,14 @@ static GATEWAY: LazyLock<Gateway> = LazyLock::new(|| {
     gateway.add_service(vip(), TCP, &[([10, 0, 0, 1], 8080).into()]);
     gateway
 });
+
+/// Cells of the reverse table's one bucket; no other row has as many.
+const REVERSE_CELLS: usize = 16;
+
+thread_local! {
+    /// What happens just before the next exchange in the reverse table.
+    static INTERRUPTION: std::cell::Cell<Option<Box<dyn FnOnce()>>> = const { std::cell::Cell::new(None) };
+}
 
 const LOCKS: u32 = 2;
 /// Room for more than the port bitmap's one word, so that only a lock is a row of one cell.
@@ -201,7 +214,7 @@ impl Model {
             flows: row(8, |cell| cell % 2 == 1),
             handshakes: row(4, |_| false),
             locks: (0..LOCKS).map(|_| row(1, |_| false)).collect(),
-            reverse: row(16, |cell| cell % 4 == 1),
+            reverse: row(REVERSE_CELLS, |cell| cell % 4 == 1),
             ports: row(PORT_CELLS, |_| false),
             blocked: 0.into(),
             now: GATEWAY.maps.clock().into(),
@@ -219,6 +232,13 @@ impl Model {
         let one = loom::thread::spawn(move || one(&other));
         let two = two(self);
         (one.join().expect("the other processor"), two)
+    }
+
+    /// Lets something happen just before the next exchange in the reverse table: one interleaving, for which too
+    /// much must come together to be found among all.
+    pub(crate) fn interrupt(self: &Arc<Self>, interruption: impl FnOnce(&Self) + 'static) {
+        let model = Arc::clone(self);
+        INTERRUPTION.set(Some(Box::new(move || interruption(&model))));
     }
 
     /// Runs a frame through the program.
@@ -243,6 +263,18 @@ impl Model {
         self.blocked.store(blocked, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Takes the first port, for nobody.
+    pub(crate) fn block_first_port(&self) {
+        self.ports[0].body.fetch_or(1, Ordering::Relaxed);
+        self.blocked.fetch_or(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Gives it back.
+    pub(crate) fn unblock_first_port(&self) {
+        self.ports[0].body.fetch_and(!1, Ordering::Relaxed);
+        self.blocked.fetch_and(!1, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Lets every flow's time run out.
     pub(crate) fn expire(&self) {
         self.now.fetch_add(2 * 3_600_000_000_000, std::sync::atomic::Ordering::Relaxed);
@@ -261,8 +293,26 @@ impl Model {
         sweep::reverse_bucket::<V4, _>(&self, config, 0, &mut Quiet);
     }
 
+    /// The sweep's second look at the ports, where the first happened to see each of them without an entry.
+    pub(crate) fn sweep_suspected_ports(&self) {
+        let config = GATEWAY.maps.config.as_ref().expect("settings");
+        let mut suspects = [0; PORT_BITMAP_WORDS];
+        suspects[0] = !self.blocked.load(std::sync::atomic::Ordering::Relaxed);
+        sweep::ports::<V4, _>(&self, config, 1, 0, &mut suspects, &mut Quiet);
+    }
+
     fn now(&self) -> u64 {
         self.now.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Checks that no port is in two reverse entries.
+    pub(crate) fn check_ports(&self) {
+        let reverse = ModelCells::Modelled(&self.reverse);
+        let words = (0..16).step_by(4).map(|first| ReverseWord(reverse.load(first)));
+        let mut ports = BTreeSet::new();
+        for word in words.filter(|word| word.is_live()) {
+            assert!(ports.insert(word.port()), "one port in two entries");
+        }
     }
 
     /// Checks, with no packet on its way, that flows and reverse entries are in pairs, that each port belongs to
