@@ -140,17 +140,13 @@ impl State {
     /// Rebuilds the model from the maps.
     fn adopt(&mut self) -> Result<()> {
         let snapshot = self.core.kernel.snapshot()?;
-        // The repairs are a plan of their own.
-        let number = self.model.number() + 1;
-        let (mut model, repairs) = Model::adopt(&snapshot, self.core.limits);
-        model.continue_from(number);
-        if !repairs.is_empty() {
-            tracing::info!("repairing {} entries that an agent left half done", repairs.len());
+        let repairs = self.model.adopt_anew(&snapshot);
+        if !repairs.steps.is_empty() {
+            tracing::info!("repairing {} entries that an agent left half done", repairs.steps.len());
         }
-        self.model = model;
         self.queue.clear();
         self.grace = None;
-        let at_once = self.queue.push(number, repairs);
+        let at_once = self.queue.push(repairs.number, repairs.steps);
         self.apply_all(&at_once)
     }
 

@@ -27,8 +27,8 @@ pub(super) enum Next {
 }
 
 impl StepQueue {
-    /// Appends a plan; they are numbered from 1. Returns the steps to apply at once, before everything that waits: a backend that
-    /// becomes usable or unusable must not wait for a grace period of something else.
+    /// Appends a plan; they are numbered from 1. Returns the steps to apply at once, before everything that waits:
+    /// a backend that becomes usable or unusable must not wait for a grace period of something else.
     ///
     /// Storing a backend's flags commutes with every step but those that write the same element.
     pub(super) fn push(&mut self, number: u64, steps: Vec<Step>) -> Vec<Step> {
@@ -80,9 +80,12 @@ impl StepQueue {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use lb_common::abi::Backend;
 
     use super::*;
+    use crate::plan::{FlowUsage, Limits, MapSnapshot, Model, Target, plan};
 
     fn flags(index: u32) -> Step {
         Step::SetBackendFlags { index, flags: 0 }
@@ -137,6 +140,39 @@ mod tests {
         assert_eq!((queue.next(), queue.applied()), (Next::Apply(init(3)), 1));
         assert_eq!((queue.next(), queue.applied()), (Next::Apply(init(4)), 2));
         assert_eq!((queue.next(), queue.applied()), (Next::Idle, 3));
+    }
+
+    #[test]
+    fn repairs_over_an_adoption_count_as_applied_when_they_are_and_older_plans_before() {
+        let limits = Limits {
+            services: 16,
+            backends: 64,
+            members: 64,
+            ring_pairs: 1000,
+            drain_timeout: Duration::from_secs(1),
+        };
+        let mut model = Model::new(limits);
+        let mut queue = StepQueue::default();
+        let mut last = 0;
+        for _ in 0..3 {
+            last = plan(&mut model, &Target::default(), &FlowUsage::default(), Instant::now()).number;
+            queue.push(last, vec![init(1), Step::GracePeriod]);
+            while queue.next() != Next::Idle {}
+        }
+        assert_eq!(queue.applied(), last);
+        // A backend that nothing names is to be cleared.
+        let nameless = Backend { family: 4, protocol: 6, ..Backend::default() };
+        let maps = MapSnapshot { backends: [(50, nameless)].into(), ..MapSnapshot::default() };
+        let repairs = model.adopt_anew(&maps);
+        queue.clear();
+        queue.push(repairs.number, repairs.steps);
+        let mut applied = 0;
+        while queue.next() != Next::Idle {
+            assert_eq!(queue.applied(), last);
+            applied += 1;
+        }
+        assert!(applied > 1, "there was something to repair");
+        assert_eq!((repairs.number, queue.applied()), (last + 1, last + 1));
     }
 
     fn vip() -> crate::plan::VipKey {

@@ -16,6 +16,7 @@ use super::model::{
     BackendState, Limits, MemberState, Model, RingContent, RingState, ServiceState, member_value,
     next_hop_of, with_next_hop,
 };
+use super::planner::Plan;
 use super::snapshot::MapSnapshot;
 use super::step::Step;
 use crate::desired::{BackendId, ServiceId};
@@ -45,6 +46,21 @@ impl Model {
         adoption.model.filter = snapshot.address_filter.clone();
         adoption.model.egress = snapshot.egress.clone();
         adoption.finish()
+    }
+
+    /// Puts what `snapshot` shows in this model's place, as [`Model::adopt`] does. The repairs are its next plan:
+    /// the numbers go on, for what had been applied, and seen by the sweep, up to an older one says nothing about
+    /// the members and backends of the new model.
+    #[must_use]
+    pub fn adopt_anew(&mut self, snapshot: &MapSnapshot) -> Plan {
+        let number = self.number + 1;
+        let (model, steps) = Self::adopt(snapshot, self.limits);
+        *self = model;
+        self.number = number;
+        for backend in self.backends.values_mut() {
+            backend.idle_since = number;
+        }
+        Plan { number, steps, problems: Vec::new(), next: None }
     }
 }
 

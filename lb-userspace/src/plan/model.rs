@@ -204,21 +204,6 @@ impl Model {
         }
     }
 
-    /// Number of the last plan.
-    #[must_use]
-    pub const fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Goes on with the numbers of the plans before it: what was applied, and seen by the sweep, up to one of
-    /// those says nothing about the members and backends of a model that was adopted since.
-    pub fn continue_from(&mut self, number: u64) {
-        self.number = number;
-        for backend in self.backends.values_mut() {
-            backend.idle_since = number;
-        }
-    }
-
     /// All members, those that only wait for the end of their flows included.
     pub fn members(&self) -> impl Iterator<Item = MemberInfo> {
         self.members.iter().map(|((service, backend), member)| MemberInfo {

@@ -40,6 +40,45 @@ fn generations_go_on_from_where_they_were() {
 }
 
 #[test]
+fn a_count_of_flows_from_before_an_adoption_frees_no_member_of_the_new_model() {
+    let mut agent = Agent::new(LIMITS);
+    let both = target(&[(0, &[1, 2])]);
+    agent.settle(&both);
+    let (early, last) = (agent.usage(), agent.applied);
+    let repairs = agent.model.adopt_anew(&agent.machine.snapshot());
+    assert_eq!((repairs.number, repairs.steps), (last + 1, vec![]));
+    // The sweep has not looked since; meanwhile the member may have got flows.
+    for _ in 0..10 {
+        let plan = super::plan(&mut agent.model, &target(&[(0, &[1])]), &early, agent.now);
+        assert!(plan.number > repairs.number);
+        assert!(!plan.steps.iter().any(|step| matches!(step, Step::WriteMember { .. })), "{:?}", plan.steps);
+    }
+    assert_eq!(agent.model.members().count(), 2);
+}
+
+#[test]
+fn a_count_of_ports_from_before_an_adoption_frees_no_backend_of_the_new_model() {
+    let mut agent = Agent::new(LIMITS);
+    agent.settle(&target(&[(0, &[1, 2])]));
+    let early = agent.usage();
+    agent.machine.lingering.insert(backend(&service(0), 2));
+    let target = target(&[(0, &[1])]);
+    agent.settle(&target);
+    let seen = super::FlowUsage { applied: agent.applied, ..early };
+    let repairs = agent.model.adopt_anew(&agent.machine.snapshot());
+    for _ in 0..10 {
+        assert_eq!(
+            super::plan(&mut agent.model, &target, &seen, agent.now).steps,
+            [],
+            "it may hold ports again"
+        );
+    }
+    let seen = super::FlowUsage { applied: repairs.number, ..seen };
+    let freed = super::plan(&mut agent.model, &target, &seen, agent.now).steps;
+    assert!(freed.iter().any(|step| matches!(step, Step::DeleteBackendKey { .. })), "{freed:?}");
+}
+
+#[test]
 fn a_broken_ring_is_built_anew() {
     let mut agent = Agent::new(LIMITS);
     let target = target(&[(0, &[1, 2])]);
