@@ -11,6 +11,7 @@ use lb_common::abi::member_flags;
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
+use super::first_plan::FirstPlan;
 use super::log;
 use super::problems;
 use super::published::{Gone, MemberCluster, Published};
@@ -32,9 +33,6 @@ use crate::status::view;
 const DEBOUNCE: Duration = Duration::from_millis(3);
 /// A grace period: far longer than any packet is in the program.
 const GRACE: Duration = Duration::from_millis(100);
-/// How long the first plan waits for first verdicts and next hops. Meanwhile adopted maps serve as they are,
-/// and new ones are not attached.
-const FIRST_PLAN: Duration = Duration::from_secs(2);
 /// After a write that failed, the maps are read anew no sooner than this.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -94,8 +92,7 @@ struct State {
     remembered: HashMap<(ServiceId, BackendId), Gone>,
     attach: Vec<view::Attachment>,
     problems: Vec<view::Problem>,
-    /// Until when the first plan may wait; `None` after it.
-    first_plan: Option<Instant>,
+    first_plan: FirstPlan,
     /// Whether the first plan's steps have all been applied.
     programmed: bool,
     /// When to plan next.
@@ -130,7 +127,7 @@ impl State {
             remembered: HashMap::new(),
             attach: Vec::new(),
             problems: Vec::new(),
-            first_plan: Some(Instant::now() + FIRST_PLAN),
+            first_plan: FirstPlan::begin(false, false, Instant::now()),
             programmed: false,
             plan_at: Some(Instant::now()),
             deadline: None,
@@ -172,6 +169,8 @@ impl State {
             self.adopt()?;
             self.attach()?;
         }
+        let serving = self.model.services().next().is_some();
+        self.first_plan = FirstPlan::begin(serving, self.clusters.complete, Instant::now());
         self.merge();
         loop {
             self.advance()?;
@@ -196,7 +195,7 @@ impl State {
                 () = until(self.grace) => self.grace = None,
                 () = until(self.plan_at) => self.plan()?,
                 () = until(self.deadline) => self.plan()?,
-                () = until(self.first_plan) => self.plan()?,
+                () = until(self.first_plan.latest()) => self.plan()?,
             }
         }
     }
@@ -207,11 +206,16 @@ impl State {
 
     /// From what the clusters say to desired state.
     fn merge(&mut self) {
+        self.first_plan.told(self.clusters.complete, Instant::now());
+        let held = self.first_plan == FirstPlan::Held;
         let addresses = self.core.inputs.addresses.borrow().iter().map(|local| local.address).collect();
         let clusters = &self.clusters;
         let desired =
             desired::merge(&clusters.clusters, &clusters.gateway, &addresses, &self.core.allocations);
-        self.core.allocations.clone_from(&desired.allocations);
+        // What is half known must not give VIPs away, nor be what the next start begins with.
+        if !held {
+            self.core.allocations.clone_from(&desired.allocations);
+        }
         log::services(&self.desired, &desired);
         self.desired = Arc::new(desired);
         self.core.outputs.desired.send_replace(self.desired.clone());
@@ -226,13 +230,25 @@ impl State {
         }
         self.probed = Arc::new(probe_targets(self.desired.services.values()));
         self.core.outputs.targets.send_replace(self.probed.clone());
+        self.resolve();
+        if held {
+            self.publish_held();
+            return;
+        }
         self.core.outputs.last_good.send_replace(Some(Arc::new(LastGood {
             gateway: clusters.gateway.clone(),
             clusters: clusters.clusters.clone(),
             allocations: self.core.allocations.clone(),
         })));
-        self.resolve();
         self.wake();
+    }
+
+    /// Says why nothing is planned yet.
+    fn publish_held(&mut self) {
+        let problems = vec![problems::held(self.model.services().count())];
+        problems::log_changes(&self.problems, &problems);
+        self.problems = problems;
+        self.publish();
     }
 
     /// Asks for the next hops of all that has or gets flows.
@@ -247,13 +263,11 @@ impl State {
     fn plan(&mut self) -> Result<()> {
         self.plan_at = None;
         self.deadline = self.deadline.filter(|deadline| *deadline > Instant::now());
-        if let Some(latest) = self.first_plan {
-            if Instant::now() < latest && !self.knows_enough() {
-                return Ok(());
-            }
-            self.first_plan = None;
-        }
         let now = Instant::now();
+        if !self.first_plan.allows(now, || self.knows_enough()) {
+            return Ok(());
+        }
+        self.first_plan = FirstPlan::Made;
         let next_hops = self.next_hops.clone();
         let reachable = |address: IpAddr| !matches!(next_hops.get(&address), Some(Err(_)));
         self.usability = Arc::new(evaluate(self.desired.services.values(), &self.verdicts, reachable));
@@ -329,7 +343,11 @@ impl State {
             }
         }
         self.give_orders();
-        if self.queue.is_idle() && self.grace.is_none() && self.first_plan.is_none() && !self.programmed {
+        if self.queue.is_idle()
+            && self.grace.is_none()
+            && self.first_plan == FirstPlan::Made
+            && !self.programmed
+        {
             if self.attach.is_empty() {
                 self.attach()?;
             }

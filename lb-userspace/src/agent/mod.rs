@@ -12,6 +12,7 @@ mod cleanup;
 mod clock;
 mod core;
 mod events;
+mod first_plan;
 mod log;
 mod problems;
 mod published;

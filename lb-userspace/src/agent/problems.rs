@@ -24,6 +24,20 @@ pub(super) fn from_desired(problem: &desired::Problem) -> Problem {
     }
 }
 
+/// Maps from an earlier run are not planned over yet.
+pub(super) fn held(services: usize) -> Problem {
+    Problem {
+        cluster: None,
+        object: "maps".to_owned(),
+        reason: "NotAllRead".to_owned(),
+        message: format!(
+            "the {services} services of an earlier run go on as they were, without changes and probes: not all \
+             clusters have told yet what they have, and it is not known from before; the clusters and the other \
+             problems say what does not answer"
+        ),
+    }
+}
+
 /// A problem of a plan; `None` for what is only a matter of a moment.
 pub(super) fn from_plan(problem: &PlanProblem, next_hops: &NextHops) -> Option<Problem> {
     let (object, reason) = match problem {

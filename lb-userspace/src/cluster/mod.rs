@@ -30,6 +30,16 @@ pub struct Snapshot {
     pub place: Place,
     /// What could not be read.
     pub problems: Vec<Problem>,
+    /// Whether what is not in here does not exist, so that maps from an earlier run may be planned over. Once it
+    /// is so, it stays so.
+    ///
+    /// Manifests: always. Kubernetes: as soon as what the gateway cluster has (MemberClusters, Secrets, pools,
+    /// fronts) and what each member that is served has is known, be it read now or from the last good state on
+    /// disk. What cannot be read holds that up for 60 s at most, from when the gateway cluster has told its
+    /// MemberClusters and its Services (or says that the latter may not be read), or from the start where there
+    /// is a last good state: a dead member that is new must not block. But while there is no last good state and
+    /// the gateway cluster does not tell its MemberClusters, nothing is known, for as long as that takes.
+    pub complete: bool,
 }
 
 /// How a member cluster's API server answers.

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::completeness::{Completeness, Known};
 use super::gateway::{self, Gateway};
 use super::link::Pace;
 use super::member::{Member, Order, View};
@@ -42,6 +43,7 @@ pub(super) struct Hub {
     had_members: bool,
     /// Who each member is, also while it does not answer.
     identities: BTreeMap<String, String>,
+    completeness: Completeness,
     snapshot: Arc<Snapshot>,
 }
 
@@ -62,6 +64,7 @@ impl Hub {
             changed,
             desired,
             outbox,
+            completeness: Completeness::new(!last_good.gateway.members.is_empty()),
             members: BTreeMap::new(),
             objects: last_good.clusters,
             had_members: last_good.gateway.members.iter().any(|member| member.metadata.uid.is_some()),
@@ -120,9 +123,10 @@ impl Hub {
         let members_known = self.remember(&gateway);
         let views = self.views();
         if !members_known {
+            let complete_at = self.judge(&gateway, None);
             let problems = report::gateway_problems(&gateway);
             self.show(None, &gateway, &BTreeMap::new(), problems);
-            return (None, false);
+            return (complete_at, false);
         }
         let outcome = self.registry.decide(&Facts {
             members: gateway.members.as_deref().unwrap_or_default(),
@@ -135,10 +139,11 @@ impl Hub {
         let views: BTreeMap<String, View> =
             views.into_iter().filter(|(name, _)| self.members.contains_key(name)).collect();
         self.take_objects(&outcome, &views);
+        let complete_at = self.judge(&gateway, Some(&outcome));
         let problems = report::problems(&gateway, &outcome, &views);
         self.show(Some(&outcome), &gateway, &views, problems);
         self.outbox.send(&outcome, &views, &self.snapshot, &self.desired.borrow().clone());
-        let next = outcome.next.map(Instant::from_std);
+        let next = outcome.next.map(Instant::from_std).into_iter().chain(complete_at).min();
         (
             next,
             gateway.answered
@@ -156,6 +161,29 @@ impl Hub {
         }
         // Where the kind is unknown there are no members but those of Secrets; unless there were some before.
         gateway.members.is_some() || (gateway.lacks_crds && !self.had_members)
+    }
+
+    /// Judges whether all is known that there is; when it counts as known at the latest, if that is set.
+    fn judge(&mut self, gateway: &gateway::View, outcome: Option<&Outcome>) -> Option<Instant> {
+        let has_been_read = |name: &str| self.objects.contains_key(name);
+        let members = match outcome {
+            Some(outcome) => {
+                outcome.members.iter().all(|(name, standing)| !standing.is_served() || has_been_read(name))
+            }
+            None => self.known.members.iter().all(|member| {
+                member.spec.state == MemberState::Disabled
+                    || member.metadata.name.as_deref().is_some_and(has_been_read)
+            }),
+        };
+        let known = Known {
+            told: outcome.is_some() && (gateway.services.is_some() || gateway.answered),
+            gateway: gateway.answered
+                && gateway.members.is_some()
+                && gateway.pools.is_some()
+                && gateway.services.is_some(),
+            members,
+        };
+        self.completeness.judge(known, Instant::now().into_std()).map(Instant::from_std)
     }
 
     fn views(&mut self) -> BTreeMap<String, View> {
@@ -234,6 +262,7 @@ impl Hub {
             connections,
             place: gateway.place.clone().unwrap_or_else(|| self.snapshot.place.clone()),
             problems,
+            complete: self.completeness.is_reached(),
         });
     }
 }
@@ -256,8 +285,8 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
         && a.clusters
             .iter()
             .all(|(name, objects)| b.clusters.get(name).is_some_and(|other| Arc::ptr_eq(objects, other)))
-        && (&a.gateway, &a.connections, &a.place, &a.problems)
-            == (&b.gateway, &b.connections, &b.place, &b.problems)
+        && (&a.gateway, &a.connections, &a.place, &a.problems, a.complete)
+            == (&b.gateway, &b.connections, &b.place, &b.problems, b.complete)
 }
 
 async fn feedback(desired: &mut watch::Receiver<Arc<Desired>>) {

@@ -9,10 +9,11 @@
 //! ```
 //!
 //! An API server that does not answer takes no endpoint away: what it said last stays, probes decide, and its
-//! connection's state is shown. `registry`, `objects`, `store`, `guarded`, `strip`, `health`, `fault`, `conditions` and
-//! `report` decide without I/O and without a clock.
+//! connection's state is shown. `registry`, `completeness`, `objects`, `store`, `guarded`, `strip`, `health`, `fault`,
+//! `conditions` and `report` decide without I/O and without a clock.
 
 mod access;
+mod completeness;
 mod conditions;
 mod fault;
 mod follow;

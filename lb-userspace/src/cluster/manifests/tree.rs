@@ -78,6 +78,7 @@ impl Tree {
             gateway: self.top.good.clone(),
             clusters: self.clusters.iter().map(|(name, node)| (name.clone(), node.good.clone())).collect(),
             problems: unreadable.into_iter().chain(problems.cloned()).collect(),
+            complete: true,
             ..Snapshot::default()
         }
     }

@@ -115,6 +115,7 @@ async fn the_first_snapshot_has_everything_that_every_member_has() {
     let connection = &snapshot.connections["here"];
     assert_eq!((connection.connected, connection.synced, connection.reason), (Some(true), true, "Connected"));
     assert_eq!(snapshot.problems, []);
+    assert!(snapshot.complete);
 }
 
 #[tokio::test]
@@ -140,6 +141,7 @@ async fn what_was_known_is_served_while_the_gateway_cluster_is_away_from_the_sta
     api.stop();
     let mut source = Source::on(&api, Some(known())).await;
     assert_eq!(contents(&source.now()), ["here/old"]);
+    assert!(source.now().complete, "maps hold nothing else");
     let told =
         |snapshot: &Snapshot| snapshot.problems.iter().any(|problem| problem.object == "gateway cluster");
     let snapshot = source.until("word of it", told).await;
@@ -147,6 +149,17 @@ async fn what_was_known_is_served_while_the_gateway_cluster_is_away_from_the_sta
     api.restart().await;
     let snapshot = source.until("what is so now", |snapshot| contents(snapshot) == ["here/web"]).await;
     assert_eq!(snapshot.gateway.members.len(), 1);
+}
+
+#[tokio::test]
+async fn nothing_is_complete_before_the_gateway_cluster_has_answered_where_nothing_was_known() {
+    let mut api = gateway().await;
+    api.stop();
+    let mut source = Source::on(&api, None).await;
+    assert!(!source.now().complete);
+    api.restart().await;
+    let snapshot = source.until("everything", |snapshot| snapshot.complete).await;
+    assert_eq!(contents(&snapshot), ["here/web"]);
 }
 
 #[tokio::test]
@@ -176,6 +189,7 @@ async fn a_member_that_never_answers_delays_nobody_but_the_first_snapshot() {
     let snapshot = source.now();
     assert_eq!(contents(&snapshot), ["here/web"]);
     assert_eq!(snapshot.connections["deaf"].reason, "Timeout");
+    assert!(!snapshot.complete, "what the member has is not known");
     assert_eq!(snapshot.gateway.members.len(), 2, "the Secret alone is a member");
     api.put(SERVICES, service("api"));
     source.until("an addition", |snapshot| contents(snapshot).len() == 2).await;
