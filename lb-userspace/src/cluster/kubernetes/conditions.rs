@@ -82,10 +82,10 @@ fn judge(
     let network = network(standing, desired);
     let duplicate = standing.duplicate_of.as_ref().map_or_else(
         || Verdict::new("DuplicateCluster", Some(false), "Unique", ""),
-        |older| {
-            let message = format!(
-                "it is the same cluster as MemberCluster {older}, which is older; remove one of them"
-            );
+        |other| {
+            let why = standing.advantage_of_the_other();
+            let message =
+                format!("it is the same cluster as MemberCluster {other}, {why}; remove one of them");
             Verdict::new("DuplicateCluster", Some(true), "SameCluster", message)
         },
     );

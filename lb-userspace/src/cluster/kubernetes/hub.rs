@@ -207,15 +207,14 @@ impl Hub {
         };
         self.members
             .retain(|name, _| outcome.members.get(name).is_some_and(|standing| wanted(standing).is_some()));
-        self.identities.retain(|name, _| outcome.members.contains_key(name));
         for (name, standing) in &outcome.members {
+            if let Some(uid) = standing.object.status.as_ref().and_then(|status| status.uid.clone()) {
+                self.identities.entry(name.clone()).or_insert(uid);
+            }
             let Some(order) = wanted(standing) else { continue };
             match self.members.get(name) {
                 Some(member) => member.order(order),
                 None => {
-                    if let Some(uid) = standing.object.status.as_ref().and_then(|status| status.uid.clone()) {
-                        self.identities.entry(name.clone()).or_insert(uid);
-                    }
                     let member = Member::start(order, self.pace, self.changed.clone());
                     self.members.insert(name.clone(), member);
                 }
@@ -228,15 +227,29 @@ impl Hub {
         for (name, standing) in outcome.members.iter().filter(|(_, standing)| standing.is_served()) {
             if let Some(objects) = views.get(name).and_then(|view| view.objects.clone()) {
                 self.objects.insert(name.clone(), objects);
-            } else if let Some(made) = &standing.successor_of
-                && !self.objects.contains_key(name)
-                && let Some(objects) = self.objects.get(made).cloned()
+            } else if !self.objects.contains_key(name)
+                && let Some(objects) = self.inherited(name, standing, outcome)
             {
                 self.objects.insert(name.clone(), objects);
             }
         }
         self.objects.retain(|name, _| outcome.members.get(name).is_some_and(Standing::is_served));
+        self.identities.retain(|name, _| outcome.members.contains_key(name));
         self.known.members = outcome.members.values().map(|standing| declared(&standing.object)).collect();
+    }
+
+    /// What a member that has not been read begins with: what is known of the same cluster by the name of a
+    /// member whose place it takes.
+    fn inherited(&self, name: &str, standing: &Standing, outcome: &Outcome) -> Option<Arc<ClusterObjects>> {
+        // One that cannot be reached would never find out what becomes of it.
+        let uid = self.identities.get(name).filter(|_| standing.access.is_some());
+        let is_same = |other: &String| {
+            standing.successor_of.as_ref() == Some(other)
+                || (uid.is_some() && self.identities.get(other) == uid)
+        };
+        let is_served = |other: &String| outcome.members.get(other).is_some_and(Standing::is_served);
+        let (_, objects) = self.objects.iter().find(|(other, _)| is_same(other) && !is_served(other))?;
+        Some(objects.clone())
     }
 
     fn show(

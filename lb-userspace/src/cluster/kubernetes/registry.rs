@@ -23,6 +23,17 @@ pub(super) const MADE_LABEL: &str = "kanmon.dev/made-from-secret";
 /// On every object that Kanmon makes: whose it is.
 pub(super) const SET_LABEL: &str = "kanmon.dev/cluster-set-id";
 
+/// Labels by which deployers know what is theirs: such a label, or all of a domain.
+const DEPLOYERS: [&str; 7] = [
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/managed-by",
+    "argocd.argoproj.io/",
+    "kustomize.toolkit.fluxcd.io/",
+    "helm.toolkit.fluxcd.io/",
+    "applyset.kubernetes.io/",
+    "objectset.rio.cattle.io/",
+];
+
 /// What does not change while the agent runs.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
@@ -72,13 +83,18 @@ pub(super) struct Standing {
     pub(super) access: Option<Access>,
     /// What is wrong with the way to reach it: one word and a sentence.
     pub(super) obstacle: Option<(&'static str, String)>,
-    /// The older member that is the same cluster.
+    /// The member that is the same cluster and counts: the older one, or the one that can be reached.
     pub(super) duplicate_of: Option<String>,
     /// The member, made from the same Secret, whose place it takes.
     pub(super) successor_of: Option<String>,
 }
 
 impl Standing {
+    /// Why the other registration of the same cluster counts.
+    pub(super) const fn advantage_of_the_other(&self) -> &'static str {
+        if self.access.is_some() { "which is older" } else { "which can be reached" }
+    }
+
     /// Whether its endpoints are used.
     pub(super) fn is_served(&self) -> bool {
         self.duplicate_of.is_none() && self.object.spec.state != MemberState::Disabled
@@ -126,15 +142,16 @@ impl Registry {
     pub(super) fn decide(&mut self, facts: &Facts<'_>) -> Outcome {
         let mut outcome = Outcome::default();
         let entries = self.entries(facts, &mut outcome);
-        self.make_up(facts, &entries, &mut outcome);
         self.remember(facts, &entries);
-        let written = facts.members.iter().map(|object| (object, true));
+        let written = self.let_go(facts, &mut outcome);
+        self.make_up(&written, &entries, &mut outcome);
         let mut members: Vec<Standing> = written
+            .into_iter()
+            .map(|object| (object, true))
             .chain(self.made_up.values().map(|object| (object, false)))
             .map(|(object, exists)| self.standing(object, exists, facts, &entries, &mut outcome))
             .collect();
         retire(&mut members, &mut outcome);
-        self.let_go(&mut members, &outcome);
         members.retain(|standing| {
             self.rules.selector.matches(standing.object.metadata.labels.as_ref().unwrap_or(&BTreeMap::new()))
         });
@@ -177,11 +194,22 @@ impl Registry {
         entries
     }
 
-    /// What was made and is to go serves no longer, whoever deletes it.
-    fn let_go(&mut self, members: &mut Vec<Standing>, outcome: &Outcome) {
-        let gone: BTreeSet<&str> = outcome.delete.iter().map(name_of).collect();
-        members.retain(|standing| !gone.contains(name_of(&standing.object)));
-        self.made_up.retain(|_, object| !gone.contains(name_of(object)));
+    /// What was made from a Secret that is gone for good is to go, serves no longer, whoever deletes it, and
+    /// leaves its name to others. The MemberClusters that stay.
+    fn let_go<'a>(&mut self, facts: &Facts<'a>, outcome: &mut Outcome) -> Vec<&'a MemberCluster> {
+        let ended: BTreeSet<&Source> = self
+            .missing
+            .iter()
+            .filter(|(_, since)| **since + self.rules.grace <= facts.now)
+            .map(|(source, _)| source)
+            .collect();
+        let goes = |object: &MemberCluster| {
+            is_made(object) && reference(object).is_some_and(|source| ended.contains(&source))
+        };
+        let (gone, stay): (Vec<_>, Vec<_>) = facts.members.iter().partition(|object| goes(object));
+        outcome.delete.extend(gone.into_iter().cloned());
+        self.made_up.retain(|_, object| !goes(object));
+        stay
     }
 
     /// Notes since when Secrets are missing, and forgets those that nobody refers to.
@@ -239,9 +267,6 @@ impl Registry {
                     } else {
                         // The way in was taken away for good.
                         standing.access = None;
-                        if is_made(object) {
-                            outcome.delete.push(object.clone());
-                        }
                     }
                 }
             }
@@ -268,13 +293,13 @@ impl Registry {
     /// the others do.
     fn make_up(
         &mut self,
-        facts: &Facts<'_>,
+        members: &[&MemberCluster],
         entries: &BTreeMap<Source, Registration<'_>>,
         outcome: &mut Outcome,
     ) {
-        let referred: BTreeSet<Source> = facts.members.iter().filter_map(reference).collect();
+        let referred: BTreeSet<Source> = members.iter().filter_map(|object| reference(object)).collect();
         let written: HashMap<&str, &MemberCluster> =
-            facts.members.iter().map(|object| (name_of(object), object)).collect();
+            members.iter().map(|object| (name_of(object), *object)).collect();
         self.made_up
             .retain(|source, object| !referred.contains(source) && !written.contains_key(name_of(object)));
         let mut free: Vec<(&Source, &Registration<'_>)> =
@@ -313,7 +338,7 @@ impl Registry {
     /// something namespaced is never collected.
     fn made(&self, name: &str, source: &Source, secret: &ObjectMeta) -> MemberCluster {
         let mut labels = secret.labels.clone().unwrap_or_default();
-        labels.retain(|key, _| key != ISTIO_LABEL && key != MEMBER_LABEL);
+        labels.retain(|key, _| key != ISTIO_LABEL && key != MEMBER_LABEL && !is_of_a_deployer(key));
         labels.insert(MADE_LABEL.to_owned(), "true".to_owned());
         labels.insert(SET_LABEL.to_owned(), self.rules.cluster_set_id.clone());
         let (namespace, secret_name, key) = source.clone();
@@ -365,7 +390,7 @@ fn retire(members: &mut Vec<Standing>, outcome: &mut Outcome) {
     members.retain(|standing| !is_retired(standing));
 }
 
-/// Of several registrations of one cluster only the oldest counts.
+/// Of several registrations of one cluster only the oldest counts, of those by which it can be reached.
 fn find_duplicates(members: &mut [Standing], identities: &BTreeMap<String, String>) {
     members
         .sort_by_key(|standing| (created(&standing.object.metadata), name_of(&standing.object).to_owned()));
@@ -383,6 +408,23 @@ fn find_duplicates(members: &mut [Standing], identities: &BTreeMap<String, Strin
             }
         }
     }
+    // One whose way in was taken away has nothing newer to say than the others.
+    let is_cut_off = |standing: &&mut Standing| {
+        standing.access.is_none() && standing.object.spec.state != MemberState::Disabled
+    };
+    for standing in members.iter_mut().filter(is_cut_off) {
+        let uid = identities.get(name_of(&standing.object));
+        standing.duplicate_of = uid.and_then(|uid| owners.get(uid.as_str()).cloned());
+    }
+}
+
+/// Whether a label says by which tool, and as part of what, an object was deployed. On what was not deployed by it
+/// the tool would find an object that it does not know, and delete it.
+fn is_of_a_deployer(key: &str) -> bool {
+    DEPLOYERS.iter().any(|deployer| match deployer.strip_suffix('/') {
+        Some(domain) => key.split_once('/').is_some_and(|(prefix, _)| prefix == domain),
+        None => key == *deployer,
+    })
 }
 
 /// When an object was made; what is not made yet is the newest.

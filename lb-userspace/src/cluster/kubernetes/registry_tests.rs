@@ -337,6 +337,72 @@ fn one_cluster_registered_twice_counts_as_its_older_registration() {
 }
 
 #[test]
+fn a_registration_that_cannot_be_reached_any_more_gives_way_to_a_newer_one_that_can() {
+    let mut world = World::new();
+    world.secrets = vec![good("a"), good("b")];
+    world.members = vec![written("newer", 2025, "a"), written("older", 2024, "b")];
+    for name in ["newer", "older"] {
+        world.identify(name, "uid");
+    }
+    assert_eq!(served(&world.decide(0)), ["older"]);
+    world.secrets.pop();
+    assert_eq!(served(&world.decide(10)), ["older"], "within the grace period");
+    let outcome = world.decide(70);
+    assert_eq!(served(&outcome), ["newer"]);
+    let cut_off = &outcome.members["older"];
+    assert!(!cut_off.is_served(), "what it once had is not used beside what the newer has");
+    assert_eq!(cut_off.duplicate_of.as_deref(), Some("newer"));
+    world.secrets.push(good("b"));
+    assert_eq!(served(&world.decide(80)), ["older"]);
+}
+
+#[test]
+fn a_secret_that_takes_anothers_place_after_its_grace_period_is_the_same_member_without_a_gap() {
+    let mut world = World::new();
+    world.secrets.push(good("a"));
+    let outcome = world.decide(0);
+    world.obey(&outcome);
+    world.decide(1);
+    let mut other = good("a");
+    other.metadata.name = Some("other".to_owned());
+    world.secrets = vec![other];
+    assert_eq!(world.decide(10).refusals[0].reason, "NameTaken");
+    let outcome = world.decide(70);
+    assert_eq!((names(&outcome.delete), names(&outcome.create)), (vec!["a"], vec!["a"]));
+    assert!(outcome.refusals.is_empty(), "{:?}", outcome.refusals);
+    let source = |outcome: &Outcome| reference(&outcome.members["a"].object).unwrap().1;
+    assert_eq!((served(&outcome), source(&outcome)), (vec!["a"], "other".to_owned()));
+    // Until somebody has deleted the one and made the other.
+    let outcome = world.decide(71);
+    assert_eq!((served(&outcome), source(&outcome)), (vec!["a"], "other".to_owned()));
+    world.obey(&outcome);
+    let outcome = world.decide(72);
+    assert_eq!((served(&outcome), source(&outcome)), (vec!["a"], "other".to_owned()));
+    assert_eq!((names(&outcome.delete), names(&outcome.create)), (vec![], vec![]));
+}
+
+#[test]
+fn what_is_made_has_no_label_by_which_a_deployer_would_take_it_for_its_own_and_delete_it() {
+    let mut world = World::new();
+    let mut secret = good("a");
+    let labels = secret.metadata.labels.as_mut().unwrap();
+    for key in [
+        "app.kubernetes.io/instance",
+        "argocd.argoproj.io/instance",
+        "kustomize.toolkit.fluxcd.io/name",
+        "helm.toolkit.fluxcd.io/namespace",
+        "applyset.kubernetes.io/part-of",
+    ] {
+        labels.insert(key.to_owned(), "clusters".to_owned());
+    }
+    labels.insert("app.kubernetes.io/name".to_owned(), "remote".to_owned());
+    world.secrets.push(secret);
+    let outcome = world.decide(0);
+    let labels: Vec<&String> = outcome.create[0].metadata.labels.as_ref().unwrap().keys().collect();
+    assert_eq!(labels, ["app.kubernetes.io/name", SET_LABEL, MADE_LABEL, "location"]);
+}
+
+#[test]
 fn a_disabled_registration_does_not_stand_in_the_way_of_another() {
     let mut world = World::new();
     world.secrets = vec![good("a"), good("b")];

@@ -99,10 +99,10 @@ pub(super) fn problems(
 }
 
 fn problem(name: &str, standing: &Standing, view: Option<&View>) -> Option<Problem> {
-    let (reason, severity, message) = if let Some(older) = &standing.duplicate_of {
+    let (reason, severity, message) = if let Some(other) = &standing.duplicate_of {
         let message = format!(
-            "it is the same cluster as member {older}, which is older, so nothing is read by this name; remove \
-             one of the two"
+            "it is the same cluster as member {other}, {}, so nothing is read by this name; remove one of the two",
+            standing.advantage_of_the_other()
         );
         (Reason::DuplicateObject, Severity::Error, message)
     } else if let Some((_, message)) = &standing.obstacle {

@@ -221,6 +221,19 @@ async fn one_cluster_registered_twice_is_read_once_and_by_the_other_name_when_th
 }
 
 #[tokio::test]
+async fn the_other_registration_of_a_cluster_goes_on_with_what_is_known_of_it() {
+    let api = gateway().await;
+    api.put(MEMBERS, local("again", 2025));
+    let mut source = Source::on(&api, None).await;
+    let alone = |snapshot: &Snapshot| contents(snapshot) == ["here/web"] && !snapshot.problems.is_empty();
+    source.until("one of them", alone).await;
+    api.answer(Mode::RefuseKind("/api/v1/services", 500));
+    api.remove(MEMBERS, "here");
+    let snapshot = source.until("the other", |snapshot| !snapshot.connections.contains_key("here")).await;
+    assert_eq!(contents(&snapshot), ["again/web"], "before it could be read");
+}
+
+#[tokio::test]
 async fn a_gateway_cluster_without_our_kinds_says_how_to_install_them() {
     let api = gateway().await;
     api.answer(Mode::RefuseKind("kanmon.dev", 404));
