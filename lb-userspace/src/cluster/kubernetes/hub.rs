@@ -142,8 +142,9 @@ impl Hub {
         let complete_at = self.judge(&gateway, Some(&outcome));
         let problems = report::problems(&gateway, &outcome, &views);
         self.show(Some(&outcome), &gateway, &views, problems);
-        self.outbox.send(&outcome, &views, &self.snapshot, &self.desired.borrow().clone());
-        let next = outcome.next.map(Instant::from_std).into_iter().chain(complete_at).min();
+        let write_at = self.outbox.send(&outcome, &views, &self.snapshot, &self.desired.borrow().clone());
+        let own = outcome.next.into_iter().chain(write_at).min().map(Instant::from_std);
+        let next = own.into_iter().chain(complete_at).min();
         (
             next,
             gateway.answered

@@ -10,7 +10,7 @@
 //!
 //! An API server that does not answer takes no endpoint away: what it said last stays, probes decide, and its
 //! connection's state is shown. `registry`, `completeness`, `objects`, `store`, `guarded`, `strip`, `health`, `fault`,
-//! `conditions` and `report` decide without I/O and without a clock.
+//! `conditions`, `statuses` and `report` decide without I/O and without a clock.
 
 mod access;
 mod completeness;
@@ -31,6 +31,7 @@ mod outbox;
 mod registry;
 pub mod remote_secret;
 mod report;
+mod statuses;
 mod store;
 mod strip;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -12,6 +13,7 @@ use super::lease;
 use super::member::View;
 use super::notices::{Notice, Notifier};
 use super::registry::{Outcome, Refusal};
+use super::statuses::Statuses;
 use super::writer::{self, Orders};
 use crate::cluster::Snapshot;
 use crate::desired::{ClusterObjects, Desired, Problem};
@@ -21,6 +23,7 @@ pub(super) struct Outbox {
     led: watch::Receiver<bool>,
     orders: watch::Sender<Arc<Orders>>,
     instance: String,
+    statuses: Statuses,
     gateway: Notifier,
     members: BTreeMap<String, Notifier>,
 }
@@ -33,6 +36,7 @@ impl Outbox {
         Self {
             led: lease::hold(access.clone(), lease, instance.clone()),
             orders,
+            statuses: Statuses::default(),
             gateway: Notifier::start(access.clone(), instance.clone()),
             instance,
             members: BTreeMap::new(),
@@ -46,16 +50,21 @@ impl Outbox {
         }
     }
 
-    /// Orders what follows from the present state.
+    /// Orders what follows from the present state. When to do so again at the latest.
     pub(super) fn send(
         &mut self,
         outcome: &Outcome,
         views: &BTreeMap<String, View>,
         snapshot: &Snapshot,
         desired: &Desired,
-    ) {
+    ) -> Option<Instant> {
         let leads = *self.led.borrow();
-        let orders = if leads { orders(outcome, views, snapshot, desired) } else { Orders::default() };
+        let (orders, next) = if leads {
+            orders(&mut self.statuses, outcome, views, snapshot, desired)
+        } else {
+            self.statuses = Statuses::default();
+            (Orders::default(), None)
+        };
         self.orders.send_if_modified(|present| {
             let differs = **present != orders;
             if differs {
@@ -73,7 +82,7 @@ impl Outbox {
             leads && writable(name) && access.is_some_and(|access| notifier.uses(access))
         });
         if !leads {
-            return;
+            return None;
         }
         for (name, standing) in outcome.members.iter().filter(|(name, _)| writable(name)) {
             let (Some(access), Some(objects)) = (&standing.access, snapshot.clusters.get(name)) else {
@@ -94,25 +103,30 @@ impl Outbox {
                 notifier.tell(notices);
             }
         }
+        next
     }
 }
 
-/// What is not in the gateway cluster as it should be.
+/// What is not in the gateway cluster as it should be, and when to look again.
 fn orders(
+    written: &mut Statuses,
     outcome: &Outcome,
     views: &BTreeMap<String, View>,
     snapshot: &Snapshot,
     desired: &Desired,
-) -> Orders {
+) -> (Orders, Option<Instant>) {
+    let now = tokio::time::Instant::now().into_std();
     let mut statuses = BTreeMap::new();
+    written.forget_others(|name| outcome.members.get(name).is_some_and(|standing| standing.exists));
     for (name, standing) in outcome.members.iter().filter(|(_, standing)| standing.exists) {
         let Some(connection) = snapshot.connections.get(name) else { continue };
         let status = conditions::status(standing, views.get(name), connection, desired, whole_seconds());
-        if standing.object.status.as_ref() != Some(&status) {
+        if let Some(status) = written.judge(&standing.object, status, now) {
             statuses.insert(name.clone(), status);
         }
     }
-    Orders { create: outcome.create.clone(), delete: outcome.delete.clone(), statuses }
+    let orders = Orders { create: outcome.create.clone(), delete: outcome.delete.clone(), statuses };
+    (orders, written.next())
 }
 
 /// Now, as an API server keeps it.
