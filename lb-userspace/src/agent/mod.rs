@@ -34,7 +34,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use self::core::{Core, Inputs, Interfaces, Outputs};
 use crate::cluster::{self, LastGood};
@@ -201,14 +205,80 @@ async fn keep_last_good(directory: PathBuf, mut states: watch::Receiver<Option<A
 /// Libraries that log each failed request or try; what it means for the gateway is logged by us.
 const QUIET: &str = "aya=warn,hyper=warn,tower=warn,kube_client=off,kube_runtime=off,kube_lease_manager=off";
 
+/// Libraries that log what API servers answer, Secrets among it, below the level of information.
+const TALKATIVE: [&str; 9] = [
+    "kube",
+    "kube_client",
+    "kube_runtime",
+    "kube_lease_manager",
+    "hyper",
+    "hyper_util",
+    "h2",
+    "tower",
+    "rustls",
+];
+
 /// Logs for people go to stderr; `RUST_LOG` overrides the level.
 fn log_to_stderr(level: LogLevel) {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
+    logger(filter, std::io::stderr, std::io::stderr().is_terminal()).init();
+}
+
+/// Writes what the filter lets through, but nothing that may hold a secret.
+fn logger<W>(filter: EnvFilter, writer: W, ansi: bool) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(writer)
+        .with_ansi(ansi)
         .with_target(false)
-        .init();
+        .finish()
+        .with(filter_fn(|metadata| *metadata.level() <= Level::INFO || !is_talkative(metadata.target())))
+}
+
+fn is_talkative(target: &str) -> bool {
+    let library = target.split_once("::").map_or(target, |(library, _)| library);
+    TALKATIVE.contains(&library)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn however_far_the_log_is_opened_it_holds_no_answers_of_api_servers() {
+        for opened in ["trace", "kube_client=trace,hyper=trace,kanmon=trace"] {
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let logger = logger(EnvFilter::new(opened), move || writer.clone(), false);
+            tracing::subscriber::with_default(logger, || {
+                tracing::trace!(target: "kube_client::client", "body: secret");
+                tracing::debug!(target: "hyper", "headers: secret");
+                tracing::warn!(target: "kube_client::client", "a warning");
+                tracing::trace!(target: "kanmon::agent", "our own");
+            });
+            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+            assert!(!text.contains("secret"), "{opened}: {text}");
+            assert!(text.contains("a warning") && text.contains("our own"), "{opened}: {text}");
+        }
+    }
 }
