@@ -22,7 +22,7 @@ use super::link::{Happening, Link, Pace, Version};
 use super::remote_secret::{ISTIO_LABEL, LABEL_VALUE, MEMBER_LABEL};
 use super::store::Store;
 use super::strip;
-use crate::desired::{AddressPool, MemberCluster, Place, Problem, Reason, Severity};
+use crate::desired::{AddressPool, GatewayObjects, MemberCluster, Place, Problem, Reason, Severity};
 
 /// Changes that come within this time are told together.
 const GATHER: Duration = Duration::from_millis(10);
@@ -73,8 +73,15 @@ impl Drop for Gateway {
 
 impl Gateway {
     /// Begins to connect. `changed` is notified whenever the view is another.
-    pub(super) fn start(access: Access, scope: Scope, pace: Pace, changed: Arc<Notify>) -> Self {
-        let state = State::new(&scope);
+    /// `known` is what an earlier run was told: what cannot be read now may have been readable then.
+    pub(super) fn start(
+        access: Access,
+        scope: Scope,
+        known: &GatewayObjects,
+        pace: Pace,
+        changed: Arc<Notify>,
+    ) -> Self {
+        let state = State::new(&scope, known);
         let mut link =
             Link::new(access, pace, Box::new(move |client, version| watches(&client, version, &scope)));
         let (views, view) = watch::channel(state.view(link.health.shown().clone()));
@@ -206,11 +213,13 @@ struct State {
 }
 
 impl State {
-    fn new(scope: &Scope) -> Self {
+    fn new(scope: &Scope, known: &GatewayObjects) -> Self {
+        // Those that were never written have none.
+        let exists = |object: &&MemberCluster| object.metadata.uid.is_some();
         Self {
-            members: Store::default(),
+            members: Store::recalling(known.members.iter().filter(exists).cloned()),
             unreadable_members: Unreadable::default(),
-            pools: Store::default(),
+            pools: Store::recalling(known.pools.iter().cloned()),
             unreadable_pools: Unreadable::default(),
             services: Store::default(),
             nodes: Store::default(),

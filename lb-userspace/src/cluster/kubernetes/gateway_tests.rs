@@ -47,7 +47,7 @@ fn all(state: &mut State) {
 
 #[test]
 fn everything_is_told_once_it_has_been_read() {
-    let mut state = State::new(&scope());
+    let mut state = State::new(&scope(), &GatewayObjects::default());
     let before = state.view(health());
     assert_eq!((before.members, before.pools, before.answered), (None, None, false));
     all(&mut state);
@@ -61,7 +61,7 @@ fn everything_is_told_once_it_has_been_read() {
 
 #[test]
 fn a_cluster_without_our_kinds_is_told_with_the_command_that_installs_them() {
-    let mut state = State::new(&scope());
+    let mut state = State::new(&scope(), &GatewayObjects::default());
     all(&mut state);
     state.members = Store::default();
     state.apply(GatewayEvent::Member(Err(fault(FaultKind::NotFound))));
@@ -74,7 +74,7 @@ fn a_cluster_without_our_kinds_is_told_with_the_command_that_installs_them() {
 
 #[test]
 fn secrets_that_may_not_be_read_are_not_missing() {
-    let mut state = State::new(&scope());
+    let mut state = State::new(&scope(), &GatewayObjects::default());
     all(&mut state);
     state.secrets.clear();
     state.secrets.insert(("kanmon-system".to_owned(), ISTIO_LABEL), Store::default());
@@ -86,7 +86,7 @@ fn secrets_that_may_not_be_read_are_not_missing() {
 
 #[test]
 fn what_was_read_stays_when_it_may_no_longer_be_read() {
-    let mut state = State::new(&scope());
+    let mut state = State::new(&scope(), &GatewayObjects::default());
     all(&mut state);
     for watch in [ISTIO_LABEL, MEMBER_LABEL] {
         state.apply(secret(watch)(Err(fault(FaultKind::Forbidden))));
@@ -96,7 +96,7 @@ fn what_was_read_stays_when_it_may_no_longer_be_read() {
 
 #[test]
 fn a_failing_server_is_the_connections_matter_and_no_problem_of_a_kind() {
-    let mut state = State::new(&scope());
+    let mut state = State::new(&scope(), &GatewayObjects::default());
     let told = state.apply(GatewayEvent::Pool(Err(fault(FaultKind::ServerError))));
     assert_eq!(told, Some(Err(fault(FaultKind::ServerError))));
     assert_eq!(state.view(health()).problems, []);
@@ -104,10 +104,30 @@ fn a_failing_server_is_the_connections_matter_and_no_problem_of_a_kind() {
 
 #[test]
 fn a_node_that_is_not_there_is_told() {
-    let mut state = State::new(&scope());
+    let mut state = State::new(&scope(), &GatewayObjects::default());
     all(&mut state);
     list(&mut state, GatewayEvent::Node, vec![]);
     let view = state.view(health());
     assert_eq!(view.place, None);
     assert_eq!(view.problems[0].object, "Node gw-1");
+}
+
+#[test]
+fn what_was_readable_in_an_earlier_run_keeps_its_last_form_and_what_was_never_written_has_none() {
+    let member = |name: &str, uid: Option<&str>| -> MemberCluster {
+        parse(json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "MemberCluster",
+            "metadata": {"name": name, "uid": uid}, "spec": {"source": {"local": {}}, "region": "r"}}))
+    };
+    let members = vec![member("written", Some("u")), member("made-up", None), member("gone", Some("v"))];
+    let known = GatewayObjects { members, ..GatewayObjects::default() };
+    let mut state = State::new(&scope(), &known);
+    assert_eq!(state.view(health()).members, None, "they have not been read");
+    let newer = |name: &str| -> DeserializeGuard<MemberCluster> {
+        parse(json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "MemberCluster",
+            "metadata": {"name": name, "uid": "u"}, "spec": {"flavour": "of tomorrow"}}))
+    };
+    list(&mut state, GatewayEvent::Member, vec![newer("written"), newer("made-up")]);
+    let view = state.view(health());
+    assert_eq!(view.members, Some(vec![member("written", Some("u"))]));
+    assert_eq!(view.problems.len(), 2, "{:?}", view.problems);
 }

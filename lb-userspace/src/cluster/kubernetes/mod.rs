@@ -94,7 +94,8 @@ async fn watch_from(
         secret_namespaces: settings.secret_namespaces.clone(),
         node_name: settings.node_name.clone(),
     };
-    let gateway = Gateway::start(access.clone(), scope, pace, changed.clone());
+    let last_good = last_good.unwrap_or_default();
+    let gateway = Gateway::start(access.clone(), scope, &last_good.gateway, pace, changed.clone());
     let mut registry = Registry::new(Rules {
         cluster_set_id,
         gateway: access,
@@ -103,7 +104,6 @@ async fn watch_from(
         grace: settings.secret_grace_period,
         policy: Policy { allow_insecure: settings.allow_insecure_members },
     });
-    let last_good = last_good.unwrap_or_default();
     registry.recall(&last_good.gateway.members);
     let mut hub = Hub::new(registry, gateway, pace, changed, desired, outbox, last_good);
     let (sender, receiver) = watch::channel(hub.first().await);

@@ -7,7 +7,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 
-use super::fault::{Fault, FaultKind};
+use super::fault::Fault;
 use super::follow::Told;
 use super::store::Store;
 use super::strip;
@@ -50,7 +50,7 @@ pub(super) enum Effect {
     },
     /// Something beside the watches is known now.
     Learnt,
-    /// A watch failed that can be done without.
+    /// Nothing is known that was not.
     Nothing,
 }
 
@@ -108,8 +108,6 @@ impl Objects {
     pub(super) fn expect_lists(&mut self) {
         self.services.expect_list();
         self.slices.expect_list();
-        self.nodes.expect_list();
-        self.namespaces.expect_list();
         self.identified = false;
     }
 
@@ -118,13 +116,11 @@ impl Objects {
         *self = Self::default();
     }
 
-    /// Whether every list has been read on the present connection, and it is known who the cluster is.
+    /// Whether all Services and EndpointSlices have been read on the present connection, and it is known who the
+    /// cluster is. Its Nodes must have been asked for once, so that endpoints begin with their zones where those
+    /// can be had; nothing ever waits for Nodes again, or for Namespaces.
     pub(super) fn is_synced(&self) -> bool {
-        self.identified
-            && self.services.is_synced()
-            && self.slices.is_synced()
-            && self.nodes.is_synced()
-            && self.namespaces.is_synced()
+        self.identified && self.services.is_synced() && self.slices.is_synced() && self.nodes.is_synced()
     }
 
     /// The UID of kube-system, as it was last told; `None` until then.
@@ -166,11 +162,11 @@ fn needed<K>(watch: &'static str, told: Told<K>, apply: impl FnOnce(Event<K>) ->
     }
 }
 
-/// A watch that can be done without: zones are then those of the slices, for example.
+/// A watch that can be done without, whyever it fails: zones are then those of the slices, for example, until it
+/// tells something after all.
 fn gave_up<V: PartialEq>(store: &mut Store<V>, watch: &'static str, fault: &Fault) -> Effect {
-    let refused = matches!(fault.kind, FaultKind::Forbidden | FaultKind::NotFound);
-    if refused && store.give_up() {
-        tracing::debug!("{watch} may not be read: {}", fault.message);
+    if store.give_up() {
+        tracing::debug!("{watch} cannot be read: {}", fault.message);
         return Effect::Answered { watch, changed: true };
     }
     Effect::Nothing
@@ -178,6 +174,7 @@ fn gave_up<V: PartialEq>(store: &mut Store<V>, watch: &'static str, fault: &Faul
 
 #[cfg(test)]
 mod tests {
+    use super::super::fault::FaultKind;
     use super::*;
 
     fn parse<T: serde::de::DeserializeOwned>(json: serde_json::Value) -> T {
@@ -246,6 +243,40 @@ mod tests {
         assert_eq!(objects.apply(MemberEvent::Namespace(Err(refused()))), done_without("namespaces"));
         assert!(objects.is_synced());
         assert_eq!(objects.apply(MemberEvent::Node(Err(refused()))), Effect::Nothing, "told once");
+    }
+
+    #[test]
+    fn nodes_that_fail_for_a_while_hold_nothing_back_and_are_taken_in_when_they_come() {
+        let busy = || Fault { kind: FaultKind::TooManyRequests, message: String::new() };
+        let mut objects = Objects::default();
+        list(MemberEvent::Service, vec![service("web")], &mut objects);
+        list(MemberEvent::Slice, vec![], &mut objects);
+        objects.apply(MemberEvent::Identity(None));
+        assert!(!objects.is_synced(), "zones are there from the beginning where they can be");
+        assert_eq!(
+            objects.apply(MemberEvent::Node(Err(busy()))),
+            Effect::Answered { watch: "nodes", changed: true }
+        );
+        objects.apply(MemberEvent::Namespace(Err(busy())));
+        assert!(objects.is_synced() && objects.snapshot().nodes.is_empty());
+        let node = serde_json::json!({"metadata": {"name": "n",
+            "labels": {"topology.kubernetes.io/zone": "z"}}});
+        objects.apply(MemberEvent::Node(Ok(Event::Init)));
+        objects.apply(MemberEvent::Node(Ok(Event::InitApply(parse(node)))));
+        let come = objects.apply(MemberEvent::Node(Ok(Event::InitDone)));
+        assert_eq!(come, Effect::Answered { watch: "nodes", changed: true });
+        assert_eq!(objects.snapshot().nodes["n"].zone, "z");
+    }
+
+    #[test]
+    fn on_a_new_connection_services_do_not_wait_for_nodes_and_zones_stay_known() {
+        let mut objects = synced();
+        objects.expect_lists();
+        objects.apply(MemberEvent::Identity(Some("uid".to_owned())));
+        list(MemberEvent::Service, vec![service("web"), service("api")], &mut objects);
+        list(MemberEvent::Slice, vec![], &mut objects);
+        assert!(objects.is_synced());
+        assert_eq!((objects.snapshot().services.len(), objects.snapshot().nodes.len()), (2, 1));
     }
 
     #[test]

@@ -27,6 +27,15 @@ impl<V> Default for Store<V> {
 }
 
 impl<V: PartialEq> Store<V> {
+    /// Begins with what an earlier run knew; it has not been read until a whole list has.
+    pub(super) fn recalling(objects: impl IntoIterator<Item = V>) -> Self
+    where
+        V: ResourceExt,
+    {
+        let objects = objects.into_iter().map(|object| (key(&object), object)).collect();
+        Self { objects, ..Self::default() }
+    }
+
     /// Takes an event in; `keep` gives what is kept of an object, or `None` for one that is of no use. Whether
     /// anything that can be seen from outside is another now.
     pub(super) fn apply<K: ResourceExt>(&mut self, event: Event<K>, keep: impl Fn(K) -> Option<V>) -> bool {

@@ -229,3 +229,15 @@ async fn a_member_that_is_not_followed_only_tells_who_it_is() {
     member.member.order(Order { access: api.access(), follow: true });
     member.until("sync", |view| view.synced && services(view) == ["web"]).await;
 }
+
+#[tokio::test]
+async fn nodes_and_namespaces_that_an_api_server_is_too_busy_for_hold_no_service_back() {
+    for kind in ["/api/v1/nodes", "/api/v1/namespaces?"] {
+        let api = FakeApi::start().await;
+        api.put(SERVICES, service("web"));
+        api.answer(Mode::RefuseKind(kind, 429));
+        let member = Connected::to(api.access());
+        let view = member.until("sync", |view| view.synced).await;
+        assert_eq!((services(&view), view.health.connected), (vec!["web".to_owned()], Some(true)), "{kind}");
+    }
+}

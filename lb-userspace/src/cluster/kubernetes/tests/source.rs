@@ -234,6 +234,24 @@ async fn the_other_registration_of_a_cluster_goes_on_with_what_is_known_of_it() 
 }
 
 #[tokio::test]
+async fn a_member_of_a_newer_form_stays_what_it_was_before_the_agent_started() {
+    let api = gateway().await;
+    let mut newer = local("here", 2024);
+    newer["spec"]["flavour"] = "of tomorrow".into();
+    api.put(MEMBERS, newer);
+    let mut source = Source::on(&api, Some(known())).await;
+    let is_told = |snapshot: &Snapshot| {
+        snapshot
+            .problems
+            .iter()
+            .any(|problem| problem.object == "MemberCluster here" && problem.message.contains("flavour"))
+    };
+    source.until("word of it", is_told).await;
+    source.until("what it has now", |snapshot| contents(snapshot) == ["here/web"]).await;
+    assert_eq!(source.now().gateway.members[0].spec.region, "r");
+}
+
+#[tokio::test]
 async fn a_gateway_cluster_without_our_kinds_says_how_to_install_them() {
     let api = gateway().await;
     api.answer(Mode::RefuseKind("kanmon.dev", 404));
