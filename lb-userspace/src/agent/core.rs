@@ -14,13 +14,14 @@ use tokio::time::sleep_until;
 use super::first_plan::FirstPlan;
 use super::log;
 use super::problems;
+use super::programmed::programmed;
 use super::published::{Gone, MemberCluster, Published};
 use super::queue::{Next, StepQueue};
 use super::signals::{Ending, Signals};
 use super::sweep::{Orders, Pass};
 use super::target::target;
 use crate::bpf::{self, Kernel};
-use crate::cluster::{self, LastGood};
+use crate::cluster::{self, LastGood, Programmed};
 use crate::config::XdpMode;
 use crate::desired::{self, BackendId, Desired, ServiceId};
 use crate::health::probe::Targets;
@@ -72,6 +73,8 @@ pub(super) struct Outputs {
     pub(super) last_good: watch::Sender<Option<Arc<LastGood>>>,
     /// What became of the clusters' objects, for whoever reports it to the clusters.
     pub(super) desired: watch::Sender<Arc<Desired>>,
+    /// What became of the VIPs in the packet program, for the same.
+    pub(super) programmed: watch::Sender<Arc<Programmed>>,
 }
 
 /// The loop's own state.
@@ -210,8 +213,9 @@ impl State {
         let held = self.first_plan == FirstPlan::Held;
         let addresses = self.core.inputs.addresses.borrow().iter().map(|local| local.address).collect();
         let clusters = &self.clusters;
-        let desired =
+        let mut desired =
             desired::merge(&clusters.clusters, &clusters.gateway, &addresses, &self.core.allocations);
+        desired.complete = clusters.complete;
         // What is half known must not give VIPs away, nor be what the next start begins with.
         if !held {
             self.core.allocations.clone_from(&desired.allocations);
@@ -396,8 +400,25 @@ impl State {
         });
     }
 
+    /// Tells the source which VIPs are forwarded, once the program is attached and the maps have been written.
+    fn tell_programmed(&self) {
+        if !self.programmed {
+            return;
+        }
+        let services = self.model.services().map(|service| service.id).collect();
+        let told = programmed(&self.desired, &services, &self.problems, &self.core.snat_addresses);
+        self.core.outputs.programmed.send_if_modified(|present| {
+            let differs = **present != told;
+            if differs {
+                *present = Arc::new(told);
+            }
+            differs
+        });
+    }
+
     /// Shows the commands what is so now.
     fn publish(&mut self) {
+        self.tell_programmed();
         let members: HashMap<_, _> =
             self.model.members().map(|member| ((member.service, member.backend), member)).collect();
         let listed: HashSet<(ServiceId, BackendId)> = self

@@ -15,6 +15,7 @@ mod events;
 mod first_plan;
 mod log;
 mod problems;
+mod programmed;
 mod published;
 mod queue;
 mod report;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::{Level, Subscriber};
 use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
@@ -41,15 +43,20 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::core::{Core, Inputs, Interfaces, Outputs};
+use crate::bpf::Kernel;
 use crate::cluster::{self, LastGood};
 use crate::config::{self, LogLevel, Options, Settings};
 use crate::health::{Prober, probe};
+use crate::network::NetworkWatcher;
 use crate::plan::Limits;
 use crate::status::view;
 use published::{Facts, Published};
 use report::Report;
 use signals::{Ending, Signals};
 use start::{Started, remove_unless_adopted, start};
+
+/// How long the end waits for API servers, to let go of Leases.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// Runs the agent until a signal ends it.
 ///
@@ -87,7 +94,7 @@ async fn serve(settings: Settings) -> Result<()> {
     server.abort();
     let _ = server.await;
     match ended {
-        Ok(ending) => end(core, ending, pin_dir).await,
+        Ok(ending) => end(let_go(core).await, ending, pin_dir).await,
         Err(error) => {
             remove_unless_adopted(core.kernel);
             Err(error)
@@ -97,7 +104,9 @@ async fn serve(settings: Settings) -> Result<()> {
 
 /// Puts the tasks beside the loop to work and connects them with it.
 fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, Core)> {
-    let Started { settings, mut kernel, interfaces, network, clusters, desired, allocations, .. } = started;
+    let Started {
+        settings, mut kernel, interfaces, network, clusters, desired, programmed, allocations, ..
+    } = started;
     let (targets, probed) = watch::channel(Arc::default());
     let (verdicts_out, verdicts) = watch::channel(Arc::default());
     tokio::spawn(probe::run(Prober::new(probe::default_in_flight(), rand::random()), probed, verdicts_out));
@@ -145,7 +154,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
             addresses: network.local_addresses(),
             passes,
         },
-        outputs: Outputs { targets, orders, published: published_out, last_good, desired },
+        outputs: Outputs { targets, orders, published: published_out, last_good, desired, programmed },
         interfaces: Interfaces { names: settings.interfaces, indices: interfaces, mode: settings.xdp_mode },
         snat_addresses: started.snat_addresses,
         limits: Limits {
@@ -162,7 +171,23 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
     Ok((started.server, report, core))
 }
 
-async fn end(core: Core, ending: Ending, pin_dir: PathBuf) -> Result<()> {
+/// Ends what follows the clusters, and waits a moment until its Leases are another gateway's to take.
+async fn let_go(core: Core) -> Rest {
+    let Core { kernel, network, inputs, outputs, .. } = core;
+    drop(inputs);
+    if timeout(LET_GO, outputs.programmed.closed()).await.is_err() {
+        tracing::info!("an API server that does not answer keeps this gateway's Lease until that runs out");
+    }
+    Rest { kernel, network }
+}
+
+/// What is left of the loop when nothing listens to it any more.
+struct Rest {
+    kernel: Kernel,
+    network: NetworkWatcher,
+}
+
+async fn end(rest: Rest, ending: Ending, pin_dir: PathBuf) -> Result<()> {
     match ending {
         Ending::Leave => {
             tracing::info!(
@@ -171,8 +196,8 @@ async fn end(core: Core, ending: Ending, pin_dir: PathBuf) -> Result<()> {
             );
         }
         Ending::CleanUp => {
-            let removed = core.kernel.remove().context("cannot clean up; `kanmon cleanup` tries again")?;
-            if let Err(error) = core.network.release().await {
+            let removed = rest.kernel.remove().context("cannot clean up; `kanmon cleanup` tries again")?;
+            if let Err(error) = rest.network.release().await {
                 tracing::warn!("cannot give neighbours back to the kernel: {error}");
             }
             tracing::info!(

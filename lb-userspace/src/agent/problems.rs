@@ -69,12 +69,17 @@ pub(super) fn without_snat<'a>(
             cluster: None,
             object: format!("SNAT over {family}"),
             reason: "NoSnatAddress".to_owned(),
-            message: format!(
-                "services with {family} VIPs are dropped, because the gateway has no {family} address to \
-                 forward from: give an attached interface one, or name it with --snat-addresses, and restart"
-            ),
+            message: no_snat_address(family),
         })
         .collect()
+}
+
+/// What is wrong where no SNAT address is of a family.
+pub(super) fn no_snat_address(family: &str) -> String {
+    format!(
+        "services with {family} VIPs are dropped, because the gateway has no {family} address to forward from: \
+         give an attached interface one, or name it with --snat-addresses, and restart"
+    )
 }
 
 /// Logs what has come and what has gone.

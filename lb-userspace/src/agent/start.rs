@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
 
 use crate::bpf::{self, AgentLock, Kernel, LOCK_DIR, host};
-use crate::cluster::{self, LastGood};
+use crate::cluster::{self, LastGood, Programmed};
 use crate::config::{Settings, SnatPorts, Source};
 use crate::desired::{Allocations, Desired};
 use crate::network::snat::{self, DEFAULT_NODE_PORTS, PortRange, PortRequest, PortsInUse, WORD};
@@ -31,6 +31,8 @@ pub(super) struct Started {
     pub(super) clusters: watch::Receiver<Arc<cluster::Snapshot>>,
     /// Where the loop tells the source what became of it.
     pub(super) desired: watch::Sender<Arc<Desired>>,
+    /// The same, of the packet program.
+    pub(super) programmed: watch::Sender<Arc<Programmed>>,
     /// VIPs that came from pools in an earlier run.
     pub(super) allocations: Allocations,
     pub(super) snat_addresses: BTreeSet<IpAddr>,
@@ -52,7 +54,8 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
     let last_good = load_last_good(&settings.state_dir);
     let allocations = last_good.as_ref().map(|state| state.allocations.clone()).unwrap_or_default();
     let (desired, merged) = watch::channel(Arc::default());
-    let clusters = follow(&settings, last_good, merged).await?;
+    let (programmed, forwarded) = watch::channel(Arc::default());
+    let clusters = follow(&settings, last_good, merged, forwarded).await?;
 
     let network = NetworkWatcher::start(&interfaces).await.context("cannot watch the node's network")?;
     let snat_addresses = snat_addresses(&settings, &network, &interfaces)?;
@@ -93,6 +96,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
         network,
         clusters,
         desired,
+        programmed,
         allocations,
         snat_ports,
         server,
@@ -104,6 +108,7 @@ async fn follow(
     settings: &Settings,
     last_good: Option<LastGood>,
     merged: watch::Receiver<Arc<Desired>>,
+    forwarded: watch::Receiver<Arc<Programmed>>,
 ) -> Result<watch::Receiver<Arc<cluster::Snapshot>>> {
     match &settings.source {
         Source::Manifests(directory) => cluster::manifests::watch(directory.clone(), last_good)
@@ -111,7 +116,7 @@ async fn follow(
             .context("cannot start from these manifests (--manifests names their directory)"),
         Source::Kubernetes(kubernetes) => {
             let set = settings.cluster_set_id.clone();
-            cluster::kubernetes::watch(kubernetes.clone(), set, last_good, merged)
+            cluster::kubernetes::watch(kubernetes.clone(), set, last_good, merged, forwarded)
                 .await
                 .context("cannot start from Kubernetes (--kubeconfig names the gateway cluster's)")
         }

@@ -1,7 +1,9 @@
 //! The `kanmon` command line.
 
+mod crds;
 mod remote_secret;
 mod tables;
+mod uninstall;
 
 use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
@@ -18,7 +20,7 @@ use crate::status::DEFAULT_SOCKET;
 use crate::status::client::ask;
 use crate::status::protocol::{FlowFilter, Request};
 use crate::status::view;
-use crate::{agent, config, desired};
+use crate::{agent, config};
 
 /// Kanmon: one address in front of the pods of several Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -40,11 +42,13 @@ enum Command {
     Backends(Query),
     /// List client connections and the pods that they go to.
     Flows(Flows),
-    /// Print the definitions of Kanmon's resources: `kanmon crds | kubectl apply -f -`.
-    Crds,
+    /// Print or apply the definitions of Kanmon's resources: `kanmon crds | kubectl apply -f -`.
+    Crds(crds::Crds),
     /// Register a Kubernetes cluster as a member: make its account, print the Secret.
     #[command(subcommand)]
     RemoteSecret(remote_secret::Command),
+    /// Remove what the gateways wrote into their members and their own cluster.
+    Uninstall(uninstall::Arguments),
     /// Remove what an agent left: XDP program, maps, links and socket.
     Cleanup(Cleanup),
     /// Print the version and the version of the map layout.
@@ -121,8 +125,9 @@ fn dispatch(command: Command) -> Result<()> {
                 FlowFilter { service: flows.service, client: flows.client, limit: Some(flows.limit) };
             show(&flows.query, &Request::Flows(filter), |rows: &Vec<view::Flow>| tables::flows(rows))
         }
-        Command::Crds => print(&desired::crds_yaml().context("cannot write the definitions as YAML")?),
+        Command::Crds(args) => crds::run(args),
         Command::RemoteSecret(command) => remote_secret::run(command),
+        Command::Uninstall(arguments) => uninstall::run(arguments),
         Command::Cleanup(cleanup) => {
             let done = agent::cleanup(&cleanup.pin_dir, &cleanup.socket)?;
             print(&done)

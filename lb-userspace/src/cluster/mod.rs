@@ -8,6 +8,7 @@ pub mod manifests;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -40,6 +41,24 @@ pub struct Snapshot {
     /// is a last good state: a dead member that is new must not block. But while there is no last good state and
     /// the gateway cluster does not tell its MemberClusters, nothing is known, for as long as that takes.
     pub complete: bool,
+}
+
+/// What a gateway's packet program makes of the VIPs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// Whether anything has been programmed yet; before, nothing can be said.
+    pub known: bool,
+    /// Whether each VIP that this gateway should serve is forwarded, or why not.
+    pub vips: BTreeMap<IpAddr, Result<(), NotProgrammed>>,
+}
+
+/// Why a VIP is not forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotProgrammed {
+    /// One word.
+    pub reason: &'static str,
+    /// Why, and what to do, for people.
+    pub message: String,
 }
 
 /// How a member cluster's API server answers.

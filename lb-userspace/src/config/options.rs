@@ -63,6 +63,11 @@ pub struct Options {
     #[serde(deserialize_with = "duration")]
     pub secret_grace_period: Option<Duration>,
 
+    /// How long a deleted MemberCluster waits for its cluster to be cleaned [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Kubernetes")]
+    #[serde(deserialize_with = "duration")]
+    pub cleanup_timeout: Option<Duration>,
+
     /// Accept members whose kubeconfig says insecure-skip-tls-verify
     #[arg(
         long,
@@ -208,6 +213,7 @@ impl Options {
             node_name: self.node_name.or(file.node_name),
             secret_namespaces: list(self.secret_namespaces, file.secret_namespaces),
             secret_grace_period: self.secret_grace_period.or(file.secret_grace_period),
+            cleanup_timeout: self.cleanup_timeout.or(file.cleanup_timeout),
             allow_insecure_members: self.allow_insecure_members.or(file.allow_insecure_members),
             in_cluster: self.in_cluster,
             cluster_set_id: self.cluster_set_id.or(file.cluster_set_id),

@@ -32,6 +32,8 @@ pub struct KubernetesSettings {
     pub secret_namespaces: Vec<String>,
     /// How long a member's Secret may be gone.
     pub secret_grace_period: Duration,
+    /// How long a deleted MemberCluster waits for its cluster to be cleaned.
+    pub cleanup_timeout: Duration,
     /// Whether members may be reached without checking their certificates.
     pub allow_insecure_members: bool,
 }
@@ -84,6 +86,7 @@ pub(super) fn choose(options: &Options) -> Result<Source, SettingsError> {
             .filter(|list| !list.is_empty())
             .unwrap_or_else(namespaces),
         secret_grace_period: options.secret_grace_period.unwrap_or(Duration::from_secs(60)),
+        cleanup_timeout: options.cleanup_timeout.unwrap_or(Duration::from_secs(60)),
         allow_insecure_members: options.allow_insecure_members.unwrap_or_default(),
     };
     settings.check()?;
@@ -97,6 +100,7 @@ fn manifests(options: &Options, directory: &Path) -> Result<Source, SettingsErro
         ("memberSelector", options.member_selector.is_some()),
         ("secretNamespaces", !options.secret_namespaces.is_empty()),
         ("secretGracePeriod", options.secret_grace_period.is_some()),
+        ("cleanupTimeout", options.cleanup_timeout.is_some()),
         ("allowInsecureMembers", options.allow_insecure_members.is_some()),
     ];
     match foreign.into_iter().find(|(_, is_set)| *is_set) {

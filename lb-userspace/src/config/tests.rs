@@ -64,7 +64,7 @@ fn every_flag_has_the_same_name_in_the_file() {
          --ring-slots 4000 --tcp-half-open 5s --tcp-established 2h --tcp-closed 30s --tcp-reset 1s \
          --udp-new 500ms --udp-replied 1m30s --drain-timeout 10m --xdp-mode generic --log-level debug \
          --kubeconfig /k --context c --member-selector a=b --node-name n --secret-namespaces x,y \
-         --secret-grace-period 5s --allow-insecure-members",
+         --secret-grace-period 5s --cleanup-timeout 30s --allow-insecure-members",
     );
     let by_file = file(
         "interfaces: [eth0, eth1]\nmanifests: /m\nclusterSetID: prod\nregion: r\nzone: z\n\
@@ -73,7 +73,7 @@ fn every_flag_has_the_same_name_in_the_file() {
          ringSlots: 4000\ntcpHalfOpen: 5s\ntcpEstablished: 2h\ntcpClosed: 30s\ntcpReset: 1s\n\
          udpNew: 500ms\nudpReplied: 1m30s\ndrainTimeout: 10m\nxdpMode: generic\nlogLevel: debug\n\
          kubeconfig: /k\ncontext: c\nmemberSelector: a=b\nnodeName: n\nsecretNamespaces: [x, y]\n\
-         secretGracePeriod: 5s\nallowInsecureMembers: true\n",
+         secretGracePeriod: 5s\ncleanupTimeout: 30s\nallowInsecureMembers: true\n",
     )
     .unwrap();
     assert_eq!(by_flags, by_file);

@@ -3,12 +3,12 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
-use super::resources::{AddressPool, MemberCluster};
+use super::resources::{AddressAllocation, AddressPool, MemberCluster};
 
 /// All definitions, by name. They work on Kubernetes 1.31 and later.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![AddressPool::crd(), MemberCluster::crd()]
+    vec![AddressAllocation::crd(), AddressPool::crd(), MemberCluster::crd()]
 }
 
 /// All definitions as YAML documents, for `kubectl apply -f -`.
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn both_are_cluster_scoped_and_members_have_the_columns_and_a_status() {
+    fn all_are_cluster_scoped_and_members_have_the_columns_and_a_status() {
         for crd in crds() {
             assert_eq!(crd.spec.scope, "Cluster", "{:?}", crd.metadata.name);
         }
@@ -77,14 +77,20 @@ mod tests {
     }
 
     fn check_limits(schema: &Value, path: &mut Vec<String>) {
-        assert!(schema.get("additionalProperties").is_none(), "{path:?} has additionalProperties");
+        // A map's values are described; what is forbidden is `additionalProperties: false`.
+        let values = schema.get("additionalProperties");
+        assert!(
+            values.is_none_or(|values| values.is_object() && schema["maxProperties"].is_u64()),
+            "{path:?} has additionalProperties, or a map without maxProperties"
+        );
         let of_type = |name: &str| schema["type"] == name;
         let closed = schema.get("enum").is_some() || schema["format"] == "date-time";
         assert!(!of_type("array") || schema["maxItems"].is_u64(), "{path:?} has no maxItems");
         assert!(!of_type("string") || closed || schema["maxLength"].is_u64(), "{path:?} has no maxLength");
         let properties = schema["properties"].as_object().into_iter().flatten();
         let items = schema.get("items").map(|items| ("items", items));
-        for (name, below) in properties.map(|(name, below)| (name.as_str(), below)).chain(items) {
+        let below = items.into_iter().chain(values.map(|values| ("values", values)));
+        for (name, below) in properties.map(|(name, below)| (name.as_str(), below)).chain(below) {
             path.push(name.to_owned());
             check_limits(below, path);
             path.pop();
@@ -119,6 +125,21 @@ mod tests {
                 let spec = json!({"source": {"local": {}}, field: [cidr]});
                 assert_refusal(&MemberCluster::crd(), &spec, expected);
             }
+        }
+    }
+
+    #[test]
+    fn a_selectors_expressions_have_values_where_they_need_them() {
+        let refused = Some("In and NotIn need values");
+        for (expression, expected) in [
+            (json!({"key": "a", "operator": "In", "values": ["x"]}), None),
+            (json!({"key": "a", "operator": "Exists"}), None),
+            (json!({"key": "a", "operator": "NotIn"}), refused),
+            (json!({"key": "a", "operator": "DoesNotExist", "values": ["x"]}), refused),
+        ] {
+            let selector = json!({"matchExpressions": [expression]});
+            let spec = json!({"cidrs": ["10.0.0.0/24"], "serviceSelector": selector});
+            assert_refusal(&AddressPool::crd(), &spec, expected);
         }
     }
 

@@ -79,7 +79,8 @@ pub(super) fn attach(
         let Some(member) = members.get(cluster).filter(|member| member.has_endpoints()) else { continue };
         let Some(slices) = index.slices.get(&front.name) else { continue };
         let service = index.services.get(&front.name).copied();
-        let source = Source { front, cluster, member, service, slices, nodes: index.nodes, judge };
+        let exports = index.exports(&front.name);
+        let source = Source { front, cluster, member, service, exports, slices, nodes: index.nodes, judge };
         source.collect(&mut merged, problems);
     }
 
@@ -120,6 +121,8 @@ struct Source<'a> {
     member: &'a Member,
     /// The cluster's Service of that name, of any type.
     service: Option<&'a KubeService>,
+    /// Whether the cluster exports it.
+    exports: bool,
     slices: &'a [&'a EndpointSlice],
     nodes: &'a BTreeMap<String, Place>,
     judge: &'a Judge<'a>,
@@ -173,7 +176,7 @@ impl Source<'_> {
         }
 
         for ((port, name), matched) in self.front.ports.iter().zip(names).zip(matched) {
-            if any_endpoint && !matched {
+            if any_endpoint && !matched && self.should_have(port, name) {
                 let message = self.mismatch(port, name);
                 problems.error(self.cluster, &object, Reason::PortMismatch, message);
             }
@@ -193,6 +196,15 @@ impl Source<'_> {
             own.port == i32::from(port.port) && protocol(own.protocol.as_deref()) == Some(port.protocol)
         })?;
         Some(own.name.as_deref().unwrap_or_default())
+    }
+
+    /// Whether it is a mistake that the cluster has no endpoint of a port. Exports share the union of their
+    /// ports, and each port goes to the clusters that have it.
+    fn should_have(&self, port: &FrontPort, name: Option<&str>) -> bool {
+        match name {
+            None => !port.exported && !self.exports,
+            Some(_) => !port.exported || self.service.is_some(),
+        }
     }
 
     fn mismatch(&self, port: &FrontPort, name: Option<&str>) -> String {

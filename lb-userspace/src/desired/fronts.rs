@@ -6,8 +6,9 @@ use k8s_openapi::api::core::v1::{Service as KubeService, ServiceSpec};
 
 use super::LOAD_BALANCER_CLASS;
 use super::addresses::ADDRESSES_ANNOTATION;
+use super::enforcement;
 use super::health_check::{self, Check};
-use super::index::{Clusters, Services};
+use super::index::{Clusters, Index, Services};
 use super::problems::{self, Problems};
 use super::types::{ObjectName, Protocol, Reason};
 
@@ -35,6 +36,8 @@ pub(super) struct FrontPort {
     pub(super) protocol: Protocol,
     /// Empty if it has none.
     pub(super) name: String,
+    /// The front itself doesn't have it, but exports of its name do.
+    pub(super) exported: bool,
 }
 
 impl Front<'_> {
@@ -57,14 +60,19 @@ pub(super) fn collect<'a>(
 ) -> BTreeMap<ObjectName, Front<'a>> {
     let own_name = local.unwrap_or_default();
     let has_own = !own.is_empty();
-    let members = clusters.iter().filter(|(cluster, _)| !(has_own && Some(*cluster) == local));
-    let sources =
-        std::iter::once((own_name, own)).chain(members.map(|(cluster, index)| (*cluster, &index.services)));
+    let members: Vec<&'a (&'a str, Index<'a>)> =
+        clusters.iter().filter(|(cluster, _)| !(has_own && Some(*cluster) == local)).collect();
+    for (cluster, index) in &members {
+        report_withheld(cluster, &index.withheld, problems);
+    }
+    let sources = std::iter::once((own_name, own))
+        .chain(members.into_iter().map(|(cluster, index)| (*cluster, &index.services)));
     let mut fronts: BTreeMap<ObjectName, Front<'a>> = BTreeMap::new();
     let mut restricted = BTreeSet::new();
     for (cluster, services) in sources {
         for (name, &service) in services {
             let Some(spec) = candidate(cluster, name, service, problems) else { continue };
+            enforcement::report(cluster, name, spec, problems);
             if has_source_ranges(service, spec) {
                 restricted.insert(name.clone());
                 let message = "loadBalancerSourceRanges is set, and Kanmon does not enforce it yet, so the \
@@ -73,7 +81,9 @@ pub(super) fn collect<'a>(
             }
             if let Some(front) = fronts.get_mut(name) {
                 front.others.push(cluster);
-                report_differences(front, cluster, name, service, problems);
+                // Exports share the union of their ports.
+                let exports = clusters.iter().any(|(other, index)| *other == cluster && index.exports(name));
+                report_differences(front, cluster, name, service, !exports, problems);
             } else {
                 let front = front(cluster, name, service, spec, problems);
                 fronts.insert(name.clone(), front);
@@ -107,6 +117,18 @@ fn candidate<'a>(
     None
 }
 
+/// Says which Services want to be fronts, and are not because their cluster gives exported ones only.
+fn report_withheld(cluster: &str, withheld: &Services<'_>, problems: &mut Problems) {
+    for (name, service) in withheld {
+        let class = service.spec.as_ref().and_then(|spec| spec.load_balancer_class.as_deref());
+        if class == Some(LOAD_BALANCER_CLASS) {
+            let message = "is not used: the MemberCluster says `discovery: ServiceExport`, and no \
+                           ServiceExport names it; make one of its name, or say `discovery: SameName`";
+            problems.warning(cluster, problems::service(name), Reason::NotExported, message);
+        }
+    }
+}
+
 fn front<'a>(
     cluster: &'a str,
     name: &ObjectName,
@@ -114,11 +136,6 @@ fn front<'a>(
     spec: &ServiceSpec,
     problems: &mut Problems,
 ) -> Front<'a> {
-    if spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None") {
-        let message = "sessionAffinity is not done: each connection of a client is balanced by itself; say \
-                       `sessionAffinity: None`";
-        problems.warning(cluster, problems::service(name), Reason::SessionAffinityIgnored, message);
-    }
     Front {
         name: name.clone(),
         cluster,
@@ -151,7 +168,8 @@ fn ports(cluster: &str, name: &ObjectName, spec: &ServiceSpec, problems: &mut Pr
             problems.error(cluster, &object, Reason::InvalidObject, message);
             continue;
         }
-        ports.push(FrontPort { port: number, protocol, name: port.name.clone().unwrap_or_default() });
+        let name = port.name.clone().unwrap_or_default();
+        ports.push(FrontPort { port: number, protocol, name, exported: false });
     }
     if spec.ports.as_ref().is_none_or(Vec::is_empty) {
         problems.error(cluster, &object, Reason::InvalidObject, "has no ports; add spec.ports");
@@ -179,6 +197,7 @@ fn report_differences(
     cluster: &str,
     name: &ObjectName,
     service: &KubeService,
+    compare_ports: bool,
     problems: &mut Problems,
 ) {
     let addresses = |service| annotation(service, ADDRESSES_ANNOTATION);
@@ -195,7 +214,7 @@ fn report_differences(
     {
         differ.push("addresses");
     }
-    if !ports(service).is_subset(&ports(front.service)) {
+    if compare_ports && !ports(service).is_subset(&ports(front.service)) {
         differ.push("ports");
     }
     if !differ.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::addresses::ADDRESSES_ANNOTATION;
+use super::addresses::{ADDRESSES_ANNOTATION, SCOPE_ANNOTATION, SHARED_ADDRESS_ANNOTATION};
 use super::problems::{self, Problems};
 use super::types::{HealthCheck, HealthCheckKind, ObjectName, Reason};
 use crate::config::{format_duration, parse_duration};
@@ -17,8 +17,10 @@ const INTERVAL: &str = "kanmon.dev/health-check-interval";
 const TIMEOUT: &str = "kanmon.dev/health-check-timeout";
 const UNHEALTHY_THRESHOLD: &str = "kanmon.dev/health-check-unhealthy-threshold";
 const HEALTHY_THRESHOLD: &str = "kanmon.dev/health-check-healthy-threshold";
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 10] = [
     ADDRESSES_ANNOTATION,
+    SCOPE_ANNOTATION,
+    SHARED_ADDRESS_ANNOTATION,
     KIND,
     PATH,
     EXPECTED_STATUS,

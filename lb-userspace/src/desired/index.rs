@@ -8,8 +8,10 @@ use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::mcs::ServiceExport;
 use super::members::Members;
 use super::problems::{self, Problems};
+use super::resources::Discovery;
 use super::types::{ClusterObjects, ObjectName, Place, Reason};
 
 /// Names the Service that a slice belongs to.
@@ -36,6 +38,40 @@ pub(super) struct Index<'a> {
     /// By the Service that they belong to, in the order of their names.
     pub(super) slices: BTreeMap<ObjectName, Vec<&'a EndpointSlice>>,
     pub(super) nodes: &'a BTreeMap<String, Place>,
+    /// ServiceExports, without those on their way out.
+    pub(super) exports: BTreeMap<ObjectName, &'a ServiceExport>,
+    /// Services that take no part, because only exported ones do.
+    pub(super) withheld: Services<'a>,
+}
+
+impl<'a> Index<'a> {
+    /// The Service of that name, whether or not it takes part.
+    pub(super) fn service(&self, name: &ObjectName) -> Option<&'a KubeService> {
+        self.services.get(name).or_else(|| self.withheld.get(name)).copied()
+    }
+
+    /// Whether a ServiceExport names this Service, and it is one that can be exported.
+    pub(super) fn exports(&self, name: &ObjectName) -> bool {
+        self.exports.contains_key(name) && self.service(name).is_some_and(is_exportable)
+    }
+
+    /// Leaves the exported Services and their slices only.
+    fn withhold(&mut self) {
+        let names: Vec<ObjectName> = self.services.keys().cloned().collect();
+        for name in names {
+            if !self.exports(&name)
+                && let Some(service) = self.services.remove(&name)
+            {
+                self.withheld.insert(name, service);
+            }
+        }
+        self.slices.retain(|name, _| self.services.contains_key(name));
+    }
+}
+
+/// Whether a Service has endpoints that others could use.
+pub(super) fn is_exportable(service: &KubeService) -> bool {
+    service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() != Some("ExternalName"))
 }
 
 /// Indexes the clusters that are not refused.
@@ -44,12 +80,37 @@ pub(super) fn build<'a>(
     members: &Members,
     problems: &mut Problems,
 ) -> Clusters<'a> {
-    let used = |name: &&str| members.get(name).is_none_or(|member| !member.refused);
-    let names = members.oldest_first().into_iter().filter(used);
-    names
-        .filter_map(|name| clusters.get_key_value(name))
-        .map(|(name, objects)| (name.as_str(), index(name, objects, problems)))
-        .collect()
+    index_those(false, clusters, members, problems)
+}
+
+/// Indexes the clusters that are refused: nothing of them is used, but people there are told why.
+pub(super) fn build_refused<'a>(
+    clusters: &'a BTreeMap<String, Arc<ClusterObjects>>,
+    members: &Members,
+) -> Clusters<'a> {
+    index_those(true, clusters, members, &mut Problems::default())
+}
+
+fn index_those<'a>(
+    refused: bool,
+    clusters: &'a BTreeMap<String, Arc<ClusterObjects>>,
+    members: &Members,
+    problems: &mut Problems,
+) -> Clusters<'a> {
+    let mut indexed = Clusters::new();
+    for name in members.oldest_first() {
+        let (Some(member), Some((name, objects))) = (members.get(name), clusters.get_key_value(name)) else {
+            continue;
+        };
+        if member.refused == refused {
+            let mut index = index(name, objects, problems);
+            if member.discovery == Discovery::ServiceExport {
+                index.withhold();
+            }
+            indexed.push((name, index));
+        }
+    }
+    indexed
 }
 
 /// Services by name; the first of a name counts.
@@ -68,6 +129,13 @@ pub(super) fn services<'a>(
         }
     }
     services
+}
+
+/// The EndpointSlices of a cluster by the Service that they belong to: those that its own control plane or its people
+/// made, without those that are left over.
+#[must_use]
+pub fn slices_by_service(objects: &ClusterObjects) -> BTreeMap<ObjectName, Vec<&EndpointSlice>> {
+    index("", objects, &mut Problems::default()).slices
 }
 
 fn index<'a>(cluster: &str, objects: &'a ClusterObjects, problems: &mut Problems) -> Index<'a> {
@@ -92,7 +160,26 @@ fn index<'a>(cluster: &str, objects: &'a ClusterObjects, problems: &mut Problems
             by_service.entry(service).or_default().push(slice);
         }
     }
-    Index { services, slices: by_service, nodes: &objects.nodes }
+    let exports = exports(cluster, &objects.exports, problems);
+    Index { services, slices: by_service, nodes: &objects.nodes, exports, withheld: Services::new() }
+}
+
+/// ServiceExports by name; the first of a name counts. One on its way out is gone.
+fn exports<'a>(
+    cluster: &str,
+    objects: &'a [ServiceExport],
+    problems: &mut Problems,
+) -> BTreeMap<ObjectName, &'a ServiceExport> {
+    let mut exports = BTreeMap::new();
+    for export in objects.iter().filter(|export| export.metadata.deletion_timestamp.is_none()) {
+        match exports.entry(object_name(&export.metadata)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(export);
+            }
+            Entry::Occupied(known) => duplicate(cluster, format!("ServiceExport {}", known.key()), problems),
+        }
+    }
+    exports
 }
 
 /// Whether a slice is still there although the Service that owned it is gone, or was made again under another

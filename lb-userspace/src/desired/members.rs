@@ -15,7 +15,9 @@ use super::types::Reason;
 pub(super) struct Member {
     pub(super) region: String,
     pub(super) state: MemberState,
-    /// Nothing of it is used: its networks overlap an older member's, or its discovery is not served.
+    /// Which of its Services take part.
+    pub(super) discovery: Discovery,
+    /// Nothing of it is used: its networks overlap an older member's.
     pub(super) refused: bool,
     /// When its MemberCluster was made; unknown without an API server.
     created: Option<Time>,
@@ -81,6 +83,7 @@ pub(super) fn declare<'a>(
         let mut member = Member {
             region: spec.region.clone(),
             state: spec.state,
+            discovery: spec.discovery,
             created: object.metadata.creation_timestamp.clone(),
             ..Member::default()
         };
@@ -89,12 +92,6 @@ pub(super) fn declare<'a>(
             let message = "nothing is known from this cluster; make the directory of its name, or say \
                            `state: Disabled`";
             problems.warning("", &title, Reason::NoSource, message);
-        }
-        if spec.discovery == Discovery::ServiceExport {
-            member.refused = true;
-            let message = "discovery ServiceExport is not served, so nothing of this cluster is used; say \
-                           `discovery: SameName`";
-            problems.error("", &title, Reason::UnsupportedDiscovery, message);
         }
         member.networks = networks(object, &title, problems);
         members.by_name.insert(name, member);

@@ -7,9 +7,13 @@
 mod addresses;
 mod crds;
 mod endpoints;
+mod enforcement;
+mod exports;
 mod fronts;
 mod health_check;
 mod index;
+pub mod mcs;
+mod mcs_crds;
 mod members;
 mod problems;
 mod resources;
@@ -21,14 +25,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use addresses::pool_use;
 pub use crds::{crds, crds_yaml};
+pub use index::slices_by_service;
+pub use mcs_crds::{Revision, mcs_crds, mcs_crds_yaml};
 pub use resources::{
-    AddressPool, AddressPoolSpec, Discovery, KubeconfigSecretRef, LocalSource, MemberCluster,
-    MemberClusterSpec, MemberClusterStatus, MemberSource, MemberState, PoolScope,
+    AddressAllocation, AddressAllocationSpec, AddressAllocationStatus, AddressPool, AddressPoolSpec,
+    AddressPoolStatus, CLUSTER_SET_LABEL, Discovery, GROUP_LABEL, GatewayState, KubeconfigSecretRef,
+    LabelExpression, LabelOperator, LocalSource, MemberCluster, MemberClusterSpec, MemberClusterStatus,
+    MemberSource, MemberState, PoolScope, ServiceReference, ServiceSelector, allocation_name,
 };
 pub use types::{
-    Allocations, BackendId, ClusterObjects, Desired, Endpoint, GatewayObjects, HealthCheck, HealthCheckKind,
-    ObjectName, Place, Problem, Protocol, Reason, Service, ServiceId, Severity,
+    Allocations, BackendId, Claim, ClusterObjects, Desired, Endpoint, ExportJudgement, ExportState,
+    FrontState, GatewayObjects, HealthCheck, HealthCheckKind, Judgement, Knowledge, ObjectName, Owner, Place,
+    PoolUse, Problem, Protocol, Reason, Service, ServiceId, Severity,
 };
 
 /// The value of `spec.loadBalancerClass` that makes a Service one of ours.
@@ -40,10 +50,19 @@ pub const LOAD_BALANCER_CLASS: &str = "kanmon.dev/xdp";
 ///   one of the same namespace and name, the gateway cluster's counts, else the oldest member's; the VIP
 ///   survives while any remains. Endpoints come from every member that has EndpointSlices of that namespace
 ///   and name.
+/// - *Exports*: a member whose discovery is ServiceExport contributes only what its ServiceExports name. Where
+///   clusters export a service, its VIPs serve the union of the exported ports too, each port with the endpoints
+///   of the clusters that have it, because that is what the ServiceImport promises.
 /// - *Older* is whose MemberCluster was made first; without timestamps, and for a tie, the first by name. An
 ///   address, or a declared network, that two members claim is the older one's.
 /// - `gateway_addresses` are the node's own addresses: no endpoint may have one, and no pool gives one away.
 ///   (A Service that asks for one as its VIP gets it.)
+/// - *VIPs*: a Service names them (`kanmon.dev/addresses`, `spec.loadBalancerIP`), or a pool with `autoAssign`
+///   gives one a family: one of the scope in `kanmon.dev/scope`, else an internal one before a public one. Services
+///   that say the same in `kanmon.dev/shared-address` and have different ports share one.
+/// - [`GatewayObjects::allocations`], where they are, say who has which VIP; what is missing there is in
+///   [`Desired::claims`]. What a Service names is served at once unless it is written for another; what a pool gives,
+///   once it is written.
 /// - `previous` are the [`Desired::allocations`] of the last merge: an address that is still in a pool stays
 ///   with its Service. Without them the result is the same on every gateway.
 #[must_use]
@@ -57,9 +76,13 @@ pub fn merge(
     let members = members::declare(&gateway.members, clusters.keys(), &mut problems);
     let index = index::build(clusters, &members, &mut problems);
     let own = index::services("", &gateway.services, &mut problems);
-    let fronts = fronts::collect(&own, &index, members.local(), &mut problems);
-    let (vips, allocations) =
-        addresses::assign(&fronts, &gateway.pools, gateway_addresses, previous, &mut problems);
+    let mut fronts = fronts::collect(&own, &index, members.local(), &mut problems);
+    let addresses::Assigned { vips, allocations, claims } =
+        addresses::assign(&fronts, gateway, gateway_addresses, previous, &mut problems);
+
+    let refused = index::build_refused(clusters, &members);
+    let exported = exports::gather(&index, &refused, &members);
+    exports::open_ports(&exported, &mut fronts, &vips, &mut problems);
 
     let taken = vips.values().flatten().chain(gateway_addresses).copied().collect();
     let judge = endpoints::Judge::new(&fronts, &index, &members, taken);
@@ -70,5 +93,18 @@ pub fn merge(
             services.insert(service.id, service);
         }
     }
-    Desired { services, problems: problems.sorted(), allocations }
+    let fronts = fronts.iter().map(|(name, front)| (name.clone(), state(front, vips.get(name)))).collect();
+    let exports = exports::judge(&exported, &fronts, &mut problems);
+    let problems = problems.sorted();
+    Desired { services, problems, allocations, fronts, claims, exports, complete: false }
+}
+
+fn state(front: &fronts::Front<'_>, vips: Option<&Vec<IpAddr>>) -> FrontState {
+    let mut vips = vips.cloned().unwrap_or_default();
+    vips.sort_unstable();
+    FrontState {
+        cluster: front.cluster.to_owned(),
+        others: front.others.iter().map(|&cluster| cluster.to_owned()).collect(),
+        vips,
+    }
 }

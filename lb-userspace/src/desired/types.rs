@@ -1,6 +1,6 @@
 //! The vocabulary of desired state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::{Deserialize, Serialize};
 
-use super::resources::{AddressPool, MemberCluster};
+use super::mcs::{ServiceExport, ServiceImportSpec};
+use super::resources::{AddressAllocation, AddressPool, MemberCluster};
 
 /// What one member cluster says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct ClusterObjects {
     /// Where its nodes are, by name of the node; without those whose labels tell neither.
     #[serde(default)]
     pub nodes: BTreeMap<String, Place>,
+    /// Its ServiceExports, without their status.
+    #[serde(default)]
+    pub exports: Vec<ServiceExport>,
 }
 
 /// Where a node is, as its labels `topology.kubernetes.io/region` and `/zone` say.
@@ -44,6 +48,40 @@ pub struct GatewayObjects {
     /// where it is a member too (`source.local`). Empty in standalone mode.
     #[serde(default)]
     pub services: Vec<KubeService>,
+    /// Who has which address, as it is written in the gateway cluster, without status; an address of a pool is
+    /// used only once that is written. `None`: nobody writes that down (standalone mode), and what a merge gives
+    /// away is handed to the next one.
+    #[serde(default)]
+    pub allocations: Option<Vec<AddressAllocation>>,
+    /// Which of the allocations are ours.
+    #[serde(default)]
+    pub owner: Owner,
+    /// How well the members' Services are known.
+    #[serde(skip)]
+    pub knowledge: Knowledge,
+}
+
+/// How well the Services of the members that are served, and of the gateway cluster, are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Knowledge {
+    /// Some cluster has never been read: no Service that has an address may get another one.
+    #[default]
+    Partial,
+    /// All have been read, be it in an earlier run; but one that is away may have more Services now: an allocation
+    /// for a Service that nobody seems to have stays.
+    Known,
+    /// All are connected and have been read: what is not there does not exist.
+    Current,
+}
+
+/// Whose the things are that Kanmon makes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The cluster set.
+    pub cluster_set_id: String,
+    /// Those of its gateways that look after the same members; empty: they look after all. Others don't see the
+    /// Services that these see, so they must not give back these ones' addresses.
+    pub group: String,
 }
 
 /// Everything that this gateway should serve.
@@ -55,6 +93,90 @@ pub struct Desired {
     pub problems: Vec<Problem>,
     /// The VIPs that came from pools: hand them back to the next merge.
     pub allocations: Allocations,
+    /// What became of each front, by namespace and name.
+    pub fronts: BTreeMap<ObjectName, FrontState>,
+    /// What should be written down of who has which address; empty where nobody does. A claim without Services: the
+    /// address is to be given back.
+    pub claims: BTreeMap<IpAddr, Claim>,
+    /// The services that clusters export, by namespace and name.
+    pub exports: BTreeMap<ObjectName, ExportState>,
+    /// Whether it was made of all that there is (`cluster::Snapshot::complete`), so that it may be said in the
+    /// clusters. Whoever merges notes that.
+    pub complete: bool,
+}
+
+/// What became of a front.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrontState {
+    /// The cluster whose Service it is; empty: the gateway cluster, where that is no member.
+    pub cluster: String,
+    /// The other clusters whose Service of this name would be the front too, oldest first.
+    pub others: Vec<String>,
+    /// The VIPs that it has, IPv4 first.
+    pub vips: Vec<IpAddr>,
+}
+
+/// Who should have an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// The AddressPool that it is of; `None`: of none.
+    pub pool: Option<String>,
+    /// What its Services say in `kanmon.dev/shared-address`.
+    pub shared_address: Option<String>,
+    /// Who has it.
+    pub services: BTreeSet<ObjectName>,
+}
+
+/// How much of an AddressPool is in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolUse {
+    /// How many of its addresses somebody has.
+    pub used: u64,
+    /// How many nobody has.
+    pub free: u128,
+    /// Addresses that it gave and has no longer, and who has them.
+    pub outside: BTreeMap<IpAddr, Vec<ObjectName>>,
+    /// What is wrong with networks that cannot be read.
+    pub invalid: Vec<String>,
+    /// Whether it has a network that can be read.
+    pub has_network: bool,
+}
+
+/// What became of the exports of one namespace and name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExportState {
+    /// By cluster, for each that has a ServiceExport.
+    pub exports: BTreeMap<String, ExportJudgement>,
+    /// The clusters whose export counts, by name: those that the import comes from.
+    pub clusters: Vec<String>,
+    /// What the import looks like; `None` while no export counts.
+    pub import: Option<ServiceImportSpec>,
+    /// The import's own condition Ready; empty while there is no import.
+    pub import_conditions: Vec<Judgement>,
+    /// Labels of the import: those that the oldest export asks for.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the import.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What a ServiceExport is told. Conditions of KEP-1645 without their times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportJudgement {
+    /// Valid, Ready and Conflict.
+    pub conditions: Vec<Judgement>,
+}
+
+/// A condition without its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// What it is about.
+    pub kind: &'static str,
+    /// `None`: unknown.
+    pub holds: Option<bool>,
+    /// One word, or several joined by commas.
+    pub reason: String,
+    /// Why, and what to do, for people; may be empty.
+    pub message: String,
 }
 
 /// VIPs that were allocated from pools, at most one a family.
@@ -321,6 +443,12 @@ pub enum Reason {
     UnsupportedService,
     /// The Service asks for session affinity, which is not done.
     SessionAffinityIgnored,
+    /// The Service asks for `externalTrafficPolicy: Local`, which is not done.
+    ExternalTrafficPolicyIgnored,
+    /// The Service asks for a `trafficDistribution`, which is not done.
+    TrafficDistributionIgnored,
+    /// The Service has `externalIPs`, which are not served.
+    ExternalIPsIgnored,
     /// `loadBalancerSourceRanges` is set and not enforced, so the service is not served.
     SourceRangesNotEnforced,
     /// A port of the Service has a protocol that is not served.
@@ -331,6 +459,12 @@ pub enum Reason {
     AddressConflict,
     /// No address is left, or no pool has one of that family.
     NoAddress,
+    /// The address that is asked for is of a pool that does not choose the Service.
+    AddressNotAllowed,
+    /// A Service keeps an address that its pool no longer has.
+    InUseOutside,
+    /// Something is put off until all member clusters have been read.
+    MembersUnknown,
     /// Another cluster's Service of that name is the front.
     NotFront,
     /// A cluster has no port that fits the front's.
@@ -345,10 +479,18 @@ pub enum Reason {
     CIDROverlap,
     /// A member is declared, but nothing is known from it.
     NoSource,
-    /// The member asks for a way of discovery that is not served.
-    UnsupportedDiscovery,
+    /// A Service of our class is not exported, in a cluster of which only exported ones take part.
+    NotExported,
+    /// A ServiceExport names no Service that can be exported.
+    InvalidExport,
+    /// The exported service has no VIP that its clients could use.
+    ExportPending,
+    /// Exports of one name differ; the oldest decides.
+    ExportConflict,
     /// An EndpointSlice has names instead of addresses.
     FQDNEndpoints,
+    /// An object is in the way that somebody else made.
+    ForeignObject,
 }
 
 impl fmt::Display for Reason {

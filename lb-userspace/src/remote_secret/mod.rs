@@ -83,7 +83,8 @@ pub async fn delete(target: &Target, account: &Account, say: &mut dyn FnMut(&str
     account::delete(&client, account, say).await
 }
 
-async fn config(target: &Target) -> Result<Config> {
+/// How the cluster is reached.
+pub(crate) async fn config(target: &Target) -> Result<Config> {
     let options = KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
     let of_context = match &target.context {
         Some(context) => format!("cannot use the context {context:?} of the kubeconfig"),
@@ -99,7 +100,8 @@ async fn config(target: &Target) -> Result<Config> {
     }
 }
 
-fn client(config: Config) -> Result<Client> {
+/// A client for the cluster.
+pub(crate) fn client(config: Config) -> Result<Client> {
     let url = config.cluster_url.to_string();
     Client::try_from(config).with_context(|| format!("cannot make a client for {url}"))
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::objects::{self, Account, Credentials, Form};
 use super::{is_loopback, server_url};
+use crate::cluster::kubernetes::WRITES;
 use crate::cluster::kubernetes::kubeconfig::Policy;
 use crate::cluster::kubernetes::remote_secret::entries;
 
@@ -120,10 +121,27 @@ fn a_name_of_the_servers_certificate_is_kept() {
 }
 
 #[test]
+fn our_account_may_do_all_that_the_agent_asks_for() {
+    let rules = account(Form::Kanmon).role().rules.unwrap();
+    let has =
+        |list: Option<&Vec<String>>, item: &str| list.is_some_and(|list| list.iter().any(|i| i == item));
+    for (verb, group, resource) in WRITES {
+        let granted = rules.iter().any(|rule| {
+            has(rule.api_groups.as_ref(), group)
+                && has(rule.resources.as_ref(), resource)
+                && has(Some(&rule.verbs), verb)
+        });
+        assert!(granted, "{verb} {resource} of {group:?}");
+    }
+}
+
+#[test]
 fn our_account_may_do_just_what_the_agent_does() {
     let account = account(Form::Kanmon);
     let ours = json!({"app.kubernetes.io/managed-by": "kanmon"});
     let read = json!(["get", "list", "watch"]);
+    let change = json!(["create", "update", "patch", "delete"]);
+    let mcs = json!(["multicluster.x-k8s.io"]);
     assert_eq!(
         value(&account.role()),
         json!({
@@ -133,7 +151,15 @@ fn our_account_may_do_just_what_the_agent_does() {
             "rules": [
                 {"apiGroups": [""], "resources": ["services", "nodes", "namespaces"], "verbs": read},
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
+                {"apiGroups": mcs, "resources": ["serviceexports", "serviceimports"], "verbs": read},
                 {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+                {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
+                {"apiGroups": mcs, "resources": ["serviceexports/status", "serviceimports/status"],
+                    "verbs": ["patch"]},
+                {"apiGroups": mcs, "resources": ["serviceimports"], "verbs": change},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": change},
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+                    "verbs": ["get", "create", "patch", "delete"]},
             ],
         })
     );

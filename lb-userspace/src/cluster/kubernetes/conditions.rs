@@ -2,16 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::member::View;
+use super::publish::conditions;
 use super::registry::Standing;
 use crate::cluster::Connection;
-use crate::desired::{Desired, MemberCluster, MemberClusterStatus, MemberState, Reason};
-
-/// The longest message of a condition.
-const LONGEST: usize = 1024;
+use crate::desired::{Desired, Judgement, MemberClusterStatus, MemberState, Reason};
 
 /// What the status should be; equal to the present one where nothing has changed.
 pub(super) fn status(
@@ -39,31 +36,12 @@ pub(super) fn status(
         version: known(&connection.version).or(present.version),
         services: i64::try_from(services.len()).ok(),
         endpoints: i64::try_from(backends.len()).ok(),
-        conditions: judged
-            .into_iter()
-            .map(|verdict| condition(verdict, &present.conditions, object, now))
-            .collect(),
+        conditions: conditions(&judged, &present.conditions, object.metadata.generation, now),
     }
 }
 
-/// One condition, without its times.
-struct Verdict {
-    kind: &'static str,
-    /// `None`: unknown.
-    holds: Option<bool>,
-    reason: &'static str,
-    message: String,
-}
-
-impl Verdict {
-    fn new(
-        kind: &'static str,
-        holds: Option<bool>,
-        reason: &'static str,
-        message: impl Into<String>,
-    ) -> Self {
-        Self { kind, holds, reason, message: message.into() }
-    }
+fn verdict(kind: &'static str, holds: Option<bool>, reason: &str, message: impl Into<String>) -> Judgement {
+    Judgement { kind, holds, reason: reason.to_owned(), message: message.into() }
 }
 
 fn judge(
@@ -71,95 +49,79 @@ fn judge(
     view: Option<&View>,
     connection: &Connection,
     desired: &Desired,
-) -> Vec<Verdict> {
+) -> Vec<Judgement> {
     let connected =
-        Verdict::new("Connected", connection.connected, connection.reason, connection.message.as_str());
+        verdict("Connected", connection.connected, connection.reason, connection.message.as_str());
     let synced = if connection.synced {
-        Verdict::new("Synced", Some(true), "Synced", "")
+        verdict("Synced", Some(true), "Synced", "")
     } else {
-        Verdict::new("Synced", Some(false), "NotSynced", "not everything was read on the present connection")
+        verdict("Synced", Some(false), "NotSynced", "not everything was read on the present connection")
     };
     let network = network(standing, desired);
     let duplicate = standing.duplicate_of.as_ref().map_or_else(
-        || Verdict::new("DuplicateCluster", Some(false), "Unique", ""),
+        || verdict("DuplicateCluster", Some(false), "Unique", ""),
         |other| {
             let why = standing.advantage_of_the_other();
             let message =
                 format!("it is the same cluster as MemberCluster {other}, {why}; remove one of them");
-            Verdict::new("DuplicateCluster", Some(true), "SameCluster", message)
+            verdict("DuplicateCluster", Some(true), "SameCluster", message)
         },
     );
     let writable = match view.and_then(|view| view.missing.as_ref()) {
-        None => Verdict::new("Writable", None, "NotAsked", ""),
-        Some(missing) if missing.is_empty() => Verdict::new("Writable", Some(true), "Allowed", ""),
+        None => verdict("Writable", None, "NotAsked", ""),
+        Some(missing) if missing.is_empty() => verdict("Writable", Some(true), "Allowed", ""),
         Some(missing) => {
             let message = format!(
                 "its endpoints are served, but nothing is written there: the account may not {}; \
                  `kanmon remote-secret create` grants what is needed",
                 missing.join(", ")
             );
-            Verdict::new("Writable", Some(false), "Forbidden", message)
+            verdict("Writable", Some(false), "Forbidden", message)
         }
     };
     let ready = ready(standing, &connected, &synced, &network, &duplicate);
     vec![connected, synced, writable, network, duplicate, ready]
 }
 
-fn network(standing: &Standing, desired: &Desired) -> Verdict {
+fn network(standing: &Standing, desired: &Desired) -> Judgement {
     let title = format!("MemberCluster {}", standing.object.metadata.name.as_deref().unwrap_or_default());
     let overlap = desired
         .problems
         .iter()
         .find(|problem| problem.reason == Reason::CIDROverlap && problem.object == title);
     overlap.map_or_else(
-        || Verdict::new("NetworkValid", Some(true), "Valid", ""),
-        |problem| Verdict::new("NetworkValid", Some(false), "CIDROverlap", problem.message.as_str()),
+        || verdict("NetworkValid", Some(true), "Valid", ""),
+        |problem| verdict("NetworkValid", Some(false), "CIDROverlap", problem.message.as_str()),
     )
 }
 
 /// Whether its endpoints are used and up to date; else the first reason why not.
 fn ready(
     standing: &Standing,
-    connected: &Verdict,
-    synced: &Verdict,
-    network: &Verdict,
-    duplicate: &Verdict,
-) -> Verdict {
+    connected: &Judgement,
+    synced: &Judgement,
+    network: &Judgement,
+    duplicate: &Judgement,
+) -> Judgement {
     if standing.object.spec.state == MemberState::Disabled {
-        return Verdict::new("Ready", Some(false), "Disabled", "its state is Disabled");
+        return verdict("Ready", Some(false), "Disabled", "its state is Disabled");
     }
     if duplicate.holds == Some(true) {
-        return Verdict::new("Ready", Some(false), "DuplicateCluster", duplicate.message.as_str());
+        return verdict("Ready", Some(false), "DuplicateCluster", duplicate.message.as_str());
     }
     if let Some((reason, message)) = &standing.obstacle {
-        return Verdict::new("Ready", Some(false), reason, message.as_str());
+        return verdict("Ready", Some(false), reason, message.as_str());
     }
-    match [network, connected, synced].into_iter().find(|verdict| verdict.holds != Some(true)) {
-        Some(verdict) => Verdict::new("Ready", Some(false), verdict.reason, verdict.message.as_str()),
-        None => Verdict::new("Ready", Some(true), "Ready", ""),
-    }
-}
-
-fn condition(verdict: Verdict, present: &[Condition], object: &MemberCluster, now: Timestamp) -> Condition {
-    let status = match verdict.holds {
-        Some(true) => "True",
-        Some(false) => "False",
-        None => "Unknown",
-    };
-    let before =
-        present.iter().find(|condition| condition.type_ == verdict.kind && condition.status == status);
-    Condition {
-        type_: verdict.kind.to_owned(),
-        status: status.to_owned(),
-        reason: verdict.reason.to_owned(),
-        message: verdict.message.chars().take(LONGEST).collect(),
-        observed_generation: object.metadata.generation,
-        last_transition_time: before.map_or(Time(now), |condition| condition.last_transition_time.clone()),
+    match [network, connected, synced].into_iter().find(|judged| judged.holds != Some(true)) {
+        Some(other) => verdict("Ready", Some(false), &other.reason, other.message.as_str()),
+        None => verdict("Ready", Some(true), "Ready", ""),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
     use super::super::fault::{Fault, FaultKind};
     use super::super::health::Shown;
     use super::super::report;
@@ -191,6 +153,7 @@ mod tests {
             uid: Some("uid".to_owned()),
             synced: connected,
             objects: None,
+            present: None,
             missing: Some(Vec::new()),
             terminating: Default::default(),
         }

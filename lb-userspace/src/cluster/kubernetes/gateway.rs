@@ -22,7 +22,9 @@ use super::link::{Happening, Link, Pace, Version};
 use super::remote_secret::{ISTIO_LABEL, LABEL_VALUE, MEMBER_LABEL};
 use super::store::Store;
 use super::strip;
-use crate::desired::{AddressPool, GatewayObjects, MemberCluster, Place, Problem, Reason, Severity};
+use crate::desired::{
+    AddressAllocation, AddressPool, GatewayObjects, MemberCluster, Place, Problem, Reason, Severity,
+};
 
 /// Changes that come within this time are told together.
 const GATHER: Duration = Duration::from_millis(10);
@@ -36,10 +38,17 @@ pub(super) struct View {
     pub(super) members: Option<Vec<MemberCluster>>,
     /// Whether it does not know what a MemberCluster is.
     pub(super) lacks_crds: bool,
-    /// `None` until they have been read.
+    /// With status; `None` until they have been read.
     pub(super) pools: Option<Vec<AddressPool>>,
+    /// Who has which address, with status and resourceVersion; `None` until that has been read.
+    pub(super) allocations: Option<Vec<AddressAllocation>>,
+    /// Whether it does not know what an AddressAllocation is, so that nobody can write one down there; or whether they
+    /// may not be read, now or at any time before: who has which address cannot be told from them.
+    pub(super) lacks_allocations: bool,
     /// Its fronts; `None` until they have been read.
     pub(super) services: Option<Vec<Service>>,
+    /// Whether they are those that are there now: they have been read, and may still be.
+    pub(super) reads_services: bool,
     /// Those that register members, in the namespaces that are watched.
     pub(super) secrets: Vec<Secret>,
     /// Namespaces whose Secrets have all been read.
@@ -147,6 +156,7 @@ async fn until(time: Option<Instant>) {
 enum GatewayEvent {
     Member(Told<DeserializeGuard<MemberCluster>>),
     Pool(Told<DeserializeGuard<AddressPool>>),
+    Allocation(Told<DeserializeGuard<AddressAllocation>>),
     Service(Told<Service>),
     Node(Told<PartialObjectMeta<Node>>),
     /// Of the Secrets of a namespace that have a label.
@@ -162,6 +172,7 @@ impl GatewayEvent {
         match self {
             Self::Member(_) => "memberclusters",
             Self::Pool(_) => "addresspools",
+            Self::Allocation(_) => "addressallocations",
             Self::Service(_) => "services",
             Self::Node(_) => "nodes",
             Self::Secret(..) => "secrets",
@@ -175,6 +186,7 @@ fn watches(client: &Client, version: &Version, scope: &Scope) -> BoxStream<'stat
     let mut streams = vec![
         follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Member).boxed(),
         follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Pool).boxed(),
+        follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Allocation).boxed(),
         follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Service).boxed(),
     ];
     if let Some(node) = &scope.node_name {
@@ -204,6 +216,10 @@ struct State {
     unreadable_members: Unreadable,
     pools: Store<AddressPool>,
     unreadable_pools: Unreadable,
+    allocations: Store<AddressAllocation>,
+    unreadable_allocations: Unreadable,
+    /// Whether an earlier run went by allocations.
+    had_allocations: bool,
     services: Store<Service>,
     nodes: Store<Place>,
     secrets: BTreeMap<SecretWatch, Store<Secret>>,
@@ -221,6 +237,9 @@ impl State {
             unreadable_members: Unreadable::default(),
             pools: Store::recalling(known.pools.iter().cloned()),
             unreadable_pools: Unreadable::default(),
+            allocations: Store::recalling(known.allocations.iter().flatten().cloned()),
+            unreadable_allocations: Unreadable::default(),
+            had_allocations: known.allocations.is_some(),
             services: Store::default(),
             nodes: Store::default(),
             secrets: secret_watches(scope).into_iter().map(|watch| (watch, Store::default())).collect(),
@@ -237,11 +256,11 @@ impl State {
                 take_guarded(&mut self.members, told, &mut self.unreadable_members, troubles, strip::member)
             }
             GatewayEvent::Pool(told) => {
-                let keep = |mut pool: AddressPool| {
-                    strip::strip(&mut pool.metadata);
-                    pool
-                };
-                take_guarded(&mut self.pools, told, &mut self.unreadable_pools, troubles, keep)
+                take_guarded(&mut self.pools, told, &mut self.unreadable_pools, troubles, strip::pool)
+            }
+            GatewayEvent::Allocation(told) => {
+                let unreadable = &mut self.unreadable_allocations;
+                take_guarded(&mut self.allocations, told, unreadable, troubles, strip::allocation)
             }
             GatewayEvent::Service(told) => take(&mut self.services, told, troubles, "", strip::front),
             GatewayEvent::Node(told) => {
@@ -257,9 +276,10 @@ impl State {
     }
 
     fn view(&self, health: Shown) -> View {
-        let known = |kind: &str| self.troubles.contains_key(&(kind.to_owned(), String::new()));
+        let known = |kind: &str| self.trouble(kind).is_some();
         let answered = (self.members.is_synced() || known("MemberCluster"))
             && (self.pools.is_synced() || known("AddressPool"))
+            && (self.allocations.is_synced() || known("AddressAllocation"))
             && (self.services.is_synced() || known("Service"))
             && (self.node_name.is_none() || self.nodes.is_synced() || known("Node"))
             && self.secrets.iter().all(|((namespace, _), store)| {
@@ -269,9 +289,12 @@ impl State {
         View {
             health,
             members: self.members.is_synced().then(|| self.members.values()),
-            lacks_crds: self.lacks_crds(),
+            lacks_crds: self.lacks("MemberCluster"),
             pools: self.pools.is_synced().then(|| self.pools.values()),
+            allocations: self.allocations.is_synced().then(|| self.allocations.values()),
+            lacks_allocations: self.lacks_allocations(),
             services: self.services.is_synced().then(|| self.services.values()),
+            reads_services: self.services.is_synced() && !known("Service"),
             secrets: self.secrets(),
             complete: self.complete(),
             place,
@@ -280,9 +303,19 @@ impl State {
         }
     }
 
-    fn lacks_crds(&self) -> bool {
-        let missing = self.troubles.get(&("MemberCluster".to_owned(), String::new()));
-        missing.is_some_and(|fault| fault.kind == FaultKind::NotFound)
+    fn lacks(&self, kind: &str) -> bool {
+        self.trouble(kind).is_some_and(|fault| fault.kind == FaultKind::NotFound)
+    }
+
+    /// An account from before there were allocations may not read them.
+    fn lacks_allocations(&self) -> bool {
+        let was_read = self.had_allocations || self.allocations.is_synced();
+        self.lacks("AddressAllocation") || (!was_read && self.trouble("AddressAllocation").is_some())
+    }
+
+    /// Why a kind that is of no namespace cannot be read.
+    fn trouble(&self, kind: &str) -> Option<&Fault> {
+        self.troubles.get(&(kind.to_owned(), String::new()))
     }
 
     /// Each Secret once, though it may have both labels.
@@ -301,8 +334,9 @@ impl State {
 
     fn problems(&self) -> Vec<Problem> {
         let members = self.unreadable_members.problems("MemberCluster");
-        let mut problems: Vec<Problem> =
-            members.chain(self.unreadable_pools.problems("AddressPool")).collect();
+        let pools = self.unreadable_pools.problems("AddressPool");
+        let allocations = self.unreadable_allocations.problems("AddressAllocation");
+        let mut problems: Vec<Problem> = members.chain(pools).chain(allocations).collect();
         for ((kind, namespace), fault) in &self.troubles {
             let place =
                 if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace}") };

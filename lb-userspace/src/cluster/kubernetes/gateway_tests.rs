@@ -36,6 +36,7 @@ fn fault(kind: FaultKind) -> Fault {
 fn all(state: &mut State) {
     list(state, GatewayEvent::Member, vec![]);
     list(state, GatewayEvent::Pool, vec![]);
+    list(state, GatewayEvent::Allocation, vec![]);
     list(state, GatewayEvent::Service, vec![]);
     let labels = json!({"topology.kubernetes.io/region": "r", "topology.kubernetes.io/zone": "z"});
     list(state, GatewayEvent::Node, vec![parse(json!({"metadata": {"name": "gw-1", "labels": labels}}))]);
@@ -113,6 +114,40 @@ fn a_node_that_is_not_there_is_told() {
 }
 
 #[test]
+fn a_cluster_that_cannot_hold_allocations_is_told_and_what_it_held_is_not_made_up() {
+    let mut state = State::new(&scope(), &GatewayObjects::default());
+    all(&mut state);
+    assert_eq!(state.view(health()).allocations, Some(vec![]));
+    state.allocations = Store::default();
+    state.apply(GatewayEvent::Allocation(Err(fault(FaultKind::NotFound))));
+    let view = state.view(health());
+    assert!(view.lacks_allocations && view.answered && view.allocations.is_none());
+    assert_eq!(view.problems[0].object, "AddressAllocation");
+}
+
+#[test]
+fn pools_and_allocations_keep_what_is_compared_before_it_is_written() {
+    let mut state = State::new(&scope(), &GatewayObjects::default());
+    let metadata = json!({"name": "p", "generation": 3, "uid": "u", "resourceVersion": "7",
+        "managedFields": [{"manager": "kubectl"}], "labels": {"kanmon.dev/cluster-set-id": "s"}});
+    let pool = json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "AddressPool", "metadata": metadata.clone(),
+        "spec": {"cidrs": ["192.0.2.0/24"]}, "status": {"used": 1}});
+    list(&mut state, GatewayEvent::Pool, vec![parse(pool)]);
+    let allocation = json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "AddressAllocation",
+        "metadata": metadata, "spec": {"address": "192.0.2.1", "services": [{"namespace": "a", "name": "b"}]},
+        "status": {"gateways": []}});
+    list(&mut state, GatewayEvent::Allocation, vec![parse(allocation)]);
+    let view = state.view(health());
+    let pool = view.pools.unwrap().remove(0);
+    assert_eq!((pool.metadata.generation, pool.metadata.resource_version.as_deref()), (Some(3), None));
+    assert_eq!(pool.status.unwrap().used, Some(1));
+    let allocation = view.allocations.unwrap().remove(0);
+    assert_eq!(allocation.metadata.resource_version.as_deref(), Some("7"));
+    assert!(allocation.metadata.managed_fields.is_none() && allocation.status.is_some());
+    assert_eq!(allocation.owner().unwrap().cluster_set_id, "s");
+}
+
+#[test]
 fn what_was_readable_in_an_earlier_run_keeps_its_last_form_and_what_was_never_written_has_none() {
     let member = |name: &str, uid: Option<&str>| -> MemberCluster {
         parse(json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "MemberCluster",
@@ -130,4 +165,38 @@ fn what_was_readable_in_an_earlier_run_keeps_its_last_form_and_what_was_never_wr
     let view = state.view(health());
     assert_eq!(view.members, Some(vec![member("written", Some("u"))]));
     assert_eq!(view.problems.len(), 2, "{:?}", view.problems);
+}
+
+#[test]
+fn fronts_that_may_no_longer_be_read_count_as_old_until_they_may_again() {
+    let mut state = State::new(&scope(), &GatewayObjects::default());
+    assert!(!state.view(health()).reads_services);
+    all(&mut state);
+    assert!(state.view(health()).reads_services);
+    state.apply(GatewayEvent::Service(Err(fault(FaultKind::Forbidden))));
+    let view = state.view(health());
+    assert!(view.services.is_some() && !view.reads_services);
+    list(&mut state, GatewayEvent::Service, vec![]);
+    assert!(state.view(health()).reads_services);
+}
+
+#[test]
+fn allocations_that_an_account_could_never_read_are_lacking_and_those_that_it_could_stay() {
+    let refused = |known: Option<Vec<AddressAllocation>>| {
+        let mut state =
+            State::new(&scope(), &GatewayObjects { allocations: known, ..GatewayObjects::default() });
+        state.apply(GatewayEvent::Allocation(Err(fault(FaultKind::Forbidden))));
+        state
+    };
+    let mut never = refused(None);
+    let view = never.view(health());
+    assert!(view.lacks_allocations && view.allocations.is_none());
+    assert_eq!(view.problems[0].object, "AddressAllocation");
+    assert!(view.problems[0].message.contains("allow it to the agent's account"), "{:?}", view.problems);
+    assert!(!refused(Some(vec![])).view(health()).lacks_allocations, "an earlier run read them");
+    list(&mut never, GatewayEvent::Allocation, vec![]);
+    assert!(!never.view(health()).lacks_allocations, "it may now");
+    never.apply(GatewayEvent::Allocation(Err(fault(FaultKind::Forbidden))));
+    let view = never.view(health());
+    assert!(!view.lacks_allocations && view.allocations.is_some(), "what was read stays");
 }

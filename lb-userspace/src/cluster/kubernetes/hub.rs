@@ -11,15 +11,20 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::access::Access;
 use super::completeness::{Completeness, Known};
 use super::gateway::{self, Gateway};
 use super::link::Pace;
-use super::member::{Member, Order, View};
-use super::outbox::Outbox;
-use super::registry::{Facts, Outcome, Registry, Standing};
+use super::member::{Follow, Member, Order, View};
+use super::outbox::{Outbox, Situation};
+use super::registry::{Facts, Outcome, Registry, Standing, is_ending};
 use super::report;
-use crate::cluster::{Connection, LastGood, Snapshot, log_changes};
-use crate::desired::{ClusterObjects, Desired, GatewayObjects, MemberCluster, MemberState, Problem};
+use crate::cluster::{Connection, LastGood, Programmed, Snapshot, log_changes};
+use crate::desired::mcs::ServiceExport;
+use crate::desired::{
+    AddressAllocation, AddressPool, ClusterObjects, Desired, GatewayObjects, Knowledge, MemberCluster,
+    MemberState, Problem,
+};
 
 /// How long the first snapshot waits for members that are new to this gateway. What is known from before is
 /// not waited for.
@@ -33,10 +38,19 @@ pub(super) struct Hub {
     /// Notified by the gateway's task and by the members'.
     pub(super) changed: Arc<Notify>,
     pub(super) desired: watch::Receiver<Arc<Desired>>,
+    /// What this gateway's packet program makes of the VIPs.
+    pub(super) programmed: watch::Receiver<Arc<Programmed>>,
     pub(super) outbox: Outbox,
+    /// How the gateway cluster is reached, and in whose name is written.
+    access: Access,
+    cluster_set_id: String,
     members: BTreeMap<String, Member>,
+    /// The gateway cluster as one that is written to, where it is no member.
+    own: Option<Member>,
     /// What each member had when it was last read.
     objects: BTreeMap<String, Arc<ClusterObjects>>,
+    /// The exports that an earlier run read of each member, until they have been read again.
+    recalled_exports: BTreeMap<String, Vec<ServiceExport>>,
     /// What the gateway cluster said when it was last read.
     known: GatewayObjects,
     /// Whether MemberClusters existed before this agent started: not such that Secrets alone made.
@@ -48,12 +62,16 @@ pub(super) struct Hub {
 }
 
 impl Hub {
+    #[expect(clippy::too_many_arguments, reason = "all of it is made once, in `watch_from`")]
     pub(super) fn new(
+        access: Access,
+        cluster_set_id: String,
         registry: Registry,
         gateway: Gateway,
         pace: Pace,
         changed: Arc<Notify>,
         desired: watch::Receiver<Arc<Desired>>,
+        programmed: watch::Receiver<Arc<Programmed>>,
         outbox: Outbox,
         last_good: LastGood,
     ) -> Self {
@@ -63,9 +81,18 @@ impl Hub {
             pace,
             changed,
             desired,
+            programmed,
             outbox,
             completeness: Completeness::new(!last_good.gateway.members.is_empty()),
+            access,
+            cluster_set_id,
             members: BTreeMap::new(),
+            own: None,
+            recalled_exports: last_good
+                .clusters
+                .iter()
+                .map(|(name, objects)| (name.clone(), objects.exports.clone()))
+                .collect(),
             objects: last_good.clusters,
             had_members: last_good.gateway.members.iter().any(|member| member.metadata.uid.is_some()),
             known: last_good.gateway,
@@ -108,11 +135,11 @@ impl Hub {
     }
 
     async fn wait(&mut self, next: Option<Instant>) {
-        let (changed, desired, outbox) = (&self.changed, &mut self.desired, &mut self.outbox);
+        let (changed, desired, programmed) = (&self.changed, &mut self.desired, &mut self.programmed);
         tokio::select! {
             () = changed.notified() => {}
             () = feedback(desired) => {}
-            () = outbox.led_changed() => {}
+            () = feedback(programmed) => {}
             () = until(next) => {}
         }
     }
@@ -142,9 +169,17 @@ impl Hub {
         let complete_at = self.judge(&gateway, Some(&outcome));
         let problems = report::problems(&gateway, &outcome, &views);
         self.show(Some(&outcome), &gateway, &views, problems);
-        let write_at = self.outbox.send(&outcome, &views, &self.snapshot, &self.desired.borrow().clone());
-        let own = outcome.next.into_iter().chain(write_at).min().map(Instant::from_std);
-        let next = own.into_iter().chain(complete_at).min();
+        let written = self.outbox.send(&Situation {
+            outcome: &outcome,
+            views: &views,
+            own: self.own.as_ref().map(Member::view).as_ref(),
+            gateway: &gateway,
+            snapshot: &self.snapshot,
+            desired: &self.desired.borrow().clone(),
+            programmed: &self.programmed.borrow().clone(),
+        });
+        let times = [outcome.next.map(Instant::from_std), complete_at, written];
+        let next = times.into_iter().flatten().min();
         (
             next,
             gateway.answered
@@ -155,7 +190,12 @@ impl Hub {
     /// Keeps what the gateway cluster said. Whether it has told the members.
     fn remember(&mut self, gateway: &gateway::View) -> bool {
         if let Some(pools) = &gateway.pools {
-            self.known.pools.clone_from(pools);
+            self.known.pools = pools.iter().map(offered).collect();
+        }
+        if let Some(allocations) = &gateway.allocations {
+            self.known.allocations = Some(allocations.iter().map(written).collect());
+        } else if gateway.lacks_allocations {
+            self.known.allocations = None;
         }
         if let Some(services) = &gateway.services {
             self.known.services.clone_from(services);
@@ -200,15 +240,17 @@ impl Hub {
 
     /// Connects to the members that there are now, and to no others.
     fn connect(&mut self, outcome: &Outcome) {
-        let wanted = |standing: &Standing| match &standing.access {
-            Some(access) if standing.object.spec.state != MemberState::Disabled => {
-                Some(Order { access: access.clone(), follow: standing.duplicate_of.is_none() })
-            }
-            _ => None,
-        };
-        self.members
-            .retain(|name, _| outcome.members.get(name).is_some_and(|standing| wanted(standing).is_some()));
-        for (name, standing) in &outcome.members {
+        // Those that are on their way out are cleaned.
+        let standing = |name: &String| outcome.members.get(name).or_else(|| outcome.ending.get(name));
+        self.members.retain(|name, _| standing(name).and_then(wanted).is_some());
+        let is_local = |standing: &Standing| standing.access.as_ref() == Some(&self.access);
+        if outcome.members.values().any(|member| is_local(member) && member.is_served()) {
+            self.own = None;
+        } else if self.own.is_none() {
+            let order = Order { access: self.access.clone(), follow: Follow::Written };
+            self.own = Some(Member::start(order, &self.cluster_set_id, self.pace, self.changed.clone()));
+        }
+        for (name, standing) in outcome.members.iter().chain(&outcome.ending) {
             if let Some(uid) = standing.object.status.as_ref().and_then(|status| status.uid.clone()) {
                 self.identities.entry(name.clone()).or_insert(uid);
             }
@@ -216,7 +258,7 @@ impl Hub {
             match self.members.get(name) {
                 Some(member) => member.order(order),
                 None => {
-                    let member = Member::start(order, self.pace, self.changed.clone());
+                    let member = Member::start(order, &self.cluster_set_id, self.pace, self.changed.clone());
                     self.members.insert(name.clone(), member);
                 }
             }
@@ -226,7 +268,10 @@ impl Hub {
     /// Takes over what the members have, and forgets what belongs to none.
     fn take_objects(&mut self, outcome: &Outcome, views: &BTreeMap<String, View>) {
         for (name, standing) in outcome.members.iter().filter(|(_, standing)| standing.is_served()) {
-            if let Some(objects) = views.get(name).and_then(|view| view.objects.clone()) {
+            if let Some(view) = views.get(name)
+                && let Some(objects) = view.objects.clone()
+            {
+                let objects = self.with_exports(name, view, objects);
                 self.objects.insert(name.clone(), objects);
             } else if !self.objects.contains_key(name)
                 && let Some(objects) = self.inherited(name, standing, outcome)
@@ -235,8 +280,43 @@ impl Hub {
             }
         }
         self.objects.retain(|name, _| outcome.members.get(name).is_some_and(Standing::is_served));
+        self.recalled_exports.retain(|name, _| self.objects.contains_key(name));
         self.identities.retain(|name, _| outcome.members.contains_key(name));
         self.known.members = outcome.members.values().map(|standing| declared(&standing.object)).collect();
+    }
+
+    /// What a member has, with the exports of an earlier run while they cannot be read.
+    fn with_exports(&mut self, name: &str, view: &View, objects: Arc<ClusterObjects>) -> Arc<ClusterObjects> {
+        if !objects.exports.is_empty() || are_exports_known(view) {
+            self.recalled_exports.remove(name);
+        }
+        let Some(exports) = self.recalled_exports.get(name).filter(|exports| !exports.is_empty()) else {
+            return objects;
+        };
+        let all = ClusterObjects { exports: exports.clone(), ..ClusterObjects::clone(&objects) };
+        // The same again is shared, so that it is seen to be the same.
+        let shown = self.objects.get(name).filter(|shown| ***shown == all).cloned();
+        shown.unwrap_or_else(|| Arc::new(all))
+    }
+
+    /// How well the Services of the members and of the gateway cluster are known.
+    fn knowledge(
+        &self,
+        outcome: Option<&Outcome>,
+        gateway: &gateway::View,
+        connections: &BTreeMap<String, Connection>,
+        views: &BTreeMap<String, View>,
+    ) -> Knowledge {
+        let Some(outcome) = outcome else { return Knowledge::Partial };
+        let mut served = outcome.members.keys().filter(|name| outcome.members[*name].is_served());
+        let is_current = |name: &String| {
+            connections.get(name).is_some_and(|member| member.connected == Some(true) && member.synced)
+                && views.get(name).is_some_and(are_exports_known)
+        };
+        if !served.clone().all(|name| self.objects.contains_key(name)) {
+            return Knowledge::Partial;
+        }
+        rate(gateway, served.all(is_current))
     }
 
     /// What a member that has not been read begins with: what is known of the same cluster by the name of a
@@ -271,7 +351,10 @@ impl Hub {
         report::log_connections(before, &connections);
         log_changes(&self.snapshot.problems, &problems);
         self.snapshot = Arc::new(Snapshot {
-            gateway: self.known.clone(),
+            gateway: GatewayObjects {
+                knowledge: self.knowledge(outcome, gateway, &connections, views),
+                ..self.known.clone()
+            },
             clusters: self.objects.clone(),
             connections,
             place: gateway.place.clone().unwrap_or_else(|| self.snapshot.place.clone()),
@@ -281,14 +364,63 @@ impl Hub {
     }
 }
 
+/// How a member is connected to, if it is. One that is on its way out is cleaned, though nothing of it was used.
+fn wanted(standing: &Standing) -> Option<Order> {
+    if standing.object.spec.state == MemberState::Disabled && !is_ending(&standing.object) {
+        return None;
+    }
+    let access = standing.access.clone()?;
+    let follow = if standing.duplicate_of.is_none() { Follow::Everything } else { Follow::Identity };
+    Some(Order { access, follow })
+}
+
+/// Whether a member's exports have been read on the present connection: not where that fails or is refused.
+fn are_exports_known(view: &View) -> bool {
+    let may_list = || {
+        let is_listing = |right: &String| right == "list serviceexports.multicluster.x-k8s.io";
+        view.missing.as_ref().is_some_and(|missing| !missing.iter().any(is_listing))
+    };
+    view.present.as_ref().is_some_and(|present| present.mcs_version.is_none() || may_list())
+}
+
+/// How well Services are known where those of all members have been read at some time; `current`: on their present
+/// connections.
+fn rate(gateway: &gateway::View, current: bool) -> Knowledge {
+    if !(gateway.services.is_some() || gateway.answered) {
+        return Knowledge::Partial;
+    }
+    // Fronts that may not be read may well be there.
+    match current && gateway.health.connected == Some(true) && gateway.reads_services {
+        true => Knowledge::Current,
+        false => Knowledge::Known,
+    }
+}
+
 /// Whether a member has been read, or cannot be.
 fn settled(standing: &Standing, view: Option<&View>) -> bool {
     standing.access.is_none() || !standing.is_served() || view.is_some_and(|view| view.synced)
 }
 
-/// A MemberCluster as the merge reads it: without its status, which changes for reasons of its own.
+/// A MemberCluster as the merge reads it: without what changes for reasons of its own.
 fn declared(object: &MemberCluster) -> MemberCluster {
-    MemberCluster { status: None, ..object.clone() }
+    let mut object = MemberCluster { status: None, ..object.clone() };
+    object.metadata.resource_version = None;
+    object.metadata.finalizers = None;
+    object
+}
+
+/// An AddressPool as the merge reads it: without its status and what else changes for reasons of its own.
+fn offered(object: &AddressPool) -> AddressPool {
+    let mut object = AddressPool { status: None, ..object.clone() };
+    object.metadata.generation = None;
+    object
+}
+
+/// An AddressAllocation as the merge reads it.
+fn written(object: &AddressAllocation) -> AddressAllocation {
+    let mut object = AddressAllocation { status: None, ..object.clone() };
+    object.metadata.resource_version = None;
+    object
 }
 
 /// Whether two snapshots are the same; clusters that are not shared are taken for different.
@@ -303,8 +435,8 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
             == (&b.gateway, &b.connections, &b.place, &b.problems, b.complete)
 }
 
-async fn feedback(desired: &mut watch::Receiver<Arc<Desired>>) {
-    if desired.changed().await.is_err() {
+async fn feedback<T>(told: &mut watch::Receiver<T>) {
+    if told.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
@@ -315,3 +447,7 @@ async fn until(time: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+#[path = "hub_tests.rs"]
+mod tests;

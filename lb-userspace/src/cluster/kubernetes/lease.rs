@@ -1,14 +1,24 @@
-//! Which of several gateways writes: the holder of a Lease in the gateway cluster. Serving never waits for it.
+//! Which of several gateways writes into a cluster: the holder of a Lease there. Serving never waits for it.
+//!
+//! The gateways of one cluster and selector have a Lease in that cluster, for what is about them: MemberClusters, pools,
+//! allocations. Beside it each cluster that is published to has a Lease of the cluster set, for gateways of several
+//! clusters may publish there.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use k8s_openapi::api::coordination::v1::Lease as KubeLease;
+use kube::Client;
+use kube::api::{Api, DeleteParams, Preconditions};
 use kube_lease_manager::LeaseManagerBuilder;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::access::Access;
 use super::follow::SILENCE;
+use crate::cluster::Programmed;
 use crate::config::MemberSelector;
 
 /// Where the Lease is.
@@ -19,11 +29,28 @@ const DURATION: u64 = 15;
 const GRACE: u64 = 5;
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The Lease of the gateways that serve the same members: those of another selector have one of their own.
-pub(super) fn name(cluster_set_id: &str, selector: &MemberSelector) -> String {
+/// The Lease of whoever publishes into a cluster in the name of a cluster set.
+pub(super) fn publishing_name(cluster_set_id: &str) -> String {
+    // No legal id has a dot there, so that it is no other set's name.
+    format!("{}.publish", plain_name(cluster_set_id))
+}
+
+/// Whether a name is that of a Lease of this set's gateways, whatever their selector.
+pub(super) fn is_of_gateways(name: &str, cluster_set_id: &str) -> bool {
+    let Some(rest) = name.strip_prefix(&plain_name(cluster_set_id)) else { return false };
+    let is_hash = |hash: &str| hash.len() == 8 && hash.chars().all(|digit| digit.is_ascii_hexdigit());
+    rest.is_empty() || rest.strip_prefix('-').is_some_and(is_hash)
+}
+
+fn plain_name(cluster_set_id: &str) -> String {
     let legal = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let id: String = cluster_set_id.chars().map(legal).collect();
-    let mut name = format!("kanmon-{}", id.trim_matches('-'));
+    format!("kanmon-{}", id.trim_matches('-'))
+}
+
+/// The Lease of the gateways that serve the same members: those of another selector have one of their own.
+pub(super) fn name(cluster_set_id: &str, selector: &MemberSelector) -> String {
+    let mut name = plain_name(cluster_set_id);
     if *selector != MemberSelector::default() {
         let hash = Sha256::digest(selector.to_string());
         name.push('-');
@@ -32,41 +59,120 @@ pub(super) fn name(cluster_set_id: &str, selector: &MemberSelector) -> String {
     name
 }
 
-/// Tries to hold the Lease until nobody listens. The receiver says whether it is held.
-pub(super) fn hold(access: Access, name: String, identity: String) -> watch::Receiver<bool> {
-    let (led, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        let mut complained = false;
-        while !led.is_closed() {
-            match hold_once(&access, &name, &identity, &led).await {
-                Ok(()) => complained = false,
-                Err(error) if !complained => {
-                    complained = true;
-                    tracing::warn!(
-                        "cannot hold the Lease {NAMESPACE}/{name}, so nothing is written into the gateway \
-                         cluster (serving goes on): {error}"
-                    );
-                }
-                Err(_) => {}
+/// Shows the loop that somebody still listens: it waits a moment for the end of all, so that no Lease is left to
+/// run out, and another gateway writes at once.
+pub(super) type Presence = watch::Receiver<Arc<Programmed>>;
+
+/// A Lease that is held, or tried for; no longer than this.
+pub(super) struct Lease {
+    held: watch::Receiver<bool>,
+    remove: Arc<AtomicBool>,
+}
+
+impl Lease {
+    /// Begins to try for it. `changed` is notified when it is held, or is held no longer. `place` is its cluster, for
+    /// people. `presence` is dropped once it was let go of.
+    pub(super) fn hold(
+        access: Access,
+        name: String,
+        identity: String,
+        place: String,
+        changed: Arc<Notify>,
+        presence: Presence,
+    ) -> Self {
+        let (led, held) = watch::channel(false);
+        let remove = Arc::new(AtomicBool::new(false));
+        let who = Who { name, identity, place };
+        let kept = keep(access, who, led, changed, remove.clone());
+        tokio::spawn(async move {
+            kept.await;
+            drop(presence);
+        });
+        Self { held, remove }
+    }
+
+    /// Whether it is held.
+    pub(super) fn is_held(&self) -> bool {
+        *self.held.borrow()
+    }
+
+    /// Lets go of it, and removes it from its cluster, if nobody else holds it.
+    pub(super) fn remove(self) {
+        self.remove.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Who {
+    name: String,
+    identity: String,
+    place: String,
+}
+
+/// Tries to hold the Lease until nobody listens.
+async fn keep(
+    access: Access,
+    who: Who,
+    led: watch::Sender<bool>,
+    changed: Arc<Notify>,
+    remove: Arc<AtomicBool>,
+) {
+    let mut complained = false;
+    while !led.is_closed() {
+        match hold_once(&access, &who, &led, &changed).await {
+            Ok(()) => complained = false,
+            Err(error) if !complained => {
+                complained = true;
+                tracing::warn!(
+                    "cannot hold the Lease {NAMESPACE}/{} in {}, so nothing is written there (serving goes on): \
+                     {error}",
+                    who.name,
+                    who.place
+                );
             }
-            led.send_replace(false);
-            sleep(RETRY).await;
+            Err(_) => {}
         }
-    });
-    receiver
+        if led.send_replace(false) {
+            changed.notify_one();
+        }
+        tokio::select! {
+            () = led.closed() => {}
+            () = sleep(RETRY) => {}
+        }
+    }
+    if remove.load(Ordering::Relaxed)
+        && let Ok(client) = access.client(SILENCE).await
+        && let Err(error) = delete(&client, &who.name, Some(&who.identity)).await
+    {
+        tracing::debug!("cannot remove the Lease {NAMESPACE}/{} from {}: {error}", who.name, who.place);
+    }
+}
+
+/// Deletes a Lease that nobody holds, or only `holder`. Whether it is gone.
+pub(super) async fn delete(client: &Client, name: &str, holder: Option<&str>) -> kube::Result<bool> {
+    let leases: Api<KubeLease> = Api::namespaced(client.clone(), NAMESPACE);
+    let Some(lease) = leases.get_opt(name).await? else { return Ok(true) };
+    let present = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+    if present.is_some_and(|present| !present.is_empty() && Some(present) != holder) {
+        return Ok(false);
+    }
+    let preconditions =
+        Preconditions { uid: lease.metadata.uid, resource_version: lease.metadata.resource_version };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    leases.delete(name, &params).await?;
+    Ok(true)
 }
 
 /// Holds it as long as that goes well.
 async fn hold_once(
     access: &Access,
-    name: &str,
-    identity: &str,
+    who: &Who,
     led: &watch::Sender<bool>,
+    changed: &Notify,
 ) -> Result<(), String> {
     let client = access.client(SILENCE).await.map_err(|fault| fault.message)?;
-    let manager = LeaseManagerBuilder::new(client, name)
+    let manager = LeaseManagerBuilder::new(client, &who.name)
         .with_namespace(NAMESPACE)
-        .with_identity(identity)
+        .with_identity(&who.identity)
         .with_duration(DURATION)
         .with_grace(GRACE)
         .build()
@@ -76,14 +182,13 @@ async fn hold_once(
     loop {
         let now = *held.borrow_and_update();
         if led.send_replace(now) != now {
-            tracing::info!(
-                "{} the Lease {NAMESPACE}/{name}",
-                if now { "holding" } else { "no longer holding" }
-            );
+            let what = if now { "holding" } else { "no longer holding" };
+            tracing::info!("{what} the Lease {NAMESPACE}/{} in {}", who.name, who.place);
+            changed.notify_one();
         }
         tokio::select! {
             () = led.closed() => break,
-            changed = held.changed() => if changed.is_err() { break },
+            alive = held.changed() => if alive.is_err() { break },
         }
     }
     // Whoever waits for it need not wait for its end.
@@ -99,12 +204,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gateways_of_one_set_and_selector_share_a_lease_with_a_legal_name() {
+    fn gateways_of_one_set_and_selector_share_leases_with_legal_names() {
         let all = MemberSelector::default();
         let some: MemberSelector = "location=a".parse().unwrap();
         assert_eq!(name("kanmon", &all), "kanmon-kanmon");
         assert_eq!(name("Prod_1", &all), "kanmon-prod-1");
         assert_ne!(name("kanmon", &some), name("kanmon", &all));
+        assert_eq!(publishing_name("Prod_1"), "kanmon-prod-1.publish");
+        assert!(
+            is_of_gateways(&name("kanmon", &some), "kanmon") && is_of_gateways("kanmon-kanmon", "kanmon")
+        );
+        assert!(!is_of_gateways("kanmon-kanmon-east", "kanmon") && !is_of_gateways("kanmon-other", "kanmon"));
         assert_eq!(name("kanmon", &some), name("kanmon", &"location = a".parse().unwrap()));
     }
 }

@@ -30,12 +30,14 @@ pub(super) struct Pace {
     pub(super) retry: Duration,
     /// A heartbeat that takes longer has failed.
     pub(super) timeout: Duration,
+    /// How often it is asked which optional kinds are served.
+    pub(super) discovery: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { interval: seconds(2), retry: seconds(1), timeout: seconds(2) }
+        Self { interval: seconds(2), retry: seconds(1), timeout: seconds(2), discovery: seconds(10) }
     }
 }
 

@@ -12,6 +12,7 @@ use k8s_openapi::api::authorization::v1::{
 };
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, PostParams};
+use kube::runtime::watcher::Event;
 use kube::{Client, Error};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -19,25 +20,60 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::access::Access;
 use super::follow::{Selector, follow, once};
 use super::health::{Moment, Shown};
+use super::lease;
 use super::link::{Happening, Link, Open, Pace, Version};
+use super::mcs::follow_mcs;
 use super::objects::{Effect, MemberEvent, Objects};
+use super::publish::{Present, SLICE_MANAGER};
 use crate::desired::ClusterObjects;
 
 /// Changes that come within this time are told together.
 const GATHER: Duration = Duration::from_millis(10);
 /// How often it is asked what may be written: somebody may grant it.
 const RIGHTS: Duration = Duration::from_secs(60);
-/// What Kanmon writes into members: verb, group, resource.
-const WRITES: [(&str, &str, &str); 2] =
-    [("create", "events.k8s.io", "events"), ("patch", "events.k8s.io", "events")];
+/// What Kanmon does in the clusters that it writes to, beside reading: verb, group, resource with its subresource.
+/// `kanmon remote-secret create` grants the same: `remote_secret/objects.rs`.
+pub(crate) const WRITES: [(&str, &str, &str); 21] = [
+    ("create", "events.k8s.io", "events"),
+    ("patch", "events.k8s.io", "events"),
+    ("patch", "", "services/status"),
+    ("list", "multicluster.x-k8s.io", "serviceexports"),
+    ("watch", "multicluster.x-k8s.io", "serviceexports"),
+    ("patch", "multicluster.x-k8s.io", "serviceexports/status"),
+    ("list", "multicluster.x-k8s.io", "serviceimports"),
+    ("watch", "multicluster.x-k8s.io", "serviceimports"),
+    ("create", "multicluster.x-k8s.io", "serviceimports"),
+    ("patch", "multicluster.x-k8s.io", "serviceimports"),
+    ("update", "multicluster.x-k8s.io", "serviceimports"),
+    ("delete", "multicluster.x-k8s.io", "serviceimports"),
+    ("patch", "multicluster.x-k8s.io", "serviceimports/status"),
+    ("create", "discovery.k8s.io", "endpointslices"),
+    ("patch", "discovery.k8s.io", "endpointslices"),
+    ("update", "discovery.k8s.io", "endpointslices"),
+    ("delete", "discovery.k8s.io", "endpointslices"),
+    ("get", "coordination.k8s.io", "leases"),
+    ("create", "coordination.k8s.io", "leases"),
+    ("patch", "coordination.k8s.io", "leases"),
+    ("delete", "coordination.k8s.io", "leases"),
+];
 
 /// What the task is asked to do.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Order {
     /// How to reach the cluster.
     pub(super) access: Access,
-    /// Whether its objects are wanted; if not, only who it is and whether it answers.
-    pub(super) follow: bool,
+    pub(super) follow: Follow,
+}
+
+/// What is wanted of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Follow {
+    /// Who it is and whether it answers.
+    Identity,
+    /// Beside that what is written there, and where: of a gateway cluster that is no member.
+    Written,
+    /// Everything.
+    Everything,
 }
 
 /// What is known of a member.
@@ -53,6 +89,8 @@ pub(super) struct View {
     pub(super) synced: bool,
     /// What it has; `None` until it has all been read once.
     pub(super) objects: Option<Arc<ClusterObjects>>,
+    /// What it has of the things that we write; `None` while that is not known on the present connection.
+    pub(super) present: Option<Arc<Present>>,
     /// What may not be written there; `None` until it is known.
     pub(super) missing: Option<Vec<String>>,
     /// Namespaces that are on their way out.
@@ -74,14 +112,17 @@ impl Drop for Member {
 
 impl Member {
     /// Begins to connect. `changed` is notified whenever the view is another.
-    pub(super) fn start(order: Order, pace: Pace, changed: Arc<Notify>) -> Self {
+    pub(super) fn start(order: Order, cluster_set_id: &str, pace: Pace, changed: Arc<Notify>) -> Self {
         let (orders, ordered) = watch::channel(order.clone());
         let mut state = State {
-            link: Link::new(order.access.clone(), pace, open(order.follow)),
-            objects: Objects::default(),
+            link: Link::new(order.access.clone(), pace, open(order.follow, pace.discovery)),
+            objects: Objects::new(cluster_set_id),
+            pace,
             shown: None,
+            present: None,
             follow: order.follow,
             dirty: false,
+            unseen: false,
             stale: false,
             tell_at: None,
         };
@@ -112,9 +153,14 @@ struct State {
     objects: Objects,
     /// What was told last of the objects.
     shown: Option<Arc<ClusterObjects>>,
-    follow: bool,
+    /// What was told last of what we write.
+    present: Option<Arc<Present>>,
+    pace: Pace,
+    follow: Follow,
     /// Whether the objects are others than those told.
     dirty: bool,
+    /// The same of what we write.
+    unseen: bool,
     /// Whether the view may be another than the one told.
     stale: bool,
     /// When to tell.
@@ -161,13 +207,14 @@ impl State {
 
     fn take_order(&mut self, order: Order) {
         self.follow = order.follow;
-        if self.follow {
-            self.objects.expect_lists();
-        } else {
+        if self.follow == Follow::Identity {
             self.objects.clear();
             self.shown = None;
+            self.present = None;
+        } else {
+            self.objects.expect_lists();
         }
-        self.link.change(order.access, open(self.follow));
+        self.link.change(order.access, open(self.follow, self.pace.discovery));
         self.stale = true;
     }
 
@@ -183,6 +230,7 @@ impl State {
                     self.stale |= self.link.health.watch_answered(watch, Moment::now());
                     if changed {
                         self.dirty = true;
+                        self.unseen = true;
                         self.tell_at.get_or_insert_with(|| Instant::now() + GATHER);
                     }
                 }
@@ -206,12 +254,20 @@ impl State {
                 self.shown = Some(Arc::new(objects));
             }
         }
+        let known = self.objects.is_present_known();
+        if known && std::mem::take(&mut self.unseen) {
+            let present = self.objects.present();
+            if self.present.as_deref() != Some(&present) {
+                self.present = Some(Arc::new(present));
+            }
+        }
         View {
             health: self.link.health.shown().clone(),
             version: self.link.version.text.clone(),
             uid: self.objects.identity().map(str::to_owned),
             synced,
             objects: self.shown.clone(),
+            present: self.present.clone().filter(|_| known),
             missing: self.objects.missing().cloned(),
             terminating: Arc::new(self.objects.terminating()),
         }
@@ -220,14 +276,18 @@ impl State {
 
 /// Whether two views are the same; objects are not looked into.
 fn same(a: &View, b: &View) -> bool {
-    let objects = match (&a.objects, &b.objects) {
+    same_arc(a.objects.as_ref(), b.objects.as_ref())
+        && same_arc(a.present.as_ref(), b.present.as_ref())
+        && (&a.health, &a.version, &a.uid, a.synced, &a.missing, &a.terminating)
+            == (&b.health, &b.version, &b.uid, b.synced, &b.missing, &b.terminating)
+}
+
+fn same_arc<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+    match (a, b) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
         (None, None) => true,
         _ => false,
-    };
-    objects
-        && (&a.health, &a.version, &a.uid, a.synced, &a.missing, &a.terminating)
-            == (&b.health, &b.version, &b.uid, b.synced, &b.missing, &b.terminating)
+    }
 }
 
 async fn until(time: Option<Instant>) {
@@ -237,21 +297,52 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// What is opened on a connection: everything, or only who the cluster is.
-fn open(follow: bool) -> Open<MemberEvent> {
-    if follow { Box::new(watches) } else { Box::new(|client, _| identity(client)) }
+/// What is opened on a connection.
+fn open(wanted: Follow, discovery: Duration) -> Open<MemberEvent> {
+    match wanted {
+        Follow::Identity => Box::new(|client, _| identity(client)),
+        Follow::Written => Box::new(move |client, version| written(client, version, discovery)),
+        Follow::Everything => Box::new(move |client, version| {
+            let streaming = version.streams_lists();
+            let nodes = follow(Api::all(client.clone()), Selector::default(), streaming);
+            let slices = follow(Api::all(client.clone()), Selector::default(), streaming);
+            select_all([
+                nodes.map(MemberEvent::Node).boxed(),
+                slices.map(MemberEvent::Slice).boxed(),
+                both(client, streaming, discovery),
+            ])
+            .boxed()
+        }),
+    }
 }
 
-/// All that is watched in a member.
-fn watches(client: Client, version: &Version) -> BoxStream<'static, MemberEvent> {
+/// What is written in a cluster, and where.
+fn written(client: Client, version: &Version, discovery: Duration) -> BoxStream<'static, MemberEvent> {
     let streaming = version.streams_lists();
-    let all = Selector::default;
+    let ours = Selector {
+        labels: Some(format!("endpointslice.kubernetes.io/managed-by={SLICE_MANAGER}")),
+        ..Selector::default()
+    };
+    // Nodes are of no use there: an empty list.
+    let no_nodes =
+        futures::stream::iter([Event::Init, Event::InitDone]).map(|event| MemberEvent::Node(Ok(event)));
+    select_all([
+        no_nodes.boxed(),
+        follow(Api::all(client.clone()), ours, streaming).map(MemberEvent::Slice).boxed(),
+        both(client, streaming, discovery),
+    ])
+    .boxed()
+}
+
+/// What is watched in every cluster whose objects count.
+fn both(client: Client, streaming: bool, discovery: Duration) -> BoxStream<'static, MemberEvent> {
+    let services = follow(Api::all(client.clone()), Selector::default(), streaming);
+    let namespaces = follow(Api::all(client.clone()), Selector::default(), streaming);
     select_all([
         identity(client.clone()),
-        follow(Api::all(client.clone()), all(), streaming).map(MemberEvent::Service).boxed(),
-        follow(Api::all(client.clone()), all(), streaming).map(MemberEvent::Slice).boxed(),
-        follow(Api::all(client.clone()), all(), streaming).map(MemberEvent::Node).boxed(),
-        follow(Api::all(client.clone()), all(), streaming).map(MemberEvent::Namespace).boxed(),
+        services.map(MemberEvent::Service).boxed(),
+        namespaces.map(MemberEvent::Namespace).boxed(),
+        follow_mcs(client.clone(), streaming, discovery),
         rights(client),
     ])
     .boxed()
@@ -288,14 +379,19 @@ fn rights(client: Client) -> BoxStream<'static, MemberEvent> {
     .boxed()
 }
 
-async fn missing_rights(client: &Client) -> kube::Result<Vec<String>> {
+/// What of [`WRITES`] the account may not do, in words.
+pub(super) async fn missing_rights(client: &Client) -> kube::Result<Vec<String>> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut missing = Vec::new();
     for (verb, group, resource) in WRITES {
+        let (name, subresource) = resource.split_once('/').map_or((resource, None), |(a, b)| (a, Some(b)));
+        let namespace = (name == "leases").then(|| lease::NAMESPACE.to_owned());
         let attributes = ResourceAttributes {
             verb: Some(verb.to_owned()),
             group: Some(group.to_owned()),
-            resource: Some(resource.to_owned()),
+            resource: Some(name.to_owned()),
+            subresource: subresource.map(str::to_owned),
+            namespace,
             ..ResourceAttributes::default()
         };
         let spec = SelfSubjectAccessReviewSpec {
@@ -305,8 +401,16 @@ async fn missing_rights(client: &Client) -> kube::Result<Vec<String>> {
         let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
         let answer = reviews.create(&PostParams::default(), &review).await?;
         if !answer.status.is_some_and(|status| status.allowed) {
-            missing.push(format!("{verb} {resource}.{group}"));
+            let group = if group.is_empty() { String::new() } else { format!(".{group}") };
+            missing.push(format!("{verb} {resource}{group}"));
         }
+    }
+    // Who may do all that may perhaps not find the place for the Lease.
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    if let Err(Error::Api(status)) = namespaces.get_metadata(lease::NAMESPACE).await
+        && status.code == 404
+    {
+        missing.push(format!("hold a Lease in the namespace {}, which does not exist", lease::NAMESPACE));
     }
     Ok(missing)
 }

@@ -23,8 +23,9 @@ const LONGEST: usize = 1024;
 /// Something to tell about an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Notice {
-    pub(super) api_version: &'static str,
-    pub(super) kind: &'static str,
+    pub(super) api_version: String,
+    pub(super) kind: String,
+    /// Empty for what is cluster-scoped.
     pub(super) namespace: String,
     pub(super) name: String,
     /// Empty if it is not known.
@@ -39,7 +40,6 @@ pub(super) type Notices = Arc<Vec<Notice>>;
 
 /// The task that writes them into one cluster; it ends with this.
 pub(super) struct Notifier {
-    access: Access,
     notices: watch::Sender<Notices>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -54,12 +54,7 @@ impl Notifier {
     /// Begins with nothing to tell; `instance` is who tells.
     pub(super) fn start(access: Access, instance: String) -> Self {
         let (notices, told) = watch::channel(Notices::default());
-        Self { task: tokio::spawn(run(access.clone(), instance, told)), access, notices }
-    }
-
-    /// Whether it writes by these credentials.
-    pub(super) fn uses(&self, access: &Access) -> bool {
-        self.access == *access
+        Self { task: tokio::spawn(run(access, instance, told)), notices }
     }
 
     /// Tells these: each once for as long as it holds.
@@ -114,18 +109,24 @@ async fn write(
     instance: &str,
     notice: &Notice,
 ) -> Result<(), Fault> {
-    let recorder = match recorder {
-        Some(recorder) => recorder,
-        None => {
-            let reporter =
-                Reporter { controller: "kanmon.dev/gateway".to_owned(), instance: Some(instance.to_owned()) };
-            recorder.insert(Recorder::new(access.client(SILENCE).await?, reporter))
+    if let Some(known) = recorder {
+        match publish(known, notice).await {
+            // The Event that this one repeats is gone, with its namespace perhaps: a new one is made.
+            Err(fault) if fault.kind == FaultKind::NotFound => *recorder = None,
+            outcome => return outcome,
         }
-    };
+    }
+    let reporter =
+        Reporter { controller: "kanmon.dev/gateway".to_owned(), instance: Some(instance.to_owned()) };
+    publish(recorder.insert(Recorder::new(access.client(SILENCE).await?, reporter)), notice).await
+}
+
+/// Makes an Event, or counts on in the one that says the same of the object.
+async fn publish(recorder: &Recorder, notice: &Notice) -> Result<(), Fault> {
     let reference = ObjectReference {
-        api_version: Some(notice.api_version.to_owned()),
-        kind: Some(notice.kind.to_owned()),
-        namespace: Some(notice.namespace.clone()),
+        api_version: Some(notice.api_version.clone()),
+        kind: Some(notice.kind.clone()),
+        namespace: Some(notice.namespace.clone()).filter(|namespace| !namespace.is_empty()),
         name: Some(notice.name.clone()),
         uid: Some(notice.uid.clone()).filter(|uid| !uid.is_empty()),
         ..ObjectReference::default()

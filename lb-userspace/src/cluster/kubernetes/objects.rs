@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::core::PartialObjectMeta;
+use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher::Event;
 
-use super::fault::Fault;
+use super::fault::{Fault, FaultKind};
 use super::follow::Told;
-use super::store::Store;
+use super::publish::{self, Present, present};
+use super::store::{Key, Store};
 use super::strip;
-use crate::desired::{ClusterObjects, Place};
+use crate::desired::mcs::{ServiceExport, ServiceImport};
+use crate::desired::{ClusterObjects, ObjectName, Place};
 
 /// What a member's watches tell.
 #[derive(Debug)]
@@ -25,6 +27,14 @@ pub(super) enum MemberEvent {
     Node(Told<PartialObjectMeta<Node>>),
     /// Of Namespaces.
     Namespace(Told<PartialObjectMeta<Namespace>>),
+    /// Which version of `multicluster.x-k8s.io` is served; `None`: none.
+    Mcs(Option<&'static str>),
+    /// Which one that is cannot be asked.
+    McsUnknown(Fault),
+    /// Of ServiceExports.
+    Export(Told<DynamicObject>),
+    /// Of ServiceImports.
+    Import(Told<DynamicObject>),
     /// The UID of the namespace kube-system, which is who a cluster is; `None`: it may not be read.
     Identity(Option<String>),
     /// What may not be written there; empty: all that is needed may be.
@@ -55,13 +65,22 @@ pub(super) enum Effect {
 }
 
 /// What a member cluster says.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Objects {
-    services: Store<Service>,
-    slices: Store<EndpointSlice>,
+    /// Whose name is on what we write.
+    cluster_set_id: String,
+    manager: String,
+    services: Store<KeptService>,
+    slices: Store<KeptSlice>,
     nodes: Store<Place>,
     /// Whether each is terminating.
     namespaces: Store<bool>,
+    exports: Store<ServiceExport>,
+    imports: Store<ServiceImport>,
+    /// Which version of the last two is served; the outer `None`: it is not known on the present connection.
+    mcs: Option<Option<&'static str>>,
+    /// Whether ServiceExports could not be asked for on the present connection: nothing waits for them any longer.
+    exports_failed: bool,
     /// Who the cluster is, as far as it ever told.
     uid: Option<String>,
     /// Whether that has been asked on the present connection.
@@ -69,16 +88,70 @@ pub(super) struct Objects {
     missing: Option<Vec<String>>,
 }
 
+/// A Service as the merge reads it, and as we write on it.
+#[derive(Debug, PartialEq)]
+struct KeptService {
+    read: Service,
+    present: Option<Service>,
+}
+
+/// An EndpointSlice of somebody's endpoints, or one that we made.
+#[derive(Debug, PartialEq)]
+enum KeptSlice {
+    Read(EndpointSlice),
+    Ours(EndpointSlice),
+}
+
 impl Objects {
+    pub(super) fn new(cluster_set_id: &str) -> Self {
+        Self {
+            cluster_set_id: cluster_set_id.to_owned(),
+            manager: publish::field_manager(cluster_set_id),
+            services: Store::default(),
+            slices: Store::default(),
+            nodes: Store::default(),
+            namespaces: Store::default(),
+            exports: Store::default(),
+            imports: Store::default(),
+            mcs: None,
+            exports_failed: false,
+            uid: None,
+            identified: false,
+            missing: None,
+        }
+    }
+
     /// Takes an event in.
     pub(super) fn apply(&mut self, event: MemberEvent) -> Effect {
+        let manager = &self.manager;
         match event {
             MemberEvent::Service(told) => needed("services", told, |event| {
-                self.services.apply(event, |object| Some(strip::service(object)))
+                self.services.apply(event, |object| {
+                    Some(KeptService {
+                        present: present::service(&object, manager),
+                        read: strip::service(object),
+                    })
+                })
             }),
             MemberEvent::Slice(told) => needed("endpointslices", told, |event| {
-                self.slices.apply(event, |object| Some(strip::slice(object)))
+                self.slices.apply(event, |object| {
+                    let ours = present::slice(&object, &self.cluster_set_id).map(KeptSlice::Ours);
+                    Some(ours.unwrap_or_else(|| KeptSlice::Read(strip::slice(object))))
+                })
             }),
+            MemberEvent::Mcs(version) => self.take_mcs(version),
+            MemberEvent::McsUnknown(fault) => self.lack_exports(&fault),
+            MemberEvent::Export(Err(fault)) if !is_refusal(&fault) => self.lack_exports(&fault),
+            MemberEvent::Export(Err(fault)) => refused(&mut self.exports, "serviceexports", &fault),
+            MemberEvent::Export(Ok(event)) => {
+                let changed = self.exports.apply(event, |object| Some(present::export(object, manager)));
+                Effect::Answered { watch: "serviceexports", changed }
+            }
+            MemberEvent::Import(Err(fault)) => refused(&mut self.imports, "serviceimports", &fault),
+            MemberEvent::Import(Ok(event)) => {
+                let changed = self.imports.apply(event, |object| Some(present::import(object, manager)));
+                Effect::Answered { watch: "serviceimports", changed }
+            }
             MemberEvent::Node(Err(fault)) => gave_up(&mut self.nodes, "nodes", &fault),
             MemberEvent::Node(Ok(event)) => {
                 let keep = |object: PartialObjectMeta<Node>| {
@@ -104,23 +177,68 @@ impl Objects {
         }
     }
 
+    /// Where the kinds are not served there are none of them.
+    fn take_mcs(&mut self, version: Option<&'static str>) -> Effect {
+        match version {
+            None => {
+                self.exports.clear();
+                self.imports.clear();
+            }
+            Some(_) => {
+                self.exports.expect_list();
+                self.imports.expect_list();
+            }
+        }
+        self.exports_failed = false;
+        let changed = self.mcs.replace(version) != Some(version);
+        Effect::Answered { watch: "multicluster.x-k8s.io", changed }
+    }
+
+    /// Those that are known stay; what else the cluster has must not wait until its exports can be had.
+    fn lack_exports(&mut self, fault: &Fault) -> Effect {
+        let is_new = !std::mem::replace(&mut self.exports_failed, true);
+        if !is_new || self.are_exports_read() {
+            return Effect::Nothing;
+        }
+        tracing::warn!("ServiceExports cannot be read, those that are known stay: {}", fault.message);
+        Effect::Learnt
+    }
+
+    /// Whether the exports are known, on the present connection.
+    const fn are_exports_read(&self) -> bool {
+        self.mcs.is_some() && self.exports.is_synced()
+    }
+
     /// New watches have been begun: what is known stays until their lists are complete.
     pub(super) fn expect_lists(&mut self) {
         self.services.expect_list();
         self.slices.expect_list();
+        self.exports.expect_list();
+        self.imports.expect_list();
+        self.mcs = None;
+        self.exports_failed = false;
         self.identified = false;
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self::new(&self.cluster_set_id);
     }
 
     /// Whether all Services and EndpointSlices have been read on the present connection, and it is known who the
     /// cluster is. Its Nodes must have been asked for once, so that endpoints begin with their zones where those
-    /// can be had; nothing ever waits for Nodes again, or for Namespaces.
+    /// can be had; nothing ever waits for Nodes again, or for Namespaces, or for ServiceExports that cannot be read.
     pub(super) fn is_synced(&self) -> bool {
-        self.identified && self.services.is_synced() && self.slices.is_synced() && self.nodes.is_synced()
+        self.identified
+            && self.services.is_synced()
+            && self.slices.is_synced()
+            && self.nodes.is_synced()
+            && (self.are_exports_read() || self.exports_failed)
+    }
+
+    /// Whether it is known too what is exported and written there, and which namespaces it has.
+    pub(super) fn is_present_known(&self) -> bool {
+        self.is_synced() && self.are_exports_read() && self.imports.is_synced() && self.namespaces.is_synced()
     }
 
     /// The UID of kube-system, as it was last told; `None` until then.
@@ -136,9 +254,40 @@ impl Objects {
     /// What the merge works with.
     pub(super) fn snapshot(&self) -> ClusterObjects {
         ClusterObjects {
-            services: self.services.values(),
-            slices: self.slices.values(),
+            services: self.services.iter().map(|(_, kept)| kept.read.clone()).collect(),
+            slices: self
+                .slices
+                .iter()
+                .filter_map(|(_, kept)| match kept {
+                    KeptSlice::Read(slice) => Some(slice.clone()),
+                    KeptSlice::Ours(_) => None,
+                })
+                .collect(),
             nodes: self.nodes.iter().map(|((_, name), place)| (name.clone(), place.clone())).collect(),
+            exports: self.exports.iter().map(|(_, export)| declared(export)).collect(),
+        }
+    }
+
+    /// What is there of the things that we write.
+    pub(super) fn present(&self) -> Present {
+        Present {
+            services: self
+                .services
+                .iter()
+                .filter_map(|(key, kept)| Some((name(key), kept.present.clone()?)))
+                .collect(),
+            exports: self.exports.iter().map(|(key, export)| (name(key), export.clone())).collect(),
+            imports: self.imports.iter().map(|(key, import)| (name(key), import.clone())).collect(),
+            slices: self
+                .slices
+                .iter()
+                .filter_map(|(key, kept)| match kept {
+                    KeptSlice::Ours(slice) => Some((name(key), slice.clone())),
+                    KeptSlice::Read(_) => None,
+                })
+                .collect(),
+            namespaces: self.namespaces.iter().map(|((_, name), ending)| (name.clone(), *ending)).collect(),
+            mcs_version: self.mcs.flatten(),
         }
     }
 
@@ -147,6 +296,17 @@ impl Objects {
         let ending = self.namespaces.iter().filter(|(_, terminating)| **terminating);
         ending.map(|((_, name), _)| name.clone()).collect()
     }
+}
+
+fn name((namespace, name): &Key) -> ObjectName {
+    ObjectName { namespace: namespace.clone(), name: name.clone() }
+}
+
+/// A ServiceExport as the merge reads it: what we write on it is nothing new.
+fn declared(export: &ServiceExport) -> ServiceExport {
+    let mut export = ServiceExport { status: None, ..export.clone() };
+    strip::strip(&mut export.metadata);
+    export
 }
 
 /// A watch without which nothing is known of the cluster.
@@ -172,9 +332,18 @@ fn gave_up<V: PartialEq>(store: &mut Store<V>, watch: &'static str, fault: &Faul
     Effect::Nothing
 }
 
+/// A watch that can be done without only where such objects may not be read or do not exist.
+fn refused<V: PartialEq>(store: &mut Store<V>, watch: &'static str, fault: &Fault) -> Effect {
+    if is_refusal(fault) { gave_up(store, watch, fault) } else { Effect::Nothing }
+}
+
+/// Whether such objects may not be read or do not exist.
+const fn is_refusal(fault: &Fault) -> bool {
+    matches!(fault.kind, FaultKind::Forbidden | FaultKind::NotFound)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::fault::FaultKind;
     use super::*;
 
     fn parse<T: serde::de::DeserializeOwned>(json: serde_json::Value) -> T {
@@ -194,7 +363,7 @@ mod tests {
     }
 
     fn synced() -> Objects {
-        let mut objects = Objects::default();
+        let mut objects = Objects::new("set");
         list(MemberEvent::Service, vec![service("web")], &mut objects);
         list(MemberEvent::Slice, vec![], &mut objects);
         let node = serde_json::json!({"metadata": {"name": "n",
@@ -205,6 +374,8 @@ mod tests {
         list(MemberEvent::Namespace, vec![parse(ending)], &mut objects);
         assert!(!objects.is_synced(), "it is not known yet who the cluster is");
         objects.apply(MemberEvent::Identity(Some("uid".to_owned())));
+        assert!(!objects.is_synced(), "it is not known yet whether it has ServiceExports");
+        objects.apply(MemberEvent::Mcs(None));
         assert!(objects.is_synced());
         objects
     }
@@ -234,10 +405,11 @@ mod tests {
 
     #[test]
     fn a_cluster_whose_nodes_may_not_be_read_serves_its_endpoints_all_the_same() {
-        let mut objects = Objects::default();
+        let mut objects = Objects::new("set");
         list(MemberEvent::Service, vec![service("web")], &mut objects);
         list(MemberEvent::Slice, vec![], &mut objects);
         objects.apply(MemberEvent::Identity(None));
+        objects.apply(MemberEvent::Mcs(None));
         let done_without = |watch| Effect::Answered { watch, changed: true };
         assert_eq!(objects.apply(MemberEvent::Node(Err(refused()))), done_without("nodes"));
         assert_eq!(objects.apply(MemberEvent::Namespace(Err(refused()))), done_without("namespaces"));
@@ -248,10 +420,11 @@ mod tests {
     #[test]
     fn nodes_that_fail_for_a_while_hold_nothing_back_and_are_taken_in_when_they_come() {
         let busy = || Fault { kind: FaultKind::TooManyRequests, message: String::new() };
-        let mut objects = Objects::default();
+        let mut objects = Objects::new("set");
         list(MemberEvent::Service, vec![service("web")], &mut objects);
         list(MemberEvent::Slice, vec![], &mut objects);
         objects.apply(MemberEvent::Identity(None));
+        objects.apply(MemberEvent::Mcs(None));
         assert!(!objects.is_synced(), "zones are there from the beginning where they can be");
         assert_eq!(
             objects.apply(MemberEvent::Node(Err(busy()))),
@@ -273,6 +446,7 @@ mod tests {
         let mut objects = synced();
         objects.expect_lists();
         objects.apply(MemberEvent::Identity(Some("uid".to_owned())));
+        objects.apply(MemberEvent::Mcs(None));
         list(MemberEvent::Service, vec![service("web"), service("api")], &mut objects);
         list(MemberEvent::Slice, vec![], &mut objects);
         assert!(objects.is_synced());
@@ -285,5 +459,80 @@ mod tests {
         let effect = objects.apply(MemberEvent::Service(Err(refused())));
         assert_eq!(effect, Effect::Failed { watch: "services", fault: refused() });
         assert_eq!(objects.snapshot().services.len(), 1);
+    }
+
+    fn dynamic(json: serde_json::Value) -> DynamicObject {
+        parse(json)
+    }
+
+    #[test]
+    fn exports_come_and_go_with_their_definitions() {
+        let mut objects = synced();
+        let export = || {
+            dynamic(serde_json::json!({"metadata": {"namespace": "demo", "name": "web",
+            "resourceVersion": "7"}, "status": {"conditions": []}}))
+        };
+        objects.apply(MemberEvent::Mcs(Some("v1beta1")));
+        assert!(!objects.is_synced(), "its lists are to come");
+        list(MemberEvent::Export, vec![export()], &mut objects);
+        let refused = Fault { kind: FaultKind::NotFound, message: String::new() };
+        objects.apply(MemberEvent::Import(Err(refused)));
+        assert!(objects.is_synced());
+        let read = objects.snapshot().exports;
+        assert!(read.len() == 1 && read[0].status.is_none(), "what we write is nothing new to the merge");
+        assert_eq!(objects.present().mcs_version, Some("v1beta1"));
+        assert!(objects.present().exports.values().all(|export| export.status.is_some()));
+        objects.apply(MemberEvent::Mcs(None));
+        assert!(objects.is_synced() && objects.snapshot().exports.is_empty());
+    }
+
+    #[test]
+    fn exports_that_cannot_be_read_hold_nothing_back_and_those_that_are_known_stay() {
+        let busy = || Fault { kind: FaultKind::ServerError, message: String::new() };
+        let export = dynamic(serde_json::json!({"metadata": {"namespace": "demo", "name": "web"}}));
+        let mut objects = synced();
+        objects.apply(MemberEvent::Mcs(Some("v1beta1")));
+        list(MemberEvent::Export, vec![export], &mut objects);
+        list(MemberEvent::Import, vec![], &mut objects);
+        for failing in [MemberEvent::McsUnknown(refused()), MemberEvent::Export(Err(busy()))] {
+            objects.expect_lists();
+            objects.apply(MemberEvent::Identity(None));
+            list(MemberEvent::Service, vec![service("web"), service("new")], &mut objects);
+            list(MemberEvent::Slice, vec![], &mut objects);
+            if matches!(failing, MemberEvent::Export(_)) {
+                objects.apply(MemberEvent::Mcs(Some("v1beta1")));
+            }
+            assert!(!objects.is_synced(), "exports are there from the beginning where they can be");
+            assert_eq!(objects.apply(failing), Effect::Learnt);
+            list(MemberEvent::Import, vec![], &mut objects);
+            let known = objects.snapshot();
+            assert_eq!((objects.is_synced(), known.services.len(), known.exports.len()), (true, 2, 1));
+            assert!(!objects.is_present_known(), "nothing is written by what may be old");
+            assert_eq!(objects.apply(MemberEvent::McsUnknown(busy())), Effect::Nothing, "told once");
+        }
+        objects.apply(MemberEvent::Mcs(Some("v1beta1")));
+        list(MemberEvent::Export, vec![], &mut objects);
+        list(MemberEvent::Import, vec![], &mut objects);
+        assert!(objects.is_present_known() && objects.snapshot().exports.is_empty());
+    }
+
+    #[test]
+    fn what_we_write_is_kept_apart_from_what_we_read() {
+        let mut objects = synced();
+        let ours: Service = parse(serde_json::json!({"metadata": {"namespace": "demo", "name": "ours",
+            "managedFields": [{"manager": "kanmon.dev/set", "subresource": "status", "time": null},
+                {"manager": "kubectl"}]}}));
+        objects.apply(MemberEvent::Service(Ok(Event::Apply(ours))));
+        let slice = |set: &str| {
+            parse::<EndpointSlice>(serde_json::json!({"metadata": {"namespace": "demo",
+            "name": set, "labels": {"kanmon.dev/cluster-set-id": set}}, "addressType": "IPv4", "endpoints": []}))
+        };
+        objects.apply(MemberEvent::Slice(Ok(Event::Apply(slice("set")))));
+        objects.apply(MemberEvent::Slice(Ok(Event::Apply(slice("other")))));
+        let present = objects.present();
+        let services: Vec<String> = present.services.keys().map(ToString::to_string).collect();
+        assert_eq!(services, ["demo/ours"], "a Service that we never wrote on is no business of ours");
+        let slices: Vec<String> = present.slices.keys().map(ToString::to_string).collect();
+        assert_eq!((slices, objects.snapshot().slices.len()), (vec!["demo/set".to_owned()], 1));
     }
 }

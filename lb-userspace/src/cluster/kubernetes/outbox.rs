@@ -1,176 +1,347 @@
-//! What is to be written into the clusters. Only the holder of the Lease writes.
+//! What is to be written into the clusters, and by whom. In each cluster only the holder of a Lease writes: one of the
+//! gateways' for what is about them, one of the cluster set's for what is published.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use jiff::Timestamp;
-use tokio::sync::watch;
+use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::access::Access;
+use super::cleanup::{self, Ending, Endings, Progress};
 use super::conditions;
-use super::lease;
+use super::events::{Lookup, of_secret};
+use super::gateway;
+use super::lease::Lease;
 use super::member::View;
 use super::notices::{Notice, Notifier};
-use super::registry::{Outcome, Refusal};
+use super::publish::{self, Cluster, GATEWAY_MANAGER, Sources, Told, Write};
+use super::registry::{Outcome, Standing};
 use super::statuses::Statuses;
-use super::writer::{self, Orders};
-use crate::cluster::Snapshot;
-use crate::desired::{ClusterObjects, Desired, Problem};
+use super::target::{Publisher, Target};
+use super::writer::Writer;
+use crate::cluster::{Programmed, Snapshot};
+use crate::desired::Desired;
+
+/// How long it is told that a MemberCluster went before its cluster was clean.
+const FAREWELL: Duration = Duration::from_secs(60);
+/// The longest name of a field manager.
+const MANAGER_LENGTH: usize = 128;
+/// The gateway cluster among the clusters that are published to, where it is no member.
+const GATEWAY: &str = "";
+
+/// All that is known when it is decided what to write.
+#[derive(Clone, Copy)]
+pub(super) struct Situation<'a> {
+    pub(super) outcome: &'a Outcome,
+    /// The members, those that are on their way out too.
+    pub(super) views: &'a BTreeMap<String, View>,
+    /// The gateway cluster as one that is published to, where it is no member.
+    pub(super) own: Option<&'a View>,
+    pub(super) gateway: &'a gateway::View,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) desired: &'a Desired,
+    /// What this gateway's packet program makes of the VIPs.
+    pub(super) programmed: &'a Programmed,
+}
+
+impl<'a> Situation<'a> {
+    fn view(&self, cluster: &str) -> Option<&'a View> {
+        if cluster == GATEWAY { self.own } else { self.views.get(cluster) }
+    }
+
+    /// The endpoints that exported Services give.
+    fn sources(&self) -> Sources {
+        Sources::new(&self.snapshot.clusters, &self.snapshot.gateway.members, self.desired)
+    }
+
+    /// Another member that is the same cluster as this one, and stays.
+    fn stays_a_member(&self, name: &str) -> bool {
+        let Some(uid) = self.view(name).and_then(|view| view.uid.as_ref()) else { return false };
+        let others = self.outcome.members.iter().filter(|(other, _)| *other != name);
+        let mut served = others.filter(|(_, standing)| standing.is_served());
+        served.any(|(other, _)| self.view(other).is_some_and(|view| view.uid.as_ref() == Some(uid)))
+    }
+}
 
 /// The ways out.
 pub(super) struct Outbox {
-    led: watch::Receiver<bool>,
-    orders: watch::Sender<Arc<Orders>>,
-    instance: String,
+    access: Access,
+    publisher: Publisher,
+    cleanup_timeout: Duration,
+    lease: Lease,
+    /// Writes what the gateways say of themselves, if this one holds the Lease.
+    gateway: Writer,
+    /// Writes what this gateway says of itself alone.
+    own: Writer,
+    notifier: Notifier,
     statuses: Statuses,
-    gateway: Notifier,
-    members: BTreeMap<String, Notifier>,
+    targets: BTreeMap<String, Target>,
+    endings: Endings,
+    told: Told,
+    /// What is told of MemberClusters that are gone.
+    farewells: Vec<(Notice, Instant)>,
 }
 
 impl Outbox {
-    /// Begins to try for the Lease.
-    pub(super) fn start(access: &Access, lease: String, instance: String) -> Self {
-        let (orders, ordered) = watch::channel(Arc::default());
-        tokio::spawn(writer::run(access.clone(), ordered));
+    /// Begins to try for the gateways' Lease.
+    pub(super) fn start(
+        access: &Access,
+        lease: String,
+        publisher: Publisher,
+        cleanup_timeout: Duration,
+    ) -> Self {
+        let Publisher { instance, gateway, changed, presence, .. } = publisher.clone();
+        let place = place(GATEWAY);
+        // A manager's name has a limit: what is left of a long one is still the same after each start.
+        let own: String = format!("{GATEWAY_MANAGER}/{gateway}").chars().take(MANAGER_LENGTH).collect();
         Self {
-            led: lease::hold(access.clone(), lease, instance.clone()),
-            orders,
+            lease: Lease::hold(access.clone(), lease, instance.clone(), place, changed.clone(), presence),
+            gateway: Writer::start(access.clone(), GATEWAY_MANAGER.to_owned(), changed.clone()),
+            own: Writer::start(access.clone(), own, changed),
+            notifier: Notifier::start(access.clone(), instance),
+            access: access.clone(),
+            publisher,
+            cleanup_timeout,
             statuses: Statuses::default(),
-            gateway: Notifier::start(access.clone(), instance.clone()),
-            instance,
-            members: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            endings: Endings::default(),
+            told: Told::default(),
+            farewells: Vec::new(),
         }
     }
 
-    /// Waits until this gateway holds the Lease, or holds it no longer.
-    pub(super) async fn led_changed(&mut self) {
-        if self.led.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Orders what follows from the present state. When to do so again at the latest.
-    pub(super) fn send(
-        &mut self,
-        outcome: &Outcome,
-        views: &BTreeMap<String, View>,
-        snapshot: &Snapshot,
-        desired: &Desired,
-    ) -> Option<Instant> {
-        let leads = *self.led.borrow();
-        let (orders, next) = if leads {
-            orders(&mut self.statuses, outcome, views, snapshot, desired)
+    /// Orders what follows from the present state. When to decide anew at the latest.
+    pub(super) fn send(&mut self, situation: &Situation<'_>) -> Option<Instant> {
+        let now = whole_seconds();
+        self.keep_targets(situation);
+        let (writes, notices, next) = if self.lease.is_held() {
+            self.of_gateway(situation, now)
         } else {
             self.statuses = Statuses::default();
-            (Orders::default(), None)
+            (Vec::new(), Vec::new(), None)
         };
-        self.orders.send_if_modified(|present| {
-            let differs = **present != orders;
-            if differs {
-                *present = Arc::new(orders);
-            }
-            differs
-        });
-        self.gateway.tell(if leads { outcome.refusals.iter().map(of_secret).collect() } else { Vec::new() });
-
-        let writable = |name: &String| {
-            views.get(name).is_some_and(|view| view.missing.as_ref().is_some_and(Vec::is_empty))
-        };
-        self.members.retain(|name, notifier| {
-            let access = outcome.members.get(name).and_then(|standing| standing.access.as_ref());
-            leads && writable(name) && access.is_some_and(|access| notifier.uses(access))
-        });
-        if !leads {
-            return None;
-        }
-        for (name, standing) in outcome.members.iter().filter(|(name, _)| writable(name)) {
-            let (Some(access), Some(objects)) = (&standing.access, snapshot.clusters.get(name)) else {
-                continue;
+        self.gateway.order(writes);
+        self.notifier.tell(notices);
+        self.own.order(self.of_this_gateway(situation, now));
+        let Snapshot { gateway, clusters, .. } = situation.snapshot;
+        let settled = self.told.take_in(gateway.knowledge, clusters.keys(), Instant::now().into_std());
+        let mut sources = None;
+        for (name, target) in &self.targets {
+            let (writes, notices) = if target.leads() {
+                let sources = sources.get_or_insert_with(|| situation.sources());
+                self.of_cluster(name, target, situation, sources, now)
+            } else {
+                (Vec::new(), Vec::new())
             };
-            let terminating = views.get(name).map(|view| view.terminating.clone()).unwrap_or_default();
-            let notices: Vec<Notice> = desired
-                .problems
-                .iter()
-                .filter(|problem| problem.cluster == *name)
-                .filter_map(|problem| of_problem(problem, objects))
-                .filter(|notice| !terminating.contains(&notice.namespace))
-                .collect();
-            if !self.members.contains_key(name) && !notices.is_empty() {
-                self.members.insert(name.clone(), Notifier::start(access.clone(), self.instance.clone()));
-            }
-            if let Some(notifier) = self.members.get(name) {
-                notifier.tell(notices);
-            }
+            target.order(writes, notices);
         }
-        next
+        next.into_iter().chain(settled.map(Instant::from_std)).min()
+    }
+
+    /// Publishes to the clusters where that is allowed, and to no others.
+    fn keep_targets(&mut self, situation: &Situation<'_>) {
+        let wanted = self.wanted_targets(situation);
+        let kept =
+            |name: &String, target: &Target| wanted.get(name).is_some_and(|(access, _)| target.uses(access));
+        let (kept, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.targets).into_iter().partition(|(name, target)| kept(name, target));
+        self.targets = kept;
+        ended.into_values().for_each(Target::end);
+        for (name, (access, ending)) in wanted {
+            let start = || Target::start(&access, &place(&name), &self.publisher);
+            self.targets.entry(name.clone()).or_insert_with(start).ending = ending;
+        }
+    }
+
+    /// How each cluster that is written to is reached, and whether it is being cleaned.
+    fn wanted_targets(&self, situation: &Situation<'_>) -> BTreeMap<String, (Access, bool)> {
+        let allowed = |name: &str| {
+            let missing = situation.view(name).and_then(|view| view.missing.as_ref());
+            missing.is_some_and(Vec::is_empty)
+        };
+        let members = situation.outcome.members.iter().filter(|(_, standing)| standing.is_served());
+        let ending = situation.outcome.ending.iter().filter(|(name, _)| !situation.stays_a_member(name));
+        let members = members.map(|member| (member, false)).chain(ending.map(|member| (member, true)));
+        let mut wanted: BTreeMap<String, (Access, bool)> = members
+            .filter(|((name, _), _)| allowed(name))
+            .filter_map(|((name, standing), ending)| Some((name.clone(), (standing.access.clone()?, ending))))
+            .collect();
+        if allowed(GATEWAY) && !situation.stays_a_member(GATEWAY) {
+            wanted.insert(GATEWAY.to_owned(), (self.access.clone(), false));
+        }
+        wanted
+    }
+
+    /// What is about the gateways themselves.
+    fn of_gateway(
+        &mut self,
+        situation: &Situation<'_>,
+        now: Timestamp,
+    ) -> (Vec<Write>, Vec<Notice>, Option<Instant>) {
+        let Situation { outcome, views, gateway, snapshot, desired, .. } = *situation;
+        let mut writes = publish::member_writes(
+            &mut self.statuses,
+            outcome,
+            snapshot,
+            |name, standing, connection| {
+                conditions::status(standing, views.get(name), connection, desired, now)
+            },
+            Instant::now().into_std(),
+        );
+        let to_guard = outcome.members.iter().filter(|(name, standing)| self.needs_cleanup(name, standing));
+        writes.extend(to_guard.map(|(_, standing)| cleanup::finalizer(&standing.object.metadata, true)));
+        let (released, ends) = self.release(situation);
+        let next = ends.into_iter().chain(self.statuses.next().map(Instant::from_std)).min();
+        writes.extend(released);
+        if let Some(allocations) = &gateway.allocations {
+            let owner = &snapshot.gateway.owner;
+            writes.extend(publish::allocations::writes(&desired.claims, allocations, owner));
+            let pools = gateway.pools.as_deref().unwrap_or_default();
+            writes.extend(publish::pools::writes(pools, allocations, now));
+        }
+        let lookup = Lookup { gateway: Some(gateway), ..Lookup::default() };
+        let problems = desired.problems.iter().filter(|problem| problem.cluster.is_empty());
+        let conflicts = self.gateway.conflicts();
+        let notices = outcome
+            .refusals
+            .iter()
+            .map(of_secret)
+            .chain(problems.filter_map(|problem| lookup.notice(problem)))
+            .chain(conflicts.iter().map(|notice| lookup.identified(notice)))
+            .chain(self.farewells.iter().map(|(notice, _)| notice.clone()))
+            .collect();
+        (writes, notices, next)
+    }
+
+    /// What this gateway alone says: whether its packet program forwards each address.
+    fn of_this_gateway(&self, situation: &Situation<'_>, now: Timestamp) -> Vec<Write> {
+        let Some(allocations) = &situation.gateway.allocations else { return Vec::new() };
+        let owner = &situation.snapshot.gateway.owner;
+        publish::programmed::writes(&self.publisher.gateway, situation.programmed, allocations, owner, now)
+    }
+
+    /// Whether a MemberCluster has to wait for a cleanup when somebody deletes it, and does not yet.
+    fn needs_cleanup(&self, name: &str, standing: &Standing) -> bool {
+        let is_local = standing.object.spec.source.as_ref().is_some_and(|source| source.local.is_some());
+        standing.exists
+            && !is_local
+            && self.targets.contains_key(name)
+            && !cleanup::has_finalizer(&standing.object.metadata)
+    }
+
+    /// Lets MemberClusters go whose clusters are clean, or whose time is up.
+    fn release(&mut self, situation: &Situation<'_>) -> (Vec<Write>, Option<Instant>) {
+        let (mut writes, mut next) = (Vec::new(), None);
+        let now = Instant::now();
+        let ending = &situation.outcome.ending;
+        self.endings.retain(ending.values().map(|standing| &standing.object));
+        self.farewells.retain(|(_, until)| *until > now);
+        for (name, standing) in ending.iter().filter(|(_, s)| cleanup::has_finalizer(&s.object.metadata)) {
+            let progress = self.progress(situation, name);
+            let judged = self.endings.judge(&standing.object, progress, self.cleanup_timeout, now.into_std());
+            match judged {
+                Ending::Waits(until) => {
+                    next = next.into_iter().chain([Instant::from_std(until)]).min();
+                    continue;
+                }
+                Ending::Done => {}
+                Ending::GivenUp => self.tell_given_up(name, standing, now),
+            }
+            writes.push(cleanup::finalizer(&standing.object.metadata, false));
+        }
+        (writes, next)
+    }
+
+    fn progress(&self, situation: &Situation<'_>, name: &str) -> Progress {
+        let present = situation.view(name).and_then(|view| view.present.as_ref());
+        let clean = present
+            .is_some_and(|present| cleanup::writes(present, &self.publisher.cluster_set_id).is_empty());
+        if clean || situation.stays_a_member(name) { Progress::Clean } else { Progress::Unknown }
+    }
+
+    fn tell_given_up(&mut self, name: &str, standing: &Standing, now: Instant) {
+        if self.farewells.iter().any(|(notice, _)| notice.name == name) {
+            return;
+        }
+        let id = &self.publisher.cluster_set_id;
+        let message = format!(
+            "this MemberCluster goes, but its cluster could not be cleaned within {} s; what is left there has the \
+             label {}={id}: remove it with `kubectl delete serviceimports,endpointslices -A -l {}={id}`",
+            self.cleanup_timeout.as_secs(),
+            publish::SET_LABEL,
+            publish::SET_LABEL,
+        );
+        tracing::warn!("MemberCluster {name}: {message}");
+        let notice = Notice {
+            api_version: "kanmon.dev/v1alpha1".to_owned(),
+            kind: "MemberCluster".to_owned(),
+            namespace: String::new(),
+            name: name.to_owned(),
+            uid: standing.object.metadata.uid.clone().unwrap_or_default(),
+            reason: "CleanupIncomplete".to_owned(),
+            message,
+        };
+        self.farewells.push((notice, now + FAREWELL));
+    }
+
+    /// What is published to a cluster, or removed from it.
+    fn of_cluster(
+        &self,
+        name: &str,
+        target: &Target,
+        situation: &Situation<'_>,
+        sources: &Sources,
+        now: Timestamp,
+    ) -> (Vec<Write>, Vec<Notice>) {
+        let Situation { gateway, snapshot, desired, .. } = *situation;
+        let set = &self.publisher.cluster_set_id;
+        let nothing = (Vec::new(), Vec::new());
+        let Some(view) = situation.view(name) else { return nothing };
+        let Some(present) = view.present.as_deref() else { return nothing };
+        if target.ending {
+            return (cleanup::writes(present, set), Vec::new());
+        }
+        // Before all is known nothing is said: it would be taken back soon.
+        if !desired.complete {
+            return nothing;
+        }
+        let cluster = Cluster {
+            name,
+            present,
+            desired,
+            told: self.told.members(),
+            sources,
+            allocations: gateway.allocations.as_deref().unwrap_or_default(),
+            cluster_set_id: set,
+            complete: self.told.is_complete(),
+            now,
+        };
+        let (writes, problems) = publish::cluster_writes(&cluster);
+        let lookup = Lookup {
+            objects: snapshot.clusters.get(name).map(Arc::as_ref),
+            present: Some(present),
+            gateway: (name == GATEWAY).then_some(gateway),
+        };
+        let conflicts = target.conflicts();
+        let merged = desired.problems.iter().filter(|problem| problem.cluster == *name && name != GATEWAY);
+        let notices = merged
+            .chain(&problems)
+            .filter_map(|problem| lookup.notice(problem))
+            .chain(conflicts.iter().map(|notice| lookup.identified(notice)))
+            .filter(|notice| !view.terminating.contains(&notice.namespace))
+            .collect();
+        (writes, notices)
     }
 }
 
-/// What is not in the gateway cluster as it should be, and when to look again.
-fn orders(
-    written: &mut Statuses,
-    outcome: &Outcome,
-    views: &BTreeMap<String, View>,
-    snapshot: &Snapshot,
-    desired: &Desired,
-) -> (Orders, Option<Instant>) {
-    let now = tokio::time::Instant::now().into_std();
-    let mut statuses = BTreeMap::new();
-    written.forget_others(|name| outcome.members.get(name).is_some_and(|standing| standing.exists));
-    for (name, standing) in outcome.members.iter().filter(|(_, standing)| standing.exists) {
-        let Some(connection) = snapshot.connections.get(name) else { continue };
-        let status = conditions::status(standing, views.get(name), connection, desired, whole_seconds());
-        if let Some(status) = written.judge(&standing.object, status, now) {
-            statuses.insert(name.clone(), status);
-        }
-    }
-    let orders = Orders { create: outcome.create.clone(), delete: outcome.delete.clone(), statuses };
-    (orders, written.next())
+/// A cluster for people.
+fn place(name: &str) -> String {
+    if name == GATEWAY { "the gateway cluster".to_owned() } else { format!("cluster {name}") }
 }
 
 /// Now, as an API server keeps it.
 fn whole_seconds() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-fn of_secret(refusal: &Refusal) -> Notice {
-    Notice {
-        api_version: "v1",
-        kind: "Secret",
-        namespace: refusal.namespace.clone(),
-        name: refusal.name.clone(),
-        uid: refusal.uid.clone(),
-        reason: refusal.reason.to_owned(),
-        message: refusal.message.clone(),
-    }
-}
-
-/// A problem of a Service or an EndpointSlice, for an Event on it.
-fn of_problem(problem: &Problem, objects: &ClusterObjects) -> Option<Notice> {
-    let (kind, name) = problem.object.split_once(' ')?;
-    let (namespace, name) = name.split_once('/')?;
-    let is_it = |metadata: &kube::core::ObjectMeta| {
-        metadata.namespace.as_deref() == Some(namespace) && metadata.name.as_deref() == Some(name)
-    };
-    let (api_version, kind, metadata) = match kind {
-        "Service" => {
-            let service = objects.services.iter().find(|service| is_it(&service.metadata))?;
-            ("v1", "Service", &service.metadata)
-        }
-        "EndpointSlice" => {
-            let slice = objects.slices.iter().find(|slice| is_it(&slice.metadata))?;
-            ("discovery.k8s.io/v1", "EndpointSlice", &slice.metadata)
-        }
-        _ => return None,
-    };
-    Some(Notice {
-        api_version,
-        kind,
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        uid: metadata.uid.clone().unwrap_or_default(),
-        reason: problem.reason.to_string(),
-        message: problem.message.clone(),
-    })
 }

@@ -11,7 +11,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::core::ObjectMeta;
 
 use super::access::Access;
+use super::cleanup::has_finalizer;
 use super::kubeconfig::Policy;
+use super::publish::SET_LABEL;
 use super::remote_secret::{self, Entry, ISTIO_LABEL, MEMBER_LABEL};
 use crate::config::MemberSelector;
 use crate::desired::{
@@ -20,8 +22,6 @@ use crate::desired::{
 
 /// On MemberClusters that were made from a Secret, and go with it. Whoever removes the label owns the object.
 pub(super) const MADE_LABEL: &str = "kanmon.dev/made-from-secret";
-/// On every object that Kanmon makes: whose it is.
-pub(super) const SET_LABEL: &str = "kanmon.dev/cluster-set-id";
 
 /// Labels by which deployers know what is theirs: such a label, or all of a domain.
 const DEPLOYERS: [&str; 7] = [
@@ -62,6 +62,9 @@ pub(super) struct Facts<'a> {
 pub(super) struct Outcome {
     /// The members that this gateway serves or would serve, by name.
     pub(super) members: BTreeMap<String, Standing>,
+    /// Those that somebody deleted and that are still there because something in their clusters is to be removed:
+    /// they serve no longer.
+    pub(super) ending: BTreeMap<String, Standing>,
     /// MemberClusters to make.
     pub(super) create: Vec<MemberCluster>,
     /// MemberClusters that were made and are to go.
@@ -152,13 +155,22 @@ impl Registry {
             .map(|(object, exists)| self.standing(object, exists, facts, &entries, &mut outcome))
             .collect();
         retire(&mut members, &mut outcome);
-        members.retain(|standing| {
-            self.rules.selector.matches(standing.object.metadata.labels.as_ref().unwrap_or(&BTreeMap::new()))
-        });
+        members.retain(|standing| self.is_ours(&standing.object));
+        let by_name = |standing: Standing| (name_of(&standing.object).to_owned(), standing);
+        let (ending, mut members): (Vec<Standing>, Vec<Standing>) =
+            members.into_iter().partition(|standing| is_ending(&standing.object));
         find_duplicates(&mut members, facts.identities);
-        outcome.members =
-            members.into_iter().map(|standing| (name_of(&standing.object).to_owned(), standing)).collect();
+        outcome.members = members.into_iter().map(by_name).collect();
+        outcome.ending = ending.into_iter().map(by_name).collect();
         outcome
+    }
+
+    /// Whether a MemberCluster is this gateway's business. One that waits for its cleanup is everybody's: whoever
+    /// promised that may serve it no longer, since its labels are others now.
+    fn is_ours(&self, object: &MemberCluster) -> bool {
+        let labels = object.metadata.labels.as_ref();
+        (is_ending(object) && has_finalizer(&object.metadata))
+            || self.rules.selector.matches(labels.unwrap_or(&BTreeMap::new()))
     }
 
     /// All keys of all Secrets, each with the way in or the reason why there is none.
@@ -204,7 +216,9 @@ impl Registry {
             .map(|(source, _)| source)
             .collect();
         let goes = |object: &MemberCluster| {
-            is_made(object) && reference(object).is_some_and(|source| ended.contains(&source))
+            is_made(object)
+                && !is_ending(object)
+                && reference(object).is_some_and(|source| ended.contains(&source))
         };
         let (gone, stay): (Vec<_>, Vec<_>) = facts.members.iter().partition(|object| goes(object));
         outcome.delete.extend(gone.into_iter().cloned());
@@ -262,7 +276,9 @@ impl Registry {
                 standing.obstacle = Some(("SecretNotFound", self.not_found(&source)));
                 if let Some(since) = self.missing.get(&source) {
                     let end = *since + self.rules.grace;
-                    if end > facts.now {
+                    if is_ending(object) {
+                        // It serves no longer, and what it came in by is needed once more, to clean up.
+                    } else if end > facts.now {
                         outcome.next = outcome.next.into_iter().chain([end]).min();
                     } else {
                         // The way in was taken away for good.
@@ -371,7 +387,8 @@ struct Registration<'a> {
 /// A MemberCluster that somebody wrote for a Secret takes the place of the one that was made from it.
 fn retire(members: &mut Vec<Standing>, outcome: &mut Outcome) {
     let mut retired = Vec::new();
-    for made in members.iter().filter(|standing| standing.exists && is_made(&standing.object)) {
+    let exists = |standing: &&Standing| standing.exists && !is_ending(&standing.object);
+    for made in members.iter().filter(exists).filter(|standing| is_made(&standing.object)) {
         let source = reference(&made.object);
         let written = members.iter().position(|other| {
             other.exists && !is_made(&other.object) && source.is_some() && reference(&other.object) == source
@@ -430,6 +447,11 @@ fn is_of_a_deployer(key: &str) -> bool {
 /// When an object was made; what is not made yet is the newest.
 fn created(metadata: &ObjectMeta) -> Timestamp {
     metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0)
+}
+
+/// Whether somebody has deleted it.
+pub(super) fn is_ending(object: &MemberCluster) -> bool {
+    object.metadata.deletion_timestamp.is_some()
 }
 
 /// Whether it was made from a Secret.

@@ -466,3 +466,19 @@ fn a_secret_in_a_namespace_that_is_not_read_is_told_with_what_to_do() {
     assert!(message.contains("secretNamespaces"), "{message}");
     assert!(outcome.delete.is_empty());
 }
+
+#[test]
+fn a_member_whose_labels_left_the_selector_is_still_cleaned_when_it_is_deleted() {
+    let mut world = World::with("tier=gold");
+    world.secrets.push(good("a"));
+    world.members.push(written("hangzhou", 2024, "a"));
+    let outcome = world.decide(0);
+    assert!(outcome.members.is_empty() && outcome.ending.is_empty(), "it is another gateway's");
+    world.members[0].metadata.deletion_timestamp =
+        Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    assert!(world.decide(1).ending.is_empty(), "nobody promised to clean it");
+    world.members[0].metadata.finalizers = Some(vec!["kanmon.dev/cleanup".to_owned()]);
+    let outcome = world.decide(2);
+    assert!(outcome.members.is_empty());
+    assert!(outcome.ending["hangzhou"].access.is_some());
+}

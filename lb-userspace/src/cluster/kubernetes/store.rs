@@ -89,6 +89,11 @@ impl<V: PartialEq> Store<V> {
         !std::mem::replace(&mut self.synced, true)
     }
 
+    /// There are none: such objects do not exist there any more.
+    pub(super) fn clear(&mut self) {
+        *self = Self { synced: true, ..Self::default() };
+    }
+
     /// One of them.
     pub(super) fn get(&self, namespace: &str, name: &str) -> Option<&V> {
         self.objects.get(&(namespace.to_owned(), name.to_owned()))

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::ObjectMeta;
 
-use crate::desired::{LOAD_BALANCER_CLASS, MemberCluster, Place};
+use crate::desired::{AddressAllocation, AddressPool, LOAD_BALANCER_CLASS, MemberCluster, Place};
 
 /// Annotations that are read begin like this, or are one of these.
 const OUR_ANNOTATIONS: &str = "kanmon.dev/";
@@ -47,8 +47,23 @@ pub(super) fn slice(mut slice: EndpointSlice) -> EndpointSlice {
 /// A MemberCluster with its status, which is compared with what it should be.
 pub(super) fn member(mut member: MemberCluster) -> MemberCluster {
     member.metadata.managed_fields = None;
-    member.metadata.resource_version = None;
     member
+}
+
+/// An AddressPool with its status, which is compared with what it should be.
+pub(super) fn pool(mut pool: AddressPool) -> AddressPool {
+    let generation = pool.metadata.generation;
+    strip(&mut pool.metadata);
+    pool.metadata.generation = generation;
+    pool
+}
+
+/// An AddressAllocation with its status, and with its version, which is named when it is changed.
+pub(super) fn allocation(mut allocation: AddressAllocation) -> AddressAllocation {
+    let version = allocation.metadata.resource_version.take();
+    strip(&mut allocation.metadata);
+    allocation.metadata.resource_version = version;
+    allocation
 }
 
 /// A Secret without what kubectl and others note on it, which may hold its content once more.

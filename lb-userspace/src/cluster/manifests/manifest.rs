@@ -8,6 +8,7 @@ use serde_saphyr::Spanned;
 use thiserror::Error;
 
 use crate::config::yaml;
+use crate::desired::mcs::{self, ServiceExport};
 use crate::desired::{AddressPool, MemberCluster};
 
 /// An object of a kind that is used.
@@ -17,6 +18,8 @@ pub enum Object {
     Service(Box<Service>),
     /// An EndpointSlice.
     Slice(Box<EndpointSlice>),
+    /// A ServiceExport.
+    Export(Box<ServiceExport>),
     /// An AddressPool.
     Pool(Box<AddressPool>),
     /// A MemberCluster.
@@ -30,6 +33,7 @@ impl Object {
         let (kind, metadata) = match self {
             Self::Service(object) => ("Service", &object.metadata),
             Self::Slice(object) => ("EndpointSlice", &object.metadata),
+            Self::Export(object) => ("ServiceExport", &object.metadata),
             Self::Pool(object) => ("AddressPool", &object.metadata),
             Self::Member(object) => ("MemberCluster", &object.metadata),
         };
@@ -99,6 +103,13 @@ struct Document<'a> {
     lines_before: u64,
 }
 
+/// Whether this is an apiVersion of ServiceExports that works.
+fn is_mcs(api_version: &str) -> bool {
+    api_version
+        .split_once('/')
+        .is_some_and(|(group, version)| group == mcs::GROUP && mcs::VERSIONS.contains(&version))
+}
+
 /// Splits a file at its document markers. A line that begins with `---` is one wherever it stands: inside a
 /// scalar it is not allowed (YAML 1.2.2, rule c-forbidden).
 fn documents(text: &str) -> Vec<Document<'_>> {
@@ -136,6 +147,9 @@ impl Document<'_> {
             ("discovery.k8s.io/v1", "EndpointSlice") => manifest.objects.push(Object::Slice(self.parse()?)),
             ("kanmon.dev/v1alpha1", "AddressPool") => manifest.objects.push(Object::Pool(self.parse()?)),
             ("kanmon.dev/v1alpha1", "MemberCluster") => manifest.objects.push(Object::Member(self.parse()?)),
+            (version, "ServiceExport") if is_mcs(version) => {
+                manifest.objects.push(Object::Export(self.parse()?));
+            }
             _ => manifest.ignored.push(format!("{api_version}/{kind}")),
         }
         Ok(())
@@ -156,6 +170,9 @@ impl Document<'_> {
                 }
                 ("kanmon.dev/v1alpha1", "MemberCluster") => {
                     serde_json::from_value(item.value).map(Object::Member)
+                }
+                (version, "ServiceExport") if is_mcs(version) => {
+                    serde_json::from_value(item.value).map(Object::Export)
                 }
                 _ => {
                     manifest.ignored.push(format!("{api_version}/{kind}"));

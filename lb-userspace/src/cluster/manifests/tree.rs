@@ -45,7 +45,7 @@ impl Tree {
                 match object {
                     Object::Pool(pool) => good.pools.push(*pool),
                     Object::Member(member) => good.members.push(*member),
-                    Object::Service(_) | Object::Slice(_) => {}
+                    Object::Service(_) | Object::Slice(_) | Object::Export(_) => {}
                 }
             }
             good
@@ -61,6 +61,7 @@ impl Tree {
                         match object {
                             Object::Service(service) => good.services.push(*service),
                             Object::Slice(slice) => good.slices.push(*slice),
+                            Object::Export(export) => good.exports.push(*export),
                             Object::Pool(_) | Object::Member(_) => {}
                         }
                     }

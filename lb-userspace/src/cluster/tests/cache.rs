@@ -16,7 +16,7 @@ fn state() -> LastGood {
                 Arc::make_mut(objects).services.push(*service);
             }
             Object::Member(member) => state.gateway.members.push(*member),
-            Object::Slice(_) | Object::Pool(_) => unreachable!(),
+            Object::Slice(_) | Object::Export(_) | Object::Pool(_) => unreachable!(),
         }
     }
     let name = "demo/web".to_owned().try_into().unwrap();

@@ -188,3 +188,21 @@ fn a_front_without_endpoints_is_a_service_without_endpoints() {
     assert_eq!(desired.endpoints(tcp("192.0.2.1", 80)), Vec::<String>::new());
     assert_eq!(desired.problems, []);
 }
+
+#[test]
+fn what_is_asked_for_and_not_done_is_reported_of_every_cluster_s_service() {
+    for (more, reason) in [
+        ("externalTrafficPolicy: Local", Reason::ExternalTrafficPolicyIgnored),
+        ("trafficDistribution: PreferClose", Reason::TrafficDistributionIgnored),
+        ("externalIPs: [198.51.100.1]", Reason::ExternalIPsIgnored),
+    ] {
+        let asks = front("web", "192.0.2.1", more);
+        let desired =
+            World::default().cluster("a", &front("web", "192.0.2.1", "")).cluster("b", &asks).merge();
+        assert_eq!(desired.ids(), [tcp("192.0.2.1", 80)]);
+        desired.only_problem("b", "Service demo/web", reason);
+        assert_eq!(desired.problems[0].severity, Severity::Warning);
+    }
+    let stock = front("web", "192.0.2.1", "externalTrafficPolicy: Cluster\ninternalTrafficPolicy: Local");
+    assert_eq!(World::default().cluster("a", &stock).merge().problems, []);
+}

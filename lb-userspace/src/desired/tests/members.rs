@@ -135,10 +135,6 @@ fn members_that_cannot_be_served_are_reported() {
     let twice = two_clusters().gateway(&member("a", "")).gateway(&member("a", "state: Disabled")).merge();
     assert_eq!(twice.endpoints(tcp(VIP, 80)).len(), 2);
     twice.only_problem("", "MemberCluster a", Reason::DuplicateObject);
-
-    let exports = two_clusters().gateway(&member("b", "discovery: ServiceExport")).merge();
-    assert_eq!(exports.endpoints(tcp(VIP, 80)), ["a=10.0.0.1:8080"]);
-    exports.only_problem("", "MemberCluster b", Reason::UnsupportedDiscovery);
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! Objects in as YAML, desired state out.
 
 mod addresses;
+mod allocations;
 mod endpoints;
+mod exports;
+mod exports_conflicts;
 mod fronts;
 mod health_checks;
 mod members;
+mod pools;
 mod seniority;
 mod slices;
 
@@ -36,6 +40,7 @@ impl World {
             match object {
                 Object::Service(service) => objects.services.push(*service),
                 Object::Slice(slice) => objects.slices.push(*slice),
+                Object::Export(export) => objects.exports.push(*export),
                 Object::Pool(_) | Object::Member(_) => panic!("not a cluster's object"),
             }
         }
@@ -57,7 +62,7 @@ impl World {
                 Object::Pool(pool) => self.gateway.pools.push(*pool),
                 Object::Member(member) => self.gateway.members.push(*member),
                 Object::Service(service) => self.gateway.services.push(*service),
-                Object::Slice(_) => panic!("not the gateway's object"),
+                Object::Slice(_) | Object::Export(_) => panic!("not the gateway's object"),
             }
         }
         self

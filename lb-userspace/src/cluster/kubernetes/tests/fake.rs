@@ -44,6 +44,10 @@ pub(super) struct FakeApi {
 struct State {
     mode: Mutex<Mode>,
     minor: &'static str,
+    /// The version of `multicluster.x-k8s.io` that is served.
+    mcs: Mutex<Option<&'static str>>,
+    /// Whether whoever asks may write.
+    writable: Mutex<bool>,
     collections: Mutex<BTreeMap<String, Collection>>,
     requests: Mutex<Vec<String>>,
 }
@@ -89,6 +93,8 @@ impl FakeApi {
         let state = State {
             mode: Mutex::new(Mode::Serve),
             minor,
+            mcs: Mutex::new(None),
+            writable: Mutex::new(true),
             collections: Mutex::default(),
             requests: Mutex::default(),
         };
@@ -109,6 +115,16 @@ impl FakeApi {
 
     pub(super) fn answer(&self, mode: Mode) {
         *self.state.mode.lock().unwrap() = mode;
+    }
+
+    /// Serves ServiceExports and ServiceImports in this version, or not at all.
+    pub(super) fn serve_mcs(&self, version: Option<&'static str>) {
+        *self.state.mcs.lock().unwrap() = version;
+    }
+
+    /// Says that nothing may be written.
+    pub(super) fn forbid_writes(&self) {
+        *self.state.writable.lock().unwrap() = false;
     }
 
     /// Ends all connections; new ones are refused.
@@ -153,6 +169,15 @@ impl FakeApi {
     /// The object as it is now.
     pub(super) fn get(&self, path: &str, name: &str) -> Option<Value> {
         self.state.collections.lock().unwrap().get(path)?.objects.get(name).cloned()
+    }
+
+    /// The requests that wrote something, but for Leases.
+    pub(super) fn writes(&self) -> Vec<String> {
+        let requests = self.state.requests.lock().unwrap();
+        let is_write = |request: &&String| {
+            !request.starts_with("GET") && !request.contains("/leases") && !request.contains("accessreviews")
+        };
+        requests.iter().filter(is_write).cloned().collect()
     }
 
     /// How many requests there were whose method and target contain this.
@@ -216,35 +241,97 @@ impl State {
                 answer(json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
                     "metadata": {"name": "kube-system", "uid": self.collections_uid()}}))
             }
+            Method::GET if path == "/apis/multicluster.x-k8s.io" => match *self.mcs.lock().unwrap() {
+                Some(version) => answer(json!({"kind": "APIGroup", "apiVersion": "v1",
+                    "name": "multicluster.x-k8s.io",
+                    "versions": [{"groupVersion": format!("multicluster.x-k8s.io/{version}"), "version": version}]})),
+                None => refuse(404),
+            },
             Method::GET if target.contains("sendInitialEvents=true") => refuse(422),
             Method::GET if target.contains("watch=true") => self.watch(&path, &target),
+            Method::GET if path.contains("/leases/") => self.one(&path),
             Method::GET => self.list(&path),
             Method::POST if path.ends_with("selfsubjectaccessreviews") => {
+                let allowed = *self.writable.lock().unwrap();
                 answer(json!({"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",
-                    "metadata": {}, "spec": {}, "status": {"allowed": true}}))
+                    "metadata": {}, "spec": {}, "status": {"allowed": allowed}}))
             }
-            Method::POST => {
-                let object = read(request).await;
-                self.change(&path, object.clone(), true);
-                answer(object)
-            }
-            Method::PATCH => {
-                let patch = read(request).await;
-                let (path, name) = path.strip_suffix("/status").unwrap_or(&path).rsplit_once('/').unwrap();
-                let known =
-                    self.collections.lock().unwrap().get(path).and_then(|c| c.objects.get(name).cloned());
-                let Some(mut object) = known else { return refuse(404) };
-                object["status"] = patch["status"].clone();
-                self.change(path, object.clone(), true);
-                answer(object)
-            }
-            Method::DELETE => {
-                let (path, name) = path.rsplit_once('/').unwrap();
-                self.change(path, json!({"metadata": {"name": name}}), false);
-                answer(status(200))
-            }
+            Method::POST => self.create(&path, read(request).await),
+            Method::PATCH => self.patch(&path, &target, &read(request).await),
+            Method::DELETE => self.delete(&path),
             _ => refuse(405),
         }
+    }
+
+    /// The collection that a path with a namespace is in: all that are watched are watched in all namespaces, but for
+    /// Secrets.
+    fn collection_of(&self, path: &str) -> String {
+        let Some((group, rest)) = path.split_once("/namespaces/") else { return path.to_owned() };
+        let Some((_, plural)) = rest.split_once('/') else { return path.to_owned() };
+        let everywhere = format!("{group}/{plural}");
+        let collections = self.collections.lock().unwrap();
+        if collections.contains_key(&everywhere) { everywhere } else { path.to_owned() }
+    }
+
+    /// The object that a path names, and its collection and name.
+    fn find(&self, path: &str) -> (String, String, Option<Value>) {
+        let (path, name) = path.strip_suffix("/status").unwrap_or(path).rsplit_once('/').unwrap();
+        let path = self.collection_of(path);
+        let collections = self.collections.lock().unwrap();
+        let known = collections.get(&path).and_then(|collection| collection.objects.get(name).cloned());
+        (path, name.to_owned(), known)
+    }
+
+    fn one(&self, path: &str) -> Response<Body> {
+        self.find(path).2.map_or_else(|| refuse(404), answer)
+    }
+
+    fn create(&self, path: &str, object: Value) -> Response<Body> {
+        let path = self.collection_of(path);
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.find(&format!("{path}/{name}")).2.is_some() {
+            return refuse(409);
+        }
+        self.change(&path, object, true);
+        answer(self.find(&format!("{path}/{name}")).2.unwrap())
+    }
+
+    /// Of the status all that is there becomes what is applied, and the manager's; else a merge.
+    fn patch(&self, path: &str, target: &str, patch: &Value) -> Response<Body> {
+        let (collection, name, known) = self.find(path);
+        let Some(mut object) = known else { return refuse(404) };
+        let seen = &patch["metadata"]["resourceVersion"];
+        if !seen.is_null() && *seen != object["metadata"]["resourceVersion"] {
+            return refuse(409);
+        }
+        if path.ends_with("/status") {
+            let (_, manager) = target.split_once("fieldManager=").unwrap();
+            let manager = manager.split('&').next().unwrap().replace("%2F", "/");
+            object["status"] = patch["status"].clone();
+            object["metadata"]["managedFields"] = match patch["status"].is_null() {
+                true => json!([]),
+                false => json!([{"manager": manager, "operation": "Apply", "subresource": "status"}]),
+            };
+        } else {
+            merge(&mut object, patch);
+        }
+        let metadata = &object["metadata"];
+        let is_last = !metadata["deletionTimestamp"].is_null()
+            && metadata["finalizers"].as_array().is_none_or(Vec::is_empty);
+        self.change(&collection, object.clone(), !is_last);
+        answer(self.find(&format!("{collection}/{name}")).2.unwrap_or(object))
+    }
+
+    /// What has finalizers waits for them.
+    fn delete(&self, path: &str) -> Response<Body> {
+        let (collection, _, known) = self.find(path);
+        let Some(mut object) = known else { return refuse(404) };
+        let waits = object["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty());
+        if waits {
+            object["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        }
+        self.change(&collection, object, waits);
+        answer(status(200))
     }
 
     /// Who this cluster is.
@@ -255,10 +342,6 @@ impl State {
     }
 
     fn list(&self, path: &str) -> Response<Body> {
-        // The name of one object: a Lease, for example.
-        if path.contains("/leases") {
-            return refuse(404);
-        }
         let mut collections = self.collections.lock().unwrap();
         let collection = collections.entry(path.to_owned()).or_default();
         let items: Vec<&Value> = collection.objects.values().collect();
@@ -290,6 +373,21 @@ impl State {
     }
 }
 
+/// RFC 7386.
+fn merge(object: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else {
+        object.clone_from(patch);
+        return;
+    };
+    for (key, value) in fields {
+        if value.is_null() {
+            object.as_object_mut().into_iter().for_each(|object| drop(object.remove(key)));
+        } else {
+            merge(&mut object[key], value);
+        }
+    }
+}
+
 async fn read(request: Request<Incoming>) -> Value {
     let bytes = request.into_body().collect().await.unwrap().to_bytes();
     serde_json::from_slice(&bytes).unwrap()
@@ -310,6 +408,11 @@ fn gone() -> Value {
 }
 
 fn status(code: u16) -> Value {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "Test",
+    };
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": format!("answered with {code}"), "reason": "Test", "code": code})
+        "message": format!("answered with {code}"), "reason": reason, "code": code})
 }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::super::access::Access;
 use super::super::kubeconfig::{self, Policy};
-use super::super::member::{Member, Order, View};
+use super::super::member::{Follow, Member, Order, View};
 use super::fake::{FakeApi, Mode};
+use super::writing::until;
 use super::{PATIENCE, SERVICES, SLICES, pace, service};
 
 struct Connected {
@@ -19,8 +21,8 @@ struct Connected {
 impl Connected {
     fn to(access: Access) -> Self {
         let changed = Arc::new(Notify::new());
-        let order = Order { access, follow: true };
-        Self { member: Member::start(order, pace(), changed.clone()), changed }
+        let order = Order { access, follow: Follow::Everything };
+        Self { member: Member::start(order, "set", pace(), changed.clone()), changed }
     }
 
     /// Waits for a view like this; each view on the way has to be `always` so.
@@ -213,7 +215,7 @@ async fn other_credentials_take_over_without_losing_endpoints() {
         serde_json::json!({"metadata": {"namespace": "demo", "name": "web-1"},
         "addressType": "IPv4", "endpoints": []}),
     );
-    member.member.order(Order { access: new.access(), follow: true });
+    member.member.order(Order { access: new.access(), follow: Follow::Everything });
     let stays = |view: &View| services(view) == ["web"];
     let slices = |view: &View| view.objects.as_ref().is_some_and(|objects| objects.slices.len() == 1);
     member.until_always("the new server", stays, |view| slices(view) && view.synced).await;
@@ -223,10 +225,10 @@ async fn other_credentials_take_over_without_losing_endpoints() {
 #[tokio::test]
 async fn a_member_that_is_not_followed_only_tells_who_it_is() {
     let (api, member) = synced().await;
-    member.member.order(Order { access: api.access(), follow: false });
+    member.member.order(Order { access: api.access(), follow: Follow::Identity });
     let view = member.until("the end", |view| view.objects.is_none() && view.uid.is_some()).await;
     assert_eq!(view.health.connected, Some(true));
-    member.member.order(Order { access: api.access(), follow: true });
+    member.member.order(Order { access: api.access(), follow: Follow::Everything });
     member.until("sync", |view| view.synced && services(view) == ["web"]).await;
 }
 
@@ -239,5 +241,35 @@ async fn nodes_and_namespaces_that_an_api_server_is_too_busy_for_hold_no_service
         let member = Connected::to(api.access());
         let view = member.until("sync", |view| view.synced).await;
         assert_eq!((services(&view), view.health.connected), (vec!["web".to_owned()], Some(true)), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn exports_that_cannot_be_asked_for_stay_and_hold_no_endpoint_back() {
+    const EXPORTS: &str = "/apis/multicluster.x-k8s.io/v1beta1/serviceexports";
+    for (what, code) in
+        [("serviceexports", 500), ("multicluster.x-k8s.io", 403), ("multicluster.x-k8s.io", 500)]
+    {
+        let mut api = FakeApi::start().await;
+        api.put(SERVICES, service("web"));
+        api.serve_mcs(Some("v1beta1"));
+        api.put(EXPORTS, json!({"metadata": {"namespace": "demo", "name": "web", "uid": "e"}}));
+        let member = Connected::to(api.access());
+        let exports = |view: &View| view.objects.as_ref().map(|objects| objects.exports.len());
+        member.until("the export", |view| exports(view) == Some(1)).await;
+        let stays = |view: &View| exports(view) == Some(1);
+        api.answer(Mode::RefuseKind(what, code));
+        let asked = || api.requests("GET /apis/multicluster.x-k8s.io");
+        let before = asked();
+        until("another question", || asked() > before + 2).await;
+        api.stop();
+        member.until_always("an outage", stays, |view| reason(view).is_some()).await;
+        api.put(SERVICES, service("new"));
+        api.restart().await;
+        let caught_up = |view: &View| view.synced && services(view).len() == 2;
+        let view = member.until_always("what is new", stays, caught_up).await;
+        assert_eq!(view.present, None, "nothing is written by what may be old: {what} {code}");
+        api.answer(Mode::Serve);
+        member.until_always("recovery", stays, |view| view.present.is_some()).await;
     }
 }

@@ -12,40 +12,48 @@ use tokio::time::timeout;
 use super::super::watch_from;
 use super::fake::{FakeApi, Mode};
 use super::{MEMBERS, PATIENCE, SERVICES, pace, service};
-use crate::cluster::{LastGood, Snapshot};
+use crate::cluster::{LastGood, Programmed, Snapshot};
 use crate::config::{GatewayAccess, KubernetesSettings};
-use crate::desired::{ClusterObjects, Desired};
+use crate::desired::{ClusterObjects, Desired, Knowledge};
 
 const SECRETS: &str = "/api/v1/namespaces/kanmon-system/secrets";
 const NODES: &str = "/api/v1/nodes";
 
-struct Source {
+pub(super) struct Source {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     /// What the loop would tell back.
-    _desired: watch::Sender<Arc<Desired>>,
+    pub(super) desired: watch::Sender<Arc<Desired>>,
+    _programmed: watch::Sender<Arc<Programmed>>,
 }
 
 impl Source {
     async fn on(api: &FakeApi, last_good: Option<LastGood>) -> Self {
+        Self::with(api, last_good, Duration::from_secs(60)).await
+    }
+
+    pub(super) async fn with(api: &FakeApi, last_good: Option<LastGood>, cleanup_timeout: Duration) -> Self {
         let settings = KubernetesSettings {
             access: GatewayAccess::InCluster,
             member_selector: "".parse().unwrap(),
             node_name: Some("gw-1".to_owned()),
             secret_namespaces: vec!["kanmon-system".to_owned()],
             secret_grace_period: Duration::from_secs(3600),
+            cleanup_timeout,
             allow_insecure_members: false,
         };
         let (desired, merged) = watch::channel(Arc::default());
-        let first = watch_from(api.access(), settings, "set".to_owned(), last_good, merged, pace());
+        let (programmed, forwarded) = watch::channel(Arc::default());
+        let back = (merged, forwarded);
+        let first = watch_from(api.access(), settings, "set".to_owned(), last_good, back, pace());
         let snapshots = timeout(PATIENCE, first).await.expect("a first snapshot");
-        Self { snapshots, _desired: desired }
+        Self { snapshots, desired, _programmed: programmed }
     }
 
     fn now(&self) -> Arc<Snapshot> {
         self.snapshots.borrow().clone()
     }
 
-    async fn until(&mut self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+    pub(super) async fn until(&mut self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
         let found = timeout(PATIENCE, self.snapshots.wait_for(|snapshot| wanted(snapshot)))
             .await
             .map(|snapshot| Arc::clone(&snapshot.expect("the source goes on")));
@@ -66,7 +74,7 @@ fn contents(snapshot: &Snapshot) -> Vec<String> {
 }
 
 /// A MemberCluster that is the gateway cluster itself.
-fn local(name: &str, year: u16) -> Value {
+pub(super) fn local(name: &str, year: u16) -> Value {
     json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "MemberCluster",
         "metadata": {"name": name, "uid": name, "generation": 1,
             "creationTimestamp": format!("{year}-01-01T00:00:00Z")},
@@ -86,7 +94,7 @@ fn secret(name: &str, server: &str) -> Value {
 }
 
 /// A gateway cluster that is a member of its own, with a Service.
-async fn gateway() -> FakeApi {
+pub(super) async fn gateway() -> FakeApi {
     let api = FakeApi::start().await;
     api.put(MEMBERS, local("here", 2024));
     api.put(SERVICES, service("web"));
@@ -278,4 +286,49 @@ async fn a_secret_alone_stays_a_member_where_our_kinds_are_not_installed() {
     let both = |snapshot: &Snapshot| snapshot.connections.len() == 2;
     let snapshot = source.until("another member", both).await;
     assert!(is_member(&snapshot));
+}
+
+#[tokio::test]
+async fn an_account_that_may_not_read_allocations_goes_on_giving_addresses_away_itself() {
+    let api = gateway().await;
+    api.answer(Mode::RefuseKind("addressallocations", 403));
+    let mut source = Source::on(&api, None).await;
+    let is_told =
+        |snapshot: &Snapshot| snapshot.problems.iter().any(|problem| problem.object == "AddressAllocation");
+    let snapshot = source.until("word of it", is_told).await;
+    assert_eq!(snapshot.gateway.allocations, None);
+    drop(source);
+    let mut source = Source::on(&api, Some(known())).await;
+    assert_eq!(
+        source.now().gateway.allocations,
+        None,
+        "what an earlier run gave away is served from the start"
+    );
+    assert_eq!(source.until("word of it", is_told).await.gateway.allocations, None);
+    api.answer(Mode::Serve);
+    source.until("those that are written", |snapshot| snapshot.gateway.allocations == Some(vec![])).await;
+}
+
+#[tokio::test]
+async fn exports_of_an_earlier_run_are_kept_while_they_cannot_be_read_again() {
+    for (what, code) in [("serviceexports", 500), ("serviceexports", 403), ("multicluster.x-k8s.io", 403)] {
+        let api = gateway().await;
+        api.serve_mcs(Some("v1beta1"));
+        api.answer(Mode::RefuseKind(what, code));
+        api.forbid_writes();
+        let mut last_good = known();
+        let objects = Arc::make_mut(last_good.clusters.get_mut("here").unwrap());
+        let export = json!({"metadata": {"namespace": "demo", "name": "web", "uid": "e"}});
+        objects.exports.push(serde_json::from_value(export).unwrap());
+        let mut source = Source::on(&api, Some(last_good)).await;
+        let exports = |snapshot: &Snapshot| snapshot.clusters["here"].exports.len();
+        let is_new = |snapshot: &Snapshot| {
+            contents(snapshot) == ["here/web"] && snapshot.connections["here"].writable.is_some()
+        };
+        let snapshot = source.until("what is so now", is_new).await;
+        assert_eq!((exports(&snapshot), snapshot.gateway.knowledge), (1, Knowledge::Known), "{what} {code}");
+        api.serve_mcs(None);
+        api.answer(Mode::Serve);
+        source.until("their end", |snapshot| exports(snapshot) == 0).await;
+    }
 }

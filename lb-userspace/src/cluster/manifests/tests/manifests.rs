@@ -115,3 +115,27 @@ fn thousands_of_endpoints_fit_into_one_document() {
         objects => panic!("{objects:?}"),
     }
 }
+
+#[test]
+fn exports_of_both_versions_are_read_alone_and_in_lists() {
+    let export = |version: &str, name: &str| {
+        format!(
+            "{{apiVersion: {version}, kind: ServiceExport, metadata: {{namespace: demo, name: {name}}}, \
+             spec: {{exportedLabels: {{a: b}}}}}}"
+        )
+    };
+    let (beta, alpha) = ("multicluster.x-k8s.io/v1beta1", "multicluster.x-k8s.io/v1alpha1");
+    let text = format!(
+        "{}\n---\n{}\n---\napiVersion: v1\nkind: List\nitems: [{}, {}]\n",
+        export(beta, "one"),
+        export(alpha, "two"),
+        export(alpha, "three"),
+        export("multicluster.example/v1", "other")
+    );
+    assert_eq!(titles(&text), ["ServiceExport one", "ServiceExport two", "ServiceExport three"]);
+    let manifest = parse(&text).unwrap();
+    assert_eq!(manifest.ignored, ["multicluster.example/v1/ServiceExport"]);
+    let labelled = |object: &Object| matches!(object, Object::Export(export) if export.spec.exported_labels.as_ref().is_some_and(|l| l.len() == 1));
+    assert!(manifest.objects.iter().all(labelled));
+    assert!(manifest.objects.iter().all(|object| !object.is_of_gateway()));
+}

@@ -1,54 +1,11 @@
-//! The custom resources of group `kanmon.dev/v1alpha1` that belong to the gateway. The doc comments of fields
-//! are their descriptions in the schema, for `kubectl explain`.
-
-#![expect(clippy::duplicated_attributes, reason = "clippy takes the keys of two printcolumns for one's")]
+//! `MemberCluster`.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-/// Where VIPs come from.
-#[derive(Clone, Debug, PartialEq, Eq, CustomResource, Serialize, Deserialize, JsonSchema)]
-#[kube(
-    group = "kanmon.dev",
-    version = "v1alpha1",
-    kind = "AddressPool",
-    doc = "Where VIPs come from.",
-    category = "kanmon",
-    derive = "PartialEq",
-    printcolumn(name = "CIDRS", type_ = "string", json_path = ".spec.cidrs"),
-    printcolumn(name = "SCOPE", type_ = "string", json_path = ".spec.scope"),
-    printcolumn(name = "AUTOASSIGN", type_ = "boolean", json_path = ".spec.autoAssign"),
-    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
-)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AddressPoolSpec {
-    /// Networks whose addresses are given to Services, in order of preference.
-    #[schemars(
-        length(min = 1, max = 64),
-        inner(length(max = 43)),
-        extend("x-kubernetes-validations" = networks())
-    )]
-    pub cidrs: Vec<String>,
-    /// Who can reach these addresses: the private network (Internal) or everybody (Public).
-    #[serde(default)]
-    pub scope: PoolScope,
-    /// Whether a Service that names no address may get one of these.
-    #[serde(default = "yes")]
-    pub auto_assign: bool,
-}
-
-/// Who can reach a pool's addresses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum PoolScope {
-    /// The private network.
-    #[default]
-    Internal,
-    /// Everybody.
-    Public,
-}
+use super::{conditions, networks, rule};
 
 /// A Kubernetes cluster that endpoints come from.
 #[derive(Clone, Debug, PartialEq, Eq, CustomResource, Serialize, Deserialize, JsonSchema)]
@@ -213,56 +170,7 @@ pub struct MemberClusterStatus {
     pub conditions: Vec<Condition>,
 }
 
-const fn yes() -> bool {
-    true
-}
-
 /// An API server drops unknown fields by itself, and accepts no schema that forbids them.
 fn without_additional_properties(schema: &mut Schema) {
     schema.remove("additionalProperties");
-}
-
-/// A CEL rule.
-fn rule(rule: &str, message: &str) -> Value {
-    json!({"rule": rule, "message": message})
-}
-
-/// Every item is a network. `isCIDR` is there from Kubernetes 1.31 on, which is the oldest one that these
-/// resources work on. Bits beyond the prefix are told by the merge, with the network that was meant.
-fn networks() -> Value {
-    json!([rule("self.all(cidr, isCIDR(cidr))", "each must be a network like 10.0.0.0/16 or fd00:10::/48")])
-}
-
-/// Kubernetes' own conditions, by type.
-fn conditions(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "array",
-        "maxItems": 16,
-        "x-kubernetes-list-type": "map",
-        "x-kubernetes-list-map-keys": ["type"],
-        "items": {
-            "type": "object",
-            "required": ["lastTransitionTime", "message", "reason", "status", "type"],
-            "properties": {
-                "type": {"type": "string", "maxLength": 316, "description": "What it is about."},
-                "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-                "reason": {
-                    "type": "string", "minLength": 1, "maxLength": 1024,
-                    "description": "Why, for programs."
-                },
-                "message": {
-                    "type": "string", "maxLength": 32768,
-                    "description": "Why, and what to do, for people."
-                },
-                "lastTransitionTime": {
-                    "type": "string", "format": "date-time",
-                    "description": "Since when the status is what it is."
-                },
-                "observedGeneration": {
-                    "type": "integer", "format": "int64", "minimum": 0,
-                    "description": "The generation of the spec that it is about."
-                }
-            }
-        }
-    })
 }

@@ -1,0 +1,121 @@
+//! What Kanmon says in the clusters: from desired state, and from what is there now, to the writes that are missing.
+//! Pure: no I/O, and time comes in.
+//!
+//! Each cluster that may be written to has a list of [`Write`]s, computed anew from every state. Where all is as it
+//! should be the list is empty: a steady state writes nothing.
+
+#[cfg(test)]
+mod allocation_races;
+pub(super) mod allocations;
+mod condition;
+mod exports;
+mod imports;
+mod members;
+pub(super) mod pools;
+pub(super) mod present;
+pub(super) mod programmed;
+mod services;
+mod slices;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod told;
+mod write;
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::core::ObjectMeta;
+
+use crate::desired::{AddressAllocation, Desired, Problem};
+
+pub(super) use condition::conditions;
+pub(super) use members::{MEMBER_CLUSTERS, writes as member_writes};
+pub(super) use present::Present;
+pub(super) use sources::Sources;
+pub(super) use told::Told;
+pub(super) use write::{Action, Kind, SERVICE, SLICE, Write, service_export, service_import};
+
+/// A cluster that is written to, and all that is known while that is decided.
+///
+/// It is handed out only where [`Present`] is what the cluster has now: connected, every list read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cluster<'a> {
+    /// Its name as a member; empty: the gateway cluster, where that is no member. The same as in
+    /// `FrontState::cluster` and in the keys of `ExportState::exports`.
+    pub(super) name: &'a str,
+    /// What it holds now.
+    pub(super) present: &'a Present,
+    /// What the last merge made of everything.
+    pub(super) desired: &'a Desired,
+    /// The members whose objects the merge knew.
+    pub(super) told: &'a BTreeSet<String>,
+    /// The endpoints that exported Services give; the same for all clusters.
+    pub(super) sources: &'a Sources,
+    /// Who has which address, as it is written in the gateway cluster, with status.
+    pub(super) allocations: &'a [AddressAllocation],
+    /// The label [`SET_LABEL`]'s value on all that we make.
+    pub(super) cluster_set_id: &'a str,
+    /// Whether the merge knew all members' objects. While it did not, what comes from the others stays.
+    pub(super) complete: bool,
+    /// Now, in whole seconds, as API servers keep it.
+    pub(super) now: Timestamp,
+}
+
+impl Cluster<'_> {
+    /// Whether objects can be made in a namespace: it exists, and is not on its way out.
+    fn has_namespace(&self, namespace: &str) -> bool {
+        self.present.namespaces.get(namespace) == Some(&false)
+    }
+
+    /// Whether a namespace is on its way out, and takes everything in it along.
+    fn is_ending(&self, namespace: &str) -> bool {
+        self.present.namespaces.get(namespace) == Some(&true)
+    }
+
+    /// Whether what a cluster gave may still be wanted there: it has told nothing yet.
+    fn is_unknown(&self, source: &str) -> bool {
+        !self.complete && !self.told.contains(source)
+    }
+
+    /// Whether an object is one that this cluster set made.
+    fn is_ours(&self, metadata: &ObjectMeta) -> bool {
+        let label = metadata.labels.as_ref().and_then(|labels| labels.get(SET_LABEL));
+        label.is_some_and(|id| id == self.cluster_set_id)
+    }
+}
+
+/// On every object that Kanmon makes: whose it is.
+pub(super) const SET_LABEL: &str = "kanmon.dev/cluster-set-id";
+
+/// The value of `endpointslice.kubernetes.io/managed-by` on EndpointSlices that we make.
+pub(super) const SLICE_MANAGER: &str = "kanmon.dev";
+
+/// On every object that Kanmon makes: what made it; beside it the value.
+const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "kanmon");
+
+/// The field manager of what is published in the name of a cluster set: another set's is another, so that neither
+/// takes the other's fields.
+pub(super) fn field_manager(cluster_set_id: &str) -> String {
+    format!("kanmon.dev/{cluster_set_id}")
+}
+
+/// Whether the metadata say that this manager owns something in the status. Of `managedFields` only this is kept in
+/// [`Present`].
+pub(super) fn owns_status(metadata: &ObjectMeta, manager: &str) -> bool {
+    metadata.managed_fields.iter().flatten().any(|entry| {
+        entry.manager.as_deref() == Some(manager) && entry.subresource.as_deref() == Some("status")
+    })
+}
+
+/// The field manager of what gateways write about themselves: MemberClusters, pools, allocations.
+pub(super) const GATEWAY_MANAGER: &str = "kanmon.dev/gateway";
+
+/// What is missing in a cluster, and what is wrong there.
+pub(super) fn cluster_writes(cluster: &Cluster<'_>) -> (Vec<Write>, Vec<Problem>) {
+    let mut writes = services::writes(cluster);
+    writes.extend(exports::writes(cluster));
+    let (imports, problems) = imports::writes(cluster);
+    writes.extend(imports);
+    (writes, problems)
+}
