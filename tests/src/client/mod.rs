@@ -66,6 +66,12 @@ impl Client {
         }
     }
 
+    /// A client somewhere else, for example in a pod, with these addresses.
+    pub fn at(ns: Netns, addresses: &[IpAddr]) -> Client {
+        let of_family = |v4: bool| addresses.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect();
+        Client { ns, v4: of_family(true), v6: of_family(false) }
+    }
+
     /// Its namespace.
     pub fn ns(&self) -> &Netns {
         &self.ns

@@ -27,6 +27,7 @@ mod cluster;
 mod etcd;
 mod faults;
 mod kubeconfig;
+mod look;
 mod pki;
 mod programs;
 mod wait;
@@ -38,6 +39,7 @@ use anyhow::{Context, Result};
 use crate::topology::{Bed, Options};
 
 pub use cluster::KubeCluster;
+pub use look::{condition, condition_message};
 pub(crate) use programs::assets;
 pub use wait::{in_namespace, poll};
 

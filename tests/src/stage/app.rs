@@ -16,20 +16,68 @@ pub struct App {
     pub replicas: u8,
     /// The label `version` of its pods, and the end of the Deployment's name, where there is one.
     pub version: Option<&'static str>,
-    /// The Service's VIPs; none: an ordinary ClusterIP.
-    pub vip: Option<Dual>,
+    /// How the Service is reached.
+    pub reach: Reach,
+    /// The Service's port.
+    pub port: u16,
+    /// Whether a ServiceExport goes with it.
+    pub exported: bool,
+}
+
+/// How a Service is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// By its ClusterIPs.
+    ClusterIp,
+    /// By its pods' addresses.
+    Headless,
+    /// It is a load balancer of ours; its VIPs come from a pool.
+    Assigned,
+    /// It is a load balancer of ours that names its VIPs.
+    At(Dual),
 }
 
 impl App {
     /// An app whose Service has no VIP of its own.
     pub fn new(name: &str, replicas: u8) -> App {
-        App { name: name.to_owned(), replicas, version: None, vip: None }
+        App {
+            name: name.to_owned(),
+            replicas,
+            version: None,
+            reach: Reach::ClusterIp,
+            port: HTTP_PORT,
+            exported: false,
+        }
     }
 
     /// Its Service is a load balancer at these VIPs.
     #[must_use]
     pub fn at(self, vip: Dual) -> App {
-        App { vip: Some(vip), ..self }
+        App { reach: Reach::At(vip), ..self }
+    }
+
+    /// Its Service is a load balancer at VIPs from a pool.
+    #[must_use]
+    pub fn assigned(self) -> App {
+        App { reach: Reach::Assigned, ..self }
+    }
+
+    /// Its Service is headless.
+    #[must_use]
+    pub fn headless(self) -> App {
+        App { reach: Reach::Headless, ..self }
+    }
+
+    /// Its Service has this port.
+    #[must_use]
+    pub fn port(self, port: u16) -> App {
+        App { port, ..self }
+    }
+
+    /// Its Service is exported.
+    #[must_use]
+    pub fn exported(self) -> App {
+        App { exported: true, ..self }
     }
 
     /// Its pods are of this version.
@@ -48,12 +96,13 @@ impl App {
         self.version.map_or_else(|| self.name.clone(), |version| format!("{}-{version}", self.name))
     }
 
-    /// The Deployment and the Service.
+    /// The Deployment and the Service, and the ServiceExport where it is exported.
     pub fn yaml(&self) -> String {
-        let mut yaml = self.deployment_yaml();
-        yaml.push_str("---\n");
-        yaml.push_str(&self.service_yaml());
-        yaml
+        let mut parts = vec![self.deployment_yaml(), self.service_yaml()];
+        if self.exported {
+            parts.push(export(&self.name, "v1beta1"));
+        }
+        parts.join("---\n")
     }
 
     fn deployment_yaml(&self) -> String {
@@ -82,22 +131,25 @@ spec:
     }
 
     fn service_yaml(&self) -> String {
-        let App { name, .. } = self;
+        let App { name, port, .. } = self;
+        let is_front = matches!(self.reach, Reach::Assigned | Reach::At(_));
         let mut yaml =
             format!("apiVersion: v1\nkind: Service\nmetadata:\n  namespace: demo\n  name: {name}\n");
-        if let Some(Dual { v4, v6 }) = self.vip {
-            let annotations = format!(
-                "  annotations:
-    kanmon.dev/addresses: \"{v4},{v6}\"
-    kanmon.dev/health-check: tcp
+        if is_front {
+            yaml.push_str("  annotations:\n");
+            if let Reach::At(Dual { v4, v6 }) = self.reach {
+                writeln!(yaml, "    kanmon.dev/addresses: \"{v4},{v6}\"")
+                    .expect("a String takes what is written to it");
+            }
+            yaml.push_str(
+                "    kanmon.dev/health-check: tcp
     kanmon.dev/health-check-interval: 500ms
     kanmon.dev/health-check-timeout: 300ms
-"
+",
             );
-            yaml.push_str(&annotations);
         }
         yaml.push_str("spec:\n");
-        if self.vip.is_some() {
+        if is_front {
             yaml.push_str(
                 "  type: LoadBalancer
   loadBalancerClass: kanmon.dev/xdp
@@ -105,17 +157,30 @@ spec:
 ",
             );
         }
+        if self.reach == Reach::Headless {
+            yaml.push_str("  clusterIP: None\n");
+        }
         write!(
             yaml,
             "  ipFamilyPolicy: RequireDualStack
   ipFamilies: [IPv4, IPv6]
   selector: {{app: {name}}}
-  ports: [{{name: http, protocol: TCP, port: {HTTP_PORT}, targetPort: http}}]
+  ports: [{{name: http, protocol: TCP, port: {port}, targetPort: http}}]
 "
         )
         .expect("a String takes what is written to it");
         yaml
     }
+}
+
+/// A ServiceExport in the namespace `demo`, in a version of mcs-api.
+pub fn export(name: &str, version: &str) -> String {
+    format!(
+        "apiVersion: multicluster.x-k8s.io/{version}
+kind: ServiceExport
+metadata: {{namespace: demo, name: {name}}}
+"
+    )
 }
 
 #[cfg(test)]
@@ -131,8 +196,17 @@ mod tests {
             ("helloworld-v2", "demo/helloworld")
         );
         assert!(!plain.yaml().contains("LoadBalancer"), "{}", plain.yaml());
-        let yaml = plain.at(VIP).yaml();
+        let yaml = plain.clone().at(VIP).yaml();
         assert!(yaml.contains("kanmon.dev/addresses: \"192.168.100.10,fd00:100::10\""), "{yaml}");
         assert!(yaml.contains("loadBalancerClass: kanmon.dev/xdp"), "{yaml}");
+        let yaml = plain.assigned().port(8080).exported().yaml();
+        assert!(!yaml.contains("kanmon.dev/addresses") && yaml.contains("port: 8080,"), "{yaml}");
+        assert!(yaml.contains("loadBalancerClass") && yaml.contains("kind: ServiceExport"), "{yaml}");
+    }
+
+    #[test]
+    fn a_headless_app_has_no_cluster_ip() {
+        let yaml = App::new("db", 1).headless().yaml();
+        assert!(yaml.contains("clusterIP: None") && !yaml.contains("LoadBalancer"), "{yaml}");
     }
 }

@@ -14,6 +14,9 @@ use crate::{
 /// The Node that the bed's gateway is, in its own cluster.
 const NODE: &str = "gateway-1";
 
+/// The Node of a second gateway of the same cluster.
+const SECOND_NODE: &str = "gateway-2";
+
 /// How long an agent may take to load its program and to read its clusters: generous, for a busy machine.
 const START: Duration = Duration::from_secs(30);
 
@@ -33,6 +36,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// The Node that it is.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Its namespace.
     pub fn ns(&self) -> &Netns {
         &self.ns
@@ -54,13 +62,13 @@ impl Gateway {
     }
 }
 
-/// The Node of the bed's gateway. Nothing runs on it: its labels tell where the gateway is.
-pub(super) fn node() -> String {
+/// The Node of a gateway. Nothing runs on it: its labels tell where the gateway is.
+fn node(name: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Node
 metadata:
-  name: {NODE}
+  name: {name}
   labels:
     topology.kubernetes.io/region: cn-hangzhou
     topology.kubernetes.io/zone: cn-hangzhou-a
@@ -69,6 +77,11 @@ metadata:
 }
 
 impl KubeStage {
+    /// Registers the Node of the bed's gateway.
+    pub(super) fn register_node(&self) -> Result<()> {
+        self.kube(GATEWAY)?.apply(&node(NODE)).map(drop)
+    }
+
     /// The bed's gateway, whose cluster is `gateway`.
     pub fn gateway(&self) -> Gateway {
         let bed = self.bed();
@@ -84,14 +97,31 @@ impl KubeStage {
         }
     }
 
+    /// Makes a second gateway of the cluster `gateway`, in a member's own place of the network.
+    ///
+    /// # Errors
+    /// When there is no such member or its place is taken.
+    pub fn second_gateway(&self, at: &str) -> Result<Gateway> {
+        self.kube(GATEWAY)?.apply(&node(SECOND_NODE))?;
+        let mut gateway = self.place_at(at)?;
+        GATEWAY.clone_into(&mut gateway.cluster);
+        SECOND_NODE.clone_into(&mut gateway.node);
+        Ok(gateway)
+    }
+
     /// Makes a member cluster's own gateway, on that cluster's first Node, and installs Kanmon's definitions
     /// in the cluster.
     ///
     /// # Errors
     /// When there is no such cluster or it has a gateway already.
     pub fn gateway_of(&self, cluster: &str) -> Result<Gateway> {
-        let place = self.bed().attach_gateway(cluster)?;
         self.install(cluster)?;
+        self.place_at(cluster)
+    }
+
+    /// A gateway at a member's own place, which takes that member for its own cluster.
+    fn place_at(&self, cluster: &str) -> Result<Gateway> {
+        let place = self.bed().attach_gateway(cluster)?;
         let run = self.run().path();
         Ok(Gateway {
             cluster: cluster.to_owned(),

@@ -25,6 +25,8 @@
 
 mod app;
 mod gateway;
+mod inventory;
+mod place;
 mod pods;
 mod remote;
 mod workstation;
@@ -39,9 +41,11 @@ use crate::{
     topology::Bed,
 };
 
-pub use app::App;
+pub use app::{App, Reach, export};
 pub use gateway::Gateway;
-pub use pods::{AppPod, SOON, wait_until_exactly};
+pub use inventory::Inventory;
+pub use place::{POOL, declared, itself};
+pub use pods::{AppPod, SOON, ingress, wait_until_exactly};
 pub use remote::istioctl_secret;
 pub use workstation::Workstation;
 
@@ -59,11 +63,20 @@ pub struct StageOptions {
     pub clusters: Vec<&'static str>,
     /// Register all clusters with nodes as members of `gateway`'s.
     pub register: bool,
+    /// Run kube-proxy, in nftables mode, on the nodes of all clusters that have some.
+    pub kube_proxy: bool,
+    /// Give all clusters the definitions of ServiceExport and ServiceImport.
+    pub mcs: bool,
 }
 
 impl Default for StageOptions {
     fn default() -> Self {
-        StageOptions { clusters: vec![GATEWAY, "hangzhou", "shanghai"], register: true }
+        StageOptions {
+            clusters: vec![GATEWAY, "hangzhou", "shanghai"],
+            register: true,
+            kube_proxy: false,
+            mcs: false,
+        }
     }
 }
 
@@ -90,10 +103,17 @@ impl KubeStage {
         let with_nodes: Vec<&str> =
             options.clusters.iter().copied().filter(|name| *name != GATEWAY).collect();
         let kubelets = with_nodes.iter().map(|name| bed.start_kubelet(name)).collect::<Result<_>>()?;
+        if options.kube_proxy {
+            // All Nodes of a cluster are one namespace here, so one of them speaks for all.
+            with_nodes.iter().try_for_each(|name| bed.start_proxy(name, &format!("{name}-a")))?;
+        }
         let workstation = Workstation::create(&bed)?;
         let stage = KubeStage { kubelets, workstation, bed };
         stage.everywhere(&options.clusters, |name| {
             stage.type_in(&format!("kubectl --context {name} create namespace demo"))?;
+            if options.mcs {
+                stage.install_mcs(name)?;
+            }
             if name == GATEWAY { stage.prepare_gateway() } else { Ok(()) }
         })?;
         if options.register {
@@ -174,8 +194,7 @@ impl KubeStage {
 
     fn prepare_gateway(&self) -> Result<()> {
         self.install(GATEWAY)?;
-        let node = gateway::node();
-        self.kube(GATEWAY)?.apply(&node).map(drop)
+        self.register_node()
     }
 
     /// Does something for each cluster, for all at once.

@@ -9,9 +9,14 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::ListParams};
+use serde_json::Value;
 
-use super::{App, KubeStage};
-use crate::{agent::Agent, client::TcpLoad, topology::HTTP_PORT};
+use super::{App, KubeStage, Reach};
+use crate::{
+    agent::Agent,
+    client::{Client as Clients, TcpLoad},
+    kubelet::pod_namespace,
+};
 
 /// How long controllers, kubelets and agents may take: generous, for a machine that is busy compiling.
 pub const SOON: Duration = Duration::from_secs(90);
@@ -51,8 +56,8 @@ impl KubeStage {
     }
 
     /// Waits until each of these clusters has so many ready pods of an app, the agent means to send new flows
-    /// to exactly these, and exactly these answer at the app's VIPs. Returns the pods, in the order of the
-    /// clusters.
+    /// to exactly these, and exactly these answer at the app's VIPs: those that it names, or those that the
+    /// first of these clusters shows. Returns the pods, in the order of the clusters.
     ///
     /// # Errors
     /// When it does not in time.
@@ -67,10 +72,37 @@ impl KubeStage {
             pods.extend(self.wait_for_pods(cluster, app, *count)?);
         }
         wait_until_exactly(agent, app, &pods)?;
-        for vip in app.vip.iter().flat_map(|vip| vip.both()) {
-            self.wait_until_answering((vip, HTTP_PORT).into(), &pods)?;
+        let vips = match (app.reach, clusters.first()) {
+            (Reach::At(vip), _) => vip.both().to_vec(),
+            (Reach::Assigned, Some((cluster, _))) => self.external_ips(cluster, app)?,
+            _ => Vec::new(),
+        };
+        for vip in vips {
+            self.wait_until_answering((vip, app.port).into(), &pods)?;
         }
         Ok(pods)
+    }
+
+    /// Waits until a cluster shows the VIPs of an app, as `kubectl get service` does under EXTERNAL-IP: one of
+    /// each family.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn external_ips(&self, cluster: &str, app: &App) -> Result<Vec<IpAddr>> {
+        let path = format!("/api/v1/namespaces/demo/services/{}", app.name);
+        self.kube(cluster)?.see(&format!("{} has external addresses", app.name), &path, SOON, |service| {
+            let shown = ingress(service);
+            (shown.len() == 2).then_some(shown)
+        })
+    }
+
+    /// A client in a pod.
+    ///
+    /// # Errors
+    /// When the pod is gone.
+    pub fn inside(&self, pod: &AppPod) -> Result<Clients> {
+        let ns = pod_namespace(self.run(), &pod.cluster, &pod.uid)?;
+        Ok(Clients::at(ns, &pod.addresses))
     }
 
     /// Connects until exactly these pods answer: what the agent means to do is in the kernel a moment later.
@@ -125,6 +157,12 @@ pub fn wait_until_exactly(agent: &mut Agent, app: &App, pods: &[AppPod]) -> Resu
             .collect();
         Ok(used == wanted)
     })
+}
+
+/// The addresses in the status of a Service, in their order.
+pub fn ingress(service: &Value) -> Vec<IpAddr> {
+    let entries = service["status"]["loadBalancer"]["ingress"].as_array();
+    entries.into_iter().flatten().filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect()
 }
 
 async fn pods(client: Client, app: &str) -> Result<Vec<Pod>> {

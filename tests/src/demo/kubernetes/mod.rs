@@ -1,6 +1,7 @@
 //! What `cargo xtask demo --kubernetes` shows: real clusters, as a person would use them. The commands that it
 //! prints are those that it runs.
 
+mod exports;
 mod loss;
 mod merge;
 mod secrets;
@@ -10,7 +11,7 @@ use super::Step;
 
 pub(super) use stage::Clusters;
 
-const STEPS: [Step<Clusters>; 4] = [
+const STEPS: [Step<Clusters>; 6] = [
     Step {
         name: "s0-merge",
         story: "httpbin is in both clusters, under the same name: it is one service, with the pods of both.",
@@ -22,6 +23,18 @@ const STEPS: [Step<Clusters>; 4] = [
         story: "httpbin is deleted in hangzhou under load: shanghai answers.",
         plain: true,
         run: merge::delete,
+    },
+    Step {
+        name: "s3-export",
+        story: "Both members export a service: the exports are valid and agree, and there is an import.",
+        plain: true,
+        run: exports::export,
+    },
+    Step {
+        name: "s3-external-ip",
+        story: "It has an address from a pool, at which both members answer; one leaves by its label, and returns.",
+        plain: true,
+        run: exports::external_ip,
     },
     Step {
         name: "s4-remote-secret",

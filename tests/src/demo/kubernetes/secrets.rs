@@ -7,7 +7,7 @@ use crate::{
     agent::Agent,
     client::{Tally, TcpLoad},
     demo::report::StepReport,
-    stage::{App, Gateway},
+    stage::{App, Gateway, itself},
     topology::HTTP_PORT,
 };
 
@@ -82,26 +82,13 @@ fn half(clusters: &mut Clusters, cluster: &'static str, version: &'static str) -
     let app = App::new("helloworld", 2).version(version).at(gateway.vip());
     let workstation = clusters.stage.workstation();
     workstation.write(&format!("helloworld-{version}.yaml"), &app.yaml())?;
-    workstation.write(&format!("local-{cluster}.yaml"), &itself(cluster))?;
+    workstation.write(&format!("local-{cluster}.yaml"), &itself(cluster, "SameName"))?;
     clusters.type_in(&format!(
         "kubectl --context {cluster} apply -f helloworld-{version}.yaml -f local-{cluster}.yaml"
     ))?;
     let mut agent = clusters.stage.start_agent(&gateway, &["--secret-grace-period=3s"])?;
     clusters.stage.wait_until_used(&mut agent, &app, &[(cluster, 2)])?;
     Ok(Half { cluster, app, gateway, agent })
-}
-
-/// The MemberCluster that a cluster is to its own gateway.
-fn itself(cluster: &str) -> String {
-    format!(
-        "apiVersion: kanmon.dev/v1alpha1
-kind: MemberCluster
-metadata: {{name: {cluster}}}
-spec:
-  region: cn-{cluster}
-  source: {{local: {{}}}}
-"
-    )
 }
 
 fn add(sum: &mut Tally, one: &Tally) {

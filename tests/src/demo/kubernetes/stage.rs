@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,7 @@ use crate::{
         report::StepReport,
         screen::{Screen, Watch},
     },
-    stage::{App, AppPod, KubeStage, SOON, StageOptions},
+    stage::{App, AppPod, KubeStage, POOL, SOON, StageOptions, declared},
     topology::{HTTP_PORT, VIP},
 };
 
@@ -24,6 +25,8 @@ use crate::{
 pub(super) const MEMBERS: [&str; 2] = ["hangzhou", "shanghai"];
 /// Pods in each cluster.
 pub(super) const PODS: u8 = 3;
+/// The members that the gateway serves.
+const SELECTOR: &str = "location in (cn-hangzhou, cn-shanghai)";
 /// Connections started each second while something changes.
 const RATE: u32 = 200;
 
@@ -58,12 +61,24 @@ impl Show for Clusters {
             );
             type_in(&stage, screen, &line)?;
         }
+        screen.say(
+            "Their MemberClusters say where they are, and have labels by which a gateway selects them; VIPs of \
+             Services that name none come from a pool:",
+        );
+        let members = MEMBERS.map(|member| declared(member, "SameName")).join("---\n");
+        stage.workstation().write("members.yaml", &members)?;
+        stage.workstation().write("pool.yaml", POOL)?;
+        type_in(&stage, screen, "kubectl --context gateway apply -f members.yaml -f pool.yaml")?;
         stage.workstation().write("httpbin.yaml", &app().yaml())?;
         for member in MEMBERS {
             type_in(&stage, screen, &format!("kubectl --context {member} apply -f httpbin.yaml"))?;
         }
-        let agent = stage.start_agent(&stage.gateway(), &[]).context("cannot start the agent")?;
-        screen.say(&format!("kanmon runs, attached ({}) to the gateway's eth0.", agent.attach_mode()?));
+        let selected = ["--member-selector", SELECTOR];
+        let agent = stage.start_agent(&stage.gateway(), &selected).context("cannot start the agent")?;
+        screen.say(&format!(
+            "kanmon run --member-selector '{SELECTOR}' is attached ({}) to the gateway's eth0.",
+            agent.attach_mode()?
+        ));
         Ok(Clusters { screen, agent, others: Vec::new(), stage })
     }
 
@@ -119,9 +134,26 @@ impl Clusters {
         type_in(&self.stage, self.screen, line)
     }
 
+    /// Says which Services of the members take part, where they don't say so. Whether that was a change.
+    pub(super) fn discover(&self, discovery: &str) -> Result<bool> {
+        let members = MEMBERS.join(" ");
+        let look = format!(
+            "kubectl --context gateway get membercluster {members} -o jsonpath='{{..spec.discovery}}'"
+        );
+        if self.stage.type_in(&look)?.split_whitespace().all(|found| found == discovery) {
+            return Ok(false);
+        }
+        let patch = format!("{{\"spec\":{{\"discovery\":\"{discovery}\"}}}}");
+        self.type_in(&format!(
+            "kubectl --context gateway patch membercluster {members} --type=merge -p '{patch}'"
+        ))?;
+        Ok(true)
+    }
+
     /// Makes sure that the app is in both clusters and the agent uses all its pods, whatever the step before
     /// did.
     pub(super) fn all_well(&mut self) -> Result<Vec<AppPod>> {
+        self.discover("SameName")?;
         for member in MEMBERS {
             self.stage.type_in(&format!("kubectl --context {member} apply -f httpbin.yaml"))?;
         }
@@ -136,7 +168,12 @@ impl Clusters {
 
     /// Starts connections to the app, and returns once they have been going well for a while.
     pub(super) fn load(&self) -> Result<Load> {
-        let load = SteadyLoad::new((VIP.v4, HTTP_PORT).into(), RATE);
+        self.load_at((VIP.v4, HTTP_PORT).into())
+    }
+
+    /// The same, to another service.
+    pub(super) fn load_at(&self, target: SocketAddr) -> Result<Load> {
+        let load = SteadyLoad::new(target, RATE);
         let watch = self.watch(&load.live);
         let running = self.stage.bed().client().load(load)?;
         let begun = Instant::now();
