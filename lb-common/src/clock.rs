@@ -22,7 +22,7 @@ const _: () = assert!(MAX_TIMEOUT_TICKS < u16::MAX - AHEAD);
 
 /// How long ago something was; what lies a little ahead is younger than everything else.
 ///
-/// Counts from [`AHEAD`] ticks ahead of now. To make all that lies ahead equal would take a branch, and the verifier
+/// Counts from `AHEAD` ticks ahead of now. To make all that lies ahead equal would take a branch, and the verifier
 /// would follow both ways of it for each flow that a search looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Age(u16);
