@@ -114,7 +114,7 @@ pub struct Tally {
     pub by_cluster: BTreeMap<String, u64>,
     /// Answers by pod.
     pub by_pod: BTreeMap<String, u64>,
-    /// Failures by class.
+    /// Failures by class; those of the client itself with what the system said.
     pub failures: BTreeMap<String, u64>,
 }
 
@@ -129,7 +129,12 @@ impl Tally {
             }
             Err(failure) => {
                 self.failed += 1;
-                *self.failures.entry(failure.class().to_owned()).or_default() += 1;
+                // The client's own ones are few and say what the test bed lacks.
+                let kind = match failure {
+                    Failure::Local(_) => failure.to_string(),
+                    _ => failure.class().to_owned(),
+                };
+                *self.failures.entry(kind).or_default() += 1;
             }
         }
     }
