@@ -70,7 +70,7 @@ fn every_pod_answers_http_and_udp_in_both_families() {
             assert_eq!((udp.failed, udp.by_cluster.get(&pod.cluster)), (0, Some(&20)), "{target}: {udp:?}");
         }
     }
-    let from = bed.client().exact_sources(pods[0].sockets()[0], 1, 5000);
+    let from = bed.client().exact_sources(pods[0].sockets()[0], 1, 15_000);
     let load = TcpLoad { sources: Some(from.clone()), ..TcpLoad::new(pods[0].sockets()[0], 1) };
     let seen = bed.client().tcp(load).unwrap().outcomes[0].result.clone().unwrap().client;
     assert_eq!(seen, from.nth(0).to_string(), "the pod sees the source that was asked for");

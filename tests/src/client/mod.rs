@@ -14,7 +14,7 @@ mod udp;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    ops::Range,
+    ops::{Range, RangeInclusive},
     sync::Arc,
 };
 
@@ -27,6 +27,10 @@ pub use hold::{Held, HeldReport, Hold};
 pub use load::{Close, TcpLoad, UdpLoad};
 pub use outcome::{Answer, Failure, Live, Outcome, Report, Tally};
 pub use stream::{Row, Running, SteadyLoad, row};
+
+/// Ports that the client's kernel gives to nobody who does not ask for them. A port of the kernel's choice stays
+/// taken through TIME_WAIT, and an exact source that happened on it could not be bound.
+pub const EXACT_PORTS: RangeInclusive<u16> = 10_000..=19_999;
 
 /// Where requests come from: addresses and, where it matters, ports.
 #[derive(Clone, Debug)]
@@ -83,9 +87,14 @@ impl Client {
     }
 
     /// `count` different addresses with ports, from `first_port` on: flows that can be made again.
+    ///
+    /// # Panics
+    /// When a port is not one of [`EXACT_PORTS`].
     pub fn exact_sources(&self, target: SocketAddr, count: usize, first_port: u16) -> Sources {
         let ips = if target.is_ipv4() { &self.v4 } else { &self.v6 };
-        let ports = first_port..=u16::MAX;
+        let ports = first_port..=*EXACT_PORTS.end();
+        assert!(EXACT_PORTS.contains(&first_port), "port {first_port} is not kept for exact sources");
+        assert!(ports.len() * ips.len() >= count, "{count} sources are more than the ports hold");
         Sources::Exact(
             ports.flat_map(|port| ips.iter().map(move |ip| SocketAddr::new(*ip, port))).take(count).collect(),
         )

@@ -27,7 +27,7 @@ pub(super) fn consistency(stage: &mut Stage) -> Result<StepReport> {
     let drained = &pods[0];
     let target = stage.bed.vip_http();
     let new =
-        NewFlows { live: Live::default(), sources: stage.bed.client().exact_sources(target, FLOWS, 20_000) };
+        NewFlows { live: Live::default(), sources: stage.bed.client().exact_sources(target, FLOWS, 10_000) };
     let watch = stage.screen.watch(&new.live);
 
     let held = stage.bed.client().hold(Hold::new(target, HELD))?;
@@ -55,13 +55,14 @@ pub(super) fn consistency(stage: &mut Stage) -> Result<StepReport> {
     report.expect(broken.is_none(), || {
         format!("{} broke, the first: {}", held.broken.len(), broken.map_or("", String::as_str))
     });
-    let failed = new.live.now().failed;
-    report.expect(failed == 0, || format!("{failed} new connections failed"));
+    let made = new.live.now();
+    report
+        .expect(made.failed == 0, || format!("{} new connections failed: {:?}", made.failed, made.failures));
     let one_of_all = 1.0 / (pods.len() + 1) as f64;
     report.detail("moved_by_adding", rounded(moved(&before, &with_added)));
     report.detail("moved_by_draining", rounded(moved(&with_added, &with_drained)));
     report.detail("ideal", rounded(one_of_all));
-    report.detail("new_flows", new.live.now().requests);
+    report.detail("new_flows", made.requests);
     Ok(report)
 }
 

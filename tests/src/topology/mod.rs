@@ -42,7 +42,7 @@ use self::{
     plan::{CLIENT_ADDRESSES, CLUSTERS, CONTROL_PLANES, HOST, ROUTER, THIRD, vips},
 };
 use crate::{
-    client::Client,
+    client::{Client, EXACT_PORTS},
     netns::{Link, Mac, Netns, RunDir, veth},
 };
 
@@ -438,6 +438,8 @@ fn join_client(cen: &Netns, client: &Netns) -> Result<()> {
     set_routes(client, everywhere(), Segment::CLIENT.host(ROUTER))?;
     // Many short connections from few addresses: use every port, and again after a second.
     client.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+    let exact = format!("{}-{}", EXACT_PORTS.start(), EXACT_PORTS.end());
+    client.sysctl("net.ipv4.ip_local_reserved_ports", &exact)?;
     client.sysctl("net.ipv4.tcp_tw_reuse", "1")
 }
 

@@ -22,7 +22,7 @@ fn a_pod_that_is_not_ready_or_terminating_gets_no_new_flows_and_keeps_those_it_h
         agent.wait_until_unused(pod, SOON).unwrap();
     }
     let others = [&pods[1].name, &pods[2].name];
-    for (target, first_port) in [(bed.vip_http(), 20_000), (bed.vip_http6(), 20_000)] {
+    for (target, first_port) in [(bed.vip_http(), 12_000), (bed.vip_http6(), 12_000)] {
         let served: Vec<String> = connect(&bed, target, 300, first_port).by_pod.into_keys().collect();
         assert!(served.iter().eq(others), "{served:?}");
     }
@@ -32,7 +32,7 @@ fn a_pod_that_is_not_ready_or_terminating_gets_no_new_flows_and_keeps_those_it_h
     // Ready again, it gets its share again.
     bed.set_condition(&pods[0].name, Condition::Ready).unwrap();
     agent.wait_for_pods(&pods[..3], SOON).unwrap();
-    assert_eq!(connect(&bed, bed.vip_http(), 300, 20_000).by_pod.len(), 3);
+    assert_eq!(connect(&bed, bed.vip_http(), 300, 12_000).by_pod.len(), 3);
     for held in [held, held6] {
         let report = held.stop();
         assert_eq!(report.broken, Vec::<String>::new());
@@ -43,7 +43,7 @@ fn a_pod_that_is_not_ready_or_terminating_gets_no_new_flows_and_keeps_those_it_h
 /// Which pod answers each of the same 200 UDP flows.
 fn who_answers(bed: &Bed) -> Vec<String> {
     let target = bed.vip_udp();
-    let sources = Some(bed.client().exact_sources(target, 200, 30_000));
+    let sources = Some(bed.client().exact_sources(target, 200, 13_000));
     let report = bed.client().udp(UdpLoad { sources, timeout: ANSWER, ..UdpLoad::new(target, 200) }).unwrap();
     assert_eq!(report.tally().failed, 0, "{:?}", report.tally());
     report.pods().into_iter().map(|pod| pod.unwrap().to_owned()).collect()
@@ -62,7 +62,7 @@ fn the_udp_flows_of_a_pod_that_is_removed_move_at_once_and_all_others_stay_where
         assert_ne!(after, pod.name);
         assert!(*before == pod.name || *before == after, "a flow of {before} moved to {after}");
     }
-    request(&bed, bed.vip_udp6(), 100, 30_000);
+    request(&bed, bed.vip_udp6(), 100, 13_000);
 }
 
 /// Writes both clusters' services with other annotations about probes.
@@ -124,7 +124,7 @@ fn http_probes_judge_by_path_and_status_and_when_all_fail_every_pod_is_used() {
     let dead = bed.pods()[1].clone();
     bed.kill_pod_server(&dead.name).unwrap();
     agent.wait_until_unused(&dead, SOON).unwrap();
-    assert_eq!(connect(&bed, bed.vip_http(), 300, 20_000).by_pod.len(), 3);
+    assert_eq!(connect(&bed, bed.vip_http(), 300, 12_000).by_pod.len(), 3);
 }
 
 #[test]

@@ -66,9 +66,9 @@ fn a_service_deleted_from_one_cluster_is_answered_by_the_other_and_every_request
     eventually("every service lists shanghai alone", SOON, only_shanghai);
     for target in [bed.vip_http6(), bed.vip_udp(), bed.vip_udp6()] {
         let tally = if target.port() == 80 {
-            connect(&bed, target, 100, 20_000)
+            connect(&bed, target, 100, 12_000)
         } else {
-            request(&bed, target, 100, 20_000)
+            request(&bed, target, 100, 12_000)
         };
         assert_eq!(tally.by_cluster.keys().collect::<Vec<_>>(), ["shanghai"]);
     }

@@ -16,7 +16,7 @@ use super::{ANSWER, SOON, connect, drops_since, gateway};
 fn flows_show_client_vip_and_the_upstream_hosts_of_both_clusters() {
     let (bed, agent) = gateway(2);
     for target in [bed.vip_http(), bed.vip_http6()] {
-        let sources = bed.client().exact_sources(target, 60, 40_000);
+        let sources = bed.client().exact_sources(target, 60, 14_000);
         let clients: BTreeSet<String> = (0..60).map(|n| sources.nth(n).to_string()).collect();
         let hold = Hold { sources: Some(sources), timeout: ANSWER, ..Hold::new(target, 60) };
         let held = bed.client().hold(hold).unwrap();
