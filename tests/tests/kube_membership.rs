@@ -8,7 +8,7 @@ use tests::{
     agent::Agent,
     client::{Hold, Tally, TcpLoad},
     scene::{MEMBERS, SMALL, SOON, Scene, Traffic, connection, used, wait_for_sync},
-    stage::{KubeStage, StageOptions},
+    stage::{KubeStage, StageOptions, declared},
 };
 
 const SECRET: [&str; 4] = ["-n", "kanmon-system", "secret", "kanmon-remote-secret-hangzhou"];
@@ -169,26 +169,12 @@ fn a_member_goes_with_its_secret_and_comes_back_with_it() {
     assert_eq!(requests(&scene).failed, 0);
 }
 
-/// A MemberCluster as somebody writes it who manages everything in files.
-fn declared(member: &str) -> String {
-    format!(
-        "apiVersion: kanmon.dev/v1alpha1
-kind: MemberCluster
-metadata: {{name: {member}, labels: {{location: cn-{member}}}}}
-spec:
-  region: cn-{member}
-  source:
-    kubeconfigSecretRef: {{namespace: kanmon-system, name: kanmon-remote-secret-{member}, key: {member}}}
-"
-    )
-}
-
 #[test]
 fn a_gateway_serves_the_members_that_its_selector_chooses_and_is_where_its_node_is() {
     let stage = KubeStage::start(StageOptions::default()).unwrap();
     let gateway = stage.kube("gateway").unwrap();
     for member in MEMBERS {
-        gateway.apply(&declared(member)).unwrap();
+        gateway.apply(&declared(member, "SameName")).unwrap();
     }
     let selector = [&SMALL[..], &["--member-selector", "location in (cn-shanghai, cn-beijing)"]].concat();
     let mut agent = stage.start_agent(&stage.gateway(), &selector).unwrap();

@@ -43,10 +43,7 @@ pub(super) struct FrontPort {
 impl Front<'_> {
     /// Where it is, for messages.
     pub(super) fn place(&self) -> String {
-        match self.cluster {
-            "" => "the gateway cluster".to_owned(),
-            cluster => format!("cluster {cluster}"),
-        }
+        problems::cluster_place(self.cluster)
     }
 }
 

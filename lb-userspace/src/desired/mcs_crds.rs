@@ -7,6 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde_json::{Value, json};
 
 use super::mcs;
+use super::resources::condition;
 
 /// The release of mcs-api that the definitions are of.
 const RELEASE: &str = "v0.5.2";
@@ -254,33 +255,14 @@ fn object_schema(description: &str, spec: &Value, status: &Value) -> Value {
 
 /// Kubernetes' own conditions, by type. Reasons may be joined by commas.
 fn conditions(description: &str) -> Value {
+    let mut item = condition();
+    item["properties"]["reason"]["pattern"] = json!("^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$");
     json!({
         "type": "array",
         "description": description,
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
-        "items": {
-            "type": "object",
-            "required": ["lastTransitionTime", "message", "reason", "status", "type"],
-            "properties": {
-                "type": {"type": "string", "maxLength": 316, "description": "What it is about."},
-                "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-                "reason": {
-                    "type": "string", "minLength": 1, "maxLength": 1024,
-                    "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
-                    "description": "Why, for programs."
-                },
-                "message": {"type": "string", "maxLength": 32768, "description": "Why, for people."},
-                "lastTransitionTime": {
-                    "type": "string", "format": "date-time",
-                    "description": "Since when the status is what it is."
-                },
-                "observedGeneration": {
-                    "type": "integer", "format": "int64", "minimum": 0,
-                    "description": "The generation of the object that it is about."
-                }
-            }
-        }
+        "items": item
     })
 }
 

@@ -29,6 +29,7 @@ pub use addresses::pool_use;
 pub use crds::{crds, crds_yaml};
 pub use index::slices_by_service;
 pub use mcs_crds::{Revision, mcs_crds, mcs_crds_yaml};
+pub use problems::cluster_place;
 pub use resources::{
     AddressAllocation, AddressAllocationSpec, AddressAllocationStatus, AddressPool, AddressPoolSpec,
     AddressPoolStatus, CLUSTER_SET_LABEL, Discovery, GROUP_LABEL, GatewayState, KubeconfigSecretRef,
@@ -96,7 +97,17 @@ pub fn merge(
     let fronts = fronts.iter().map(|(name, front)| (name.clone(), state(front, vips.get(name)))).collect();
     let exports = exports::judge(&exported, &fronts, &mut problems);
     let problems = problems.sorted();
-    Desired { services, problems, allocations, fronts, claims, exports, complete: false }
+    Desired {
+        services,
+        problems,
+        allocations,
+        fronts,
+        claims,
+        exports,
+        complete: false,
+        clusters: clusters.keys().cloned().collect(),
+        knowledge: gateway.knowledge,
+    }
 }
 
 fn state(front: &fronts::Front<'_>, vips: Option<&Vec<IpAddr>>) -> FrontState {

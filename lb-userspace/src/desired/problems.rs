@@ -4,6 +4,15 @@ use std::fmt::Display;
 
 use super::types::{ObjectName, Problem, Reason, Severity};
 
+/// A cluster, for people; empty: the gateway cluster, where that is no member.
+#[must_use]
+pub fn cluster_place(cluster: &str) -> String {
+    match cluster {
+        "" => "the gateway cluster".to_owned(),
+        cluster => format!("cluster {cluster}"),
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Problems(Vec<Problem>);
 

@@ -103,6 +103,10 @@ pub struct Desired {
     /// Whether it was made of all that there is (`cluster::Snapshot::complete`), so that it may be said in the
     /// clusters. Whoever merges notes that.
     pub complete: bool,
+    /// The clusters whose objects it was made of.
+    pub clusters: BTreeSet<String>,
+    /// How well those were known then.
+    pub knowledge: Knowledge,
 }
 
 /// What became of a front.

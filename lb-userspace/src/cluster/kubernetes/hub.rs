@@ -11,7 +11,6 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::access::Access;
 use super::completeness::{Completeness, Known};
 use super::gateway::{self, Gateway};
 use super::link::Pace;
@@ -41,9 +40,6 @@ pub(super) struct Hub {
     /// What this gateway's packet program makes of the VIPs.
     pub(super) programmed: watch::Receiver<Arc<Programmed>>,
     pub(super) outbox: Outbox,
-    /// How the gateway cluster is reached, and in whose name is written.
-    access: Access,
-    cluster_set_id: String,
     members: BTreeMap<String, Member>,
     /// The gateway cluster as one that is written to, where it is no member.
     own: Option<Member>,
@@ -64,8 +60,6 @@ pub(super) struct Hub {
 impl Hub {
     #[expect(clippy::too_many_arguments, reason = "all of it is made once, in `watch_from`")]
     pub(super) fn new(
-        access: Access,
-        cluster_set_id: String,
         registry: Registry,
         gateway: Gateway,
         pace: Pace,
@@ -84,8 +78,6 @@ impl Hub {
             programmed,
             outbox,
             completeness: Completeness::new(!last_good.gateway.members.is_empty()),
-            access,
-            cluster_set_id,
             members: BTreeMap::new(),
             own: None,
             recalled_exports: last_good
@@ -243,12 +235,13 @@ impl Hub {
         // Those that are on their way out are cleaned.
         let standing = |name: &String| outcome.members.get(name).or_else(|| outcome.ending.get(name));
         self.members.retain(|name, _| standing(name).and_then(wanted).is_some());
-        let is_local = |standing: &Standing| standing.access.as_ref() == Some(&self.access);
+        let (gateway, set) = (self.registry.gateway(), self.registry.cluster_set_id());
+        let is_local = |standing: &Standing| standing.access.as_ref() == Some(gateway);
         if outcome.members.values().any(|member| is_local(member) && member.is_served()) {
             self.own = None;
         } else if self.own.is_none() {
-            let order = Order { access: self.access.clone(), follow: Follow::Written };
-            self.own = Some(Member::start(order, &self.cluster_set_id, self.pace, self.changed.clone()));
+            let order = Order { access: gateway.clone(), follow: Follow::Written };
+            self.own = Some(Member::start(order, set, self.pace, self.changed.clone()));
         }
         for (name, standing) in outcome.members.iter().chain(&outcome.ending) {
             if let Some(uid) = standing.object.status.as_ref().and_then(|status| status.uid.clone()) {
@@ -258,7 +251,7 @@ impl Hub {
             match self.members.get(name) {
                 Some(member) => member.order(order),
                 None => {
-                    let member = Member::start(order, &self.cluster_set_id, self.pace, self.changed.clone());
+                    let member = Member::start(order, set, self.pace, self.changed.clone());
                     self.members.insert(name.clone(), member);
                 }
             }

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::super::access::Access;
 use super::super::health::Shown;
 use super::*;
 

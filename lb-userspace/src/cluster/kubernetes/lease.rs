@@ -12,12 +12,12 @@ use k8s_openapi::api::coordination::v1::Lease as KubeLease;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Preconditions};
 use kube_lease_manager::LeaseManagerBuilder;
-use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::access::Access;
 use super::follow::SILENCE;
+use super::publish::allocations::group;
 use crate::cluster::Programmed;
 use crate::config::MemberSelector;
 
@@ -50,13 +50,11 @@ fn plain_name(cluster_set_id: &str) -> String {
 
 /// The Lease of the gateways that serve the same members: those of another selector have one of their own.
 pub(super) fn name(cluster_set_id: &str, selector: &MemberSelector) -> String {
-    let mut name = plain_name(cluster_set_id);
-    if *selector != MemberSelector::default() {
-        let hash = Sha256::digest(selector.to_string());
-        name.push('-');
-        name.extend(hash.iter().take(4).map(|byte| format!("{byte:02x}")));
+    let name = plain_name(cluster_set_id);
+    match group(selector).as_str() {
+        "" => name,
+        group => format!("{name}-{group}"),
     }
-    name
 }
 
 /// Shows the loop that somebody still listens: it waits a moment for the end of all, so that no Lease is left to

@@ -126,26 +126,15 @@ async fn watch_from(
         last_good.gateway.allocations = Some(Vec::new());
     }
     let mut registry = Registry::new(Rules {
-        cluster_set_id: cluster_set_id.clone(),
-        gateway: access.clone(),
+        cluster_set_id,
+        gateway: access,
         selector: settings.member_selector,
         namespaces: settings.secret_namespaces,
         grace: settings.secret_grace_period,
         policy: Policy { allow_insecure: settings.allow_insecure_members },
     });
     registry.recall(&last_good.gateway.members);
-    let mut hub = Hub::new(
-        access,
-        cluster_set_id,
-        registry,
-        gateway,
-        pace,
-        changed,
-        desired,
-        programmed,
-        outbox,
-        last_good,
-    );
+    let mut hub = Hub::new(registry, gateway, pace, changed, desired, programmed, outbox, last_good);
     let (sender, receiver) = watch::channel(hub.first().await);
     tokio::spawn(hub.run(sender));
     receiver

@@ -16,13 +16,13 @@ use super::gateway;
 use super::lease::Lease;
 use super::member::View;
 use super::notices::{Notice, Notifier};
-use super::publish::{self, Cluster, GATEWAY_MANAGER, Sources, Told, Write};
+use super::publish::{self, Cluster, GATEWAY_MANAGER, Sources, Write};
 use super::registry::{Outcome, Standing};
 use super::statuses::Statuses;
 use super::target::{Publisher, Target};
 use super::writer::Writer;
 use crate::cluster::{Programmed, Snapshot};
-use crate::desired::Desired;
+use crate::desired::{CLUSTER_SET_LABEL, Desired, Knowledge, cluster_place};
 
 /// How long it is told that a MemberCluster went before its cluster was clean.
 const FAREWELL: Duration = Duration::from_secs(60);
@@ -79,7 +79,6 @@ pub(super) struct Outbox {
     statuses: Statuses,
     targets: BTreeMap<String, Target>,
     endings: Endings,
-    told: Told,
     /// What is told of MemberClusters that are gone.
     farewells: Vec<(Notice, Instant)>,
 }
@@ -93,7 +92,7 @@ impl Outbox {
         cleanup_timeout: Duration,
     ) -> Self {
         let Publisher { instance, gateway, changed, presence, .. } = publisher.clone();
-        let place = place(GATEWAY);
+        let place = cluster_place(GATEWAY);
         // A manager's name has a limit: what is left of a long one is still the same after each start.
         let own: String = format!("{GATEWAY_MANAGER}/{gateway}").chars().take(MANAGER_LENGTH).collect();
         Self {
@@ -107,7 +106,6 @@ impl Outbox {
             statuses: Statuses::default(),
             targets: BTreeMap::new(),
             endings: Endings::default(),
-            told: Told::default(),
             farewells: Vec::new(),
         }
     }
@@ -125,8 +123,6 @@ impl Outbox {
         self.gateway.order(writes);
         self.notifier.tell(notices);
         self.own.order(self.of_this_gateway(situation, now));
-        let Snapshot { gateway, clusters, .. } = situation.snapshot;
-        let settled = self.told.take_in(gateway.knowledge, clusters.keys(), Instant::now().into_std());
         let mut sources = None;
         for (name, target) in &self.targets {
             let (writes, notices) = if target.leads() {
@@ -137,7 +133,7 @@ impl Outbox {
             };
             target.order(writes, notices);
         }
-        next.into_iter().chain(settled.map(Instant::from_std)).min()
+        next
     }
 
     /// Publishes to the clusters where that is allowed, and to no others.
@@ -150,7 +146,7 @@ impl Outbox {
         self.targets = kept;
         ended.into_values().for_each(Target::end);
         for (name, (access, ending)) in wanted {
-            let start = || Target::start(&access, &place(&name), &self.publisher);
+            let start = || Target::start(&access, &cluster_place(&name), &self.publisher);
             self.targets.entry(name.clone()).or_insert_with(start).ending = ending;
         }
     }
@@ -270,8 +266,8 @@ impl Outbox {
             "this MemberCluster goes, but its cluster could not be cleaned within {} s; what is left there has the \
              label {}={id}: remove it with `kubectl delete serviceimports,endpointslices -A -l {}={id}`",
             self.cleanup_timeout.as_secs(),
-            publish::SET_LABEL,
-            publish::SET_LABEL,
+            CLUSTER_SET_LABEL,
+            CLUSTER_SET_LABEL,
         );
         tracing::warn!("MemberCluster {name}: {message}");
         let notice = Notice {
@@ -311,11 +307,11 @@ impl Outbox {
             name,
             present,
             desired,
-            told: self.told.members(),
+            told: &desired.clusters,
             sources,
             allocations: gateway.allocations.as_deref().unwrap_or_default(),
             cluster_set_id: set,
-            complete: self.told.is_complete(),
+            complete: desired.knowledge > Knowledge::Partial,
             now,
         };
         let (writes, problems) = publish::cluster_writes(&cluster);
@@ -334,11 +330,6 @@ impl Outbox {
             .collect();
         (writes, notices)
     }
-}
-
-/// A cluster for people.
-fn place(name: &str) -> String {
-    if name == GATEWAY { "the gateway cluster".to_owned() } else { format!("cluster {name}") }
 }
 
 /// Now, as an API server keeps it.

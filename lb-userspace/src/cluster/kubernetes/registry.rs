@@ -13,11 +13,11 @@ use kube::core::ObjectMeta;
 use super::access::Access;
 use super::cleanup::has_finalizer;
 use super::kubeconfig::Policy;
-use super::publish::SET_LABEL;
 use super::remote_secret::{self, Entry, ISTIO_LABEL, MEMBER_LABEL};
 use crate::config::MemberSelector;
 use crate::desired::{
-    Discovery, KubeconfigSecretRef, MemberCluster, MemberClusterSpec, MemberSource, MemberState,
+    CLUSTER_SET_LABEL, Discovery, KubeconfigSecretRef, MemberCluster, MemberClusterSpec, MemberSource,
+    MemberState,
 };
 
 /// On MemberClusters that were made from a Secret, and go with it. Whoever removes the label owns the object.
@@ -132,6 +132,16 @@ pub(super) struct Registry {
 impl Registry {
     pub(super) fn new(rules: Rules) -> Self {
         Self { rules, missing: HashMap::new(), last_good: HashMap::new(), made_up: BTreeMap::new() }
+    }
+
+    /// How the gateway cluster is reached.
+    pub(super) const fn gateway(&self) -> &Access {
+        &self.rules.gateway
+    }
+
+    /// In whose name is written.
+    pub(super) fn cluster_set_id(&self) -> &str {
+        &self.rules.cluster_set_id
     }
 
     /// Begins with the members that were made up before the agent started and exist nowhere else: they stay
@@ -356,7 +366,7 @@ impl Registry {
         let mut labels = secret.labels.clone().unwrap_or_default();
         labels.retain(|key, _| key != ISTIO_LABEL && key != MEMBER_LABEL && !is_of_a_deployer(key));
         labels.insert(MADE_LABEL.to_owned(), "true".to_owned());
-        labels.insert(SET_LABEL.to_owned(), self.rules.cluster_set_id.clone());
+        labels.insert(CLUSTER_SET_LABEL.to_owned(), self.rules.cluster_set_id.clone());
         let (namespace, secret_name, key) = source.clone();
         let reference = KubeconfigSecretRef { namespace, name: secret_name, key };
         let mut object = MemberCluster::new(

@@ -128,7 +128,7 @@ fn a_secret_alone_is_a_member_at_once_and_a_membercluster_is_made_for_it() {
     let made = &outcome.create[0];
     let labels = made.metadata.labels.as_ref().unwrap();
     assert!(labels.contains_key(MADE_LABEL) && made.metadata.owner_references.is_none());
-    assert_eq!((labels[SET_LABEL].as_str(), labels["location"].as_str()), ("set", "cn-a"));
+    assert_eq!((labels[CLUSTER_SET_LABEL].as_str(), labels["location"].as_str()), ("set", "cn-a"));
     assert!(!labels.contains_key(ISTIO_LABEL), "it is no remote secret");
     assert_eq!(made.spec.discovery, Discovery::SameName);
 
@@ -399,7 +399,7 @@ fn what_is_made_has_no_label_by_which_a_deployer_would_take_it_for_its_own_and_d
     world.secrets.push(secret);
     let outcome = world.decide(0);
     let labels: Vec<&String> = outcome.create[0].metadata.labels.as_ref().unwrap().keys().collect();
-    assert_eq!(labels, ["app.kubernetes.io/name", SET_LABEL, MADE_LABEL, "location"]);
+    assert_eq!(labels, ["app.kubernetes.io/name", CLUSTER_SET_LABEL, MADE_LABEL, "location"]);
 }
 
 #[test]

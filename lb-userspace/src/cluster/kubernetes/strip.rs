@@ -8,7 +8,7 @@ use kube::core::ObjectMeta;
 use crate::desired::{AddressAllocation, AddressPool, LOAD_BALANCER_CLASS, MemberCluster, Place};
 
 /// Annotations that are read begin like this, or are one of these.
-const OUR_ANNOTATIONS: &str = "kanmon.dev/";
+pub(super) const OUR_ANNOTATIONS: &str = "kanmon.dev/";
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
 const REGION_LABEL: &str = "topology.kubernetes.io/region";

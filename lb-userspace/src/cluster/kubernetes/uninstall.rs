@@ -22,15 +22,16 @@ use super::lease;
 use super::mcs::{resource, served_version};
 use super::objects::{MemberEvent, Objects};
 use super::publish::{
-    Action, GATEWAY_MANAGER, Present, SET_LABEL, SLICE_MANAGER, Write, field_manager, present,
-    service_export, service_import,
+    Action, GATEWAY_MANAGER, Present, SLICE_MANAGER, Write, field_manager, present, service_export,
+    service_import,
 };
 use super::registry::{Facts, MADE_LABEL, Registry, Rules};
 use super::writer::{Outcome, describe, execute};
 use crate::config::{GatewayAccess, MemberSelector};
-use crate::desired::{AddressAllocation, MemberCluster};
+use crate::desired::cluster_place;
+use crate::desired::{AddressAllocation, CLUSTER_SET_LABEL, MemberCluster};
 
-/// The gateway cluster, for messages.
+/// The gateway cluster, for messages, as `cluster_place` has it.
 const GATEWAY_PLACE: &str = "the gateway cluster";
 /// How often it is looked whether something is left.
 const ROUNDS: usize = 3;
@@ -63,7 +64,7 @@ pub async fn uninstall(gateway: &Client, what: &Uninstall, say: &mut dyn FnMut(&
             continue;
         };
         let cleaned = match access.client(SILENCE).await {
-            Ok(client) => clean(&client, &format!("cluster {name}"), id, say).await,
+            Ok(client) => clean(&client, &cluster_place(&name), id, say).await,
             Err(fault) => Err(anyhow::anyhow!(fault.message)),
         };
         if let Err(error) = cleaned {
@@ -79,7 +80,7 @@ pub async fn uninstall(gateway: &Client, what: &Uninstall, say: &mut dyn FnMut(&
         return Ok(());
     }
     bail!(
-        "not everything could be removed; what is left has the label {SET_LABEL}={id}:\n  {}",
+        "not everything could be removed; what is left has the label {CLUSTER_SET_LABEL}={id}:\n  {}",
         failed.join("\n  ")
     )
 }
@@ -266,7 +267,7 @@ async fn remove_own(
 
 async fn remove_allocations(gateway: &Client, id: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
     let allocations: Api<AddressAllocation> = Api::all(gateway.clone());
-    match allocations.list(&ListParams::default().labels(&format!("{SET_LABEL}={id}"))).await {
+    match allocations.list(&ListParams::default().labels(&format!("{CLUSTER_SET_LABEL}={id}"))).await {
         Ok(list) => {
             for allocation in list.items {
                 let name = allocation.name_any();

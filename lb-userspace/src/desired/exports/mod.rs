@@ -18,7 +18,7 @@ use super::LOAD_BALANCER_CLASS;
 use super::index::{Clusters, is_exportable};
 use super::mcs::{ImportType, ServiceExportSpec, ServiceImportSpec};
 use super::members::{Member, Members};
-use super::problems::Problems;
+use super::problems::{Problems, cluster_place};
 use super::resources::MemberState;
 use super::types::{ExportJudgement, ExportState, FrontState, Judgement, ObjectName, Reason};
 
@@ -228,10 +228,7 @@ fn pending(name: &ObjectName, front: Option<&FrontState>) -> Option<String> {
              and `loadBalancerClass: {LOAD_BALANCER_CLASS}` in the gateway cluster or a member"
         )),
         Some(front) if front.vips.is_empty() => {
-            let place = match front.cluster.as_str() {
-                "" => "the gateway cluster".to_owned(),
-                cluster => format!("cluster {cluster}"),
-            };
+            let place = cluster_place(&front.cluster);
             Some(format!("no address yet: the Service {name} in {place} waits for one; see its conditions"))
         }
         Some(_) => None,

@@ -41,28 +41,33 @@ fn conditions(_: &mut SchemaGenerator) -> Schema {
         "maxItems": 16,
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
-        "items": {
-            "type": "object",
-            "required": ["lastTransitionTime", "message", "reason", "status", "type"],
-            "properties": {
-                "type": {"type": "string", "maxLength": 316, "description": "What it is about."},
-                "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-                "reason": {
-                    "type": "string", "minLength": 1, "maxLength": 1024,
-                    "description": "Why, for programs."
-                },
-                "message": {
-                    "type": "string", "maxLength": 32768,
-                    "description": "Why, and what to do, for people."
-                },
-                "lastTransitionTime": {
-                    "type": "string", "format": "date-time",
-                    "description": "Since when the status is what it is."
-                },
-                "observedGeneration": {
-                    "type": "integer", "format": "int64", "minimum": 0,
-                    "description": "The generation of the spec that it is about."
-                }
+        "items": condition()
+    })
+}
+
+/// One of Kubernetes' own conditions.
+pub(super) fn condition() -> Value {
+    json!({
+        "type": "object",
+        "required": ["lastTransitionTime", "message", "reason", "status", "type"],
+        "properties": {
+            "type": {"type": "string", "maxLength": 316, "description": "What it is about."},
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "reason": {
+                "type": "string", "minLength": 1, "maxLength": 1024,
+                "description": "Why, for programs."
+            },
+            "message": {
+                "type": "string", "maxLength": 32768,
+                "description": "Why, and what to do, for people."
+            },
+            "lastTransitionTime": {
+                "type": "string", "format": "date-time",
+                "description": "Since when the status is what it is."
+            },
+            "observedGeneration": {
+                "type": "integer", "format": "int64", "minimum": 0,
+                "description": "The generation of the spec that it is about."
             }
         }
     })

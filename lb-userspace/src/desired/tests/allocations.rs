@@ -1,5 +1,6 @@
 //! Addresses that are written down: who is served, what should be written, and what stays.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::super::resources::{
@@ -249,4 +250,13 @@ fn where_nobody_writes_it_down_there_is_nothing_to_write() {
     world.gateway.allocations = None;
     let desired = world.merge();
     assert_eq!((desired.services.len(), desired.claims.len()), (1, 0));
+}
+
+#[test]
+fn what_is_wanted_says_which_clusters_it_was_made_of_and_how_well_they_were_known() {
+    let mut world = World::default().cluster("a", "").cluster("b", "");
+    world.gateway.knowledge = Knowledge::Known;
+    let desired = world.merge();
+    assert_eq!(desired.clusters, BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+    assert_eq!(desired.knowledge, Knowledge::Known);
 }

@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::condition::differ;
 use super::write::service_import;
-use super::{Action, Cluster, MANAGED_BY, SET_LABEL, Write, conditions, slices};
+use super::{Action, Cluster, MANAGED_BY, Write, conditions, slices};
 use crate::desired::mcs::{ImportPort, ImportSource, ServiceImport, ServiceImportSpec};
-use crate::desired::{ExportState, ObjectName, Problem, Reason, Severity};
+use crate::desired::{CLUSTER_SET_LABEL, ExportState, ObjectName, Problem, Reason, Severity};
 
 /// On imports: what we wrote last. So a cluster whose definition of the resource is older, and which drops fields that
 /// it does not know, is not written to again and again; and exported labels that are gone are known from foreign ones.
@@ -137,7 +137,7 @@ fn with(
 
 fn our_labels(cluster: &Cluster<'_>) -> [(String, String); 2] {
     [
-        (SET_LABEL.to_owned(), cluster.cluster_set_id.to_owned()),
+        (CLUSTER_SET_LABEL.to_owned(), cluster.cluster_set_id.to_owned()),
         (MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned()),
     ]
 }

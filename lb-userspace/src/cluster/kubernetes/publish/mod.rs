@@ -19,7 +19,6 @@ mod slices;
 mod sources;
 #[cfg(test)]
 mod tests;
-mod told;
 mod write;
 
 use std::collections::BTreeSet;
@@ -33,7 +32,6 @@ pub(super) use condition::conditions;
 pub(super) use members::{MEMBER_CLUSTERS, writes as member_writes};
 pub(super) use present::Present;
 pub(super) use sources::Sources;
-pub(super) use told::Told;
 pub(super) use write::{Action, Kind, SERVICE, SLICE, Write, service_export, service_import};
 
 /// A cluster that is written to, and all that is known while that is decided.
@@ -48,13 +46,13 @@ pub(super) struct Cluster<'a> {
     pub(super) present: &'a Present,
     /// What the last merge made of everything.
     pub(super) desired: &'a Desired,
-    /// The members whose objects the merge knew.
+    /// The members whose objects the last merge knew.
     pub(super) told: &'a BTreeSet<String>,
     /// The endpoints that exported Services give; the same for all clusters.
     pub(super) sources: &'a Sources,
     /// Who has which address, as it is written in the gateway cluster, with status.
     pub(super) allocations: &'a [AddressAllocation],
-    /// The label [`SET_LABEL`]'s value on all that we make.
+    /// The label [`CLUSTER_SET_LABEL`](crate::desired::CLUSTER_SET_LABEL)'s value on all that we make.
     pub(super) cluster_set_id: &'a str,
     /// Whether the merge knew all members' objects. While it did not, what comes from the others stays.
     pub(super) complete: bool,
@@ -80,13 +78,9 @@ impl Cluster<'_> {
 
     /// Whether an object is one that this cluster set made.
     fn is_ours(&self, metadata: &ObjectMeta) -> bool {
-        let label = metadata.labels.as_ref().and_then(|labels| labels.get(SET_LABEL));
-        label.is_some_and(|id| id == self.cluster_set_id)
+        present::is_of(metadata, self.cluster_set_id)
     }
 }
-
-/// On every object that Kanmon makes: whose it is.
-pub(super) const SET_LABEL: &str = "kanmon.dev/cluster-set-id";
 
 /// The value of `endpointslice.kubernetes.io/managed-by` on EndpointSlices that we make.
 pub(super) const SLICE_MANAGER: &str = "kanmon.dev";

@@ -9,9 +9,10 @@ use kube::core::{DynamicObject, ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::{SET_LABEL, owns_status};
+use super::super::strip::OUR_ANNOTATIONS;
+use super::owns_status;
 use crate::desired::mcs::{ServiceExport, ServiceImport};
-use crate::desired::{LOAD_BALANCER_CLASS, ObjectName};
+use crate::desired::{CLUSTER_SET_LABEL, LOAD_BALANCER_CLASS, ObjectName};
 
 /// What a cluster holds now of the things that Kanmon writes, or may not write because they are another's.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,7 +42,7 @@ pub(in super::super) fn service(service: &Service, manager: &str) -> Option<Serv
     reduce(&mut service.metadata, manager);
     service.metadata.resource_version = None;
     if let Some(annotations) = &mut service.metadata.annotations {
-        annotations.retain(|key, _| key.starts_with("kanmon.dev/"));
+        annotations.retain(|key, _| key.starts_with(OUR_ANNOTATIONS));
     }
     Some(service)
 }
@@ -75,7 +76,7 @@ pub(in super::super) fn import(object: DynamicObject, manager: &str) -> ServiceI
 
 /// Whether an object carries the label of this cluster set.
 pub(in super::super) fn is_of(metadata: &ObjectMeta, cluster_set_id: &str) -> bool {
-    metadata.labels.iter().flatten().any(|(key, value)| key == SET_LABEL && value == cluster_set_id)
+    metadata.labels.iter().flatten().any(|(key, value)| key == CLUSTER_SET_LABEL && value == cluster_set_id)
 }
 
 /// `None`: somebody wrote what its schema should have refused.

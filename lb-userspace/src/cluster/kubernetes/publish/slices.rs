@@ -14,9 +14,9 @@ use sha2::{Digest, Sha256};
 
 use super::sources::Group;
 use super::write::SLICE;
-use super::{Action, Cluster, MANAGED_BY, SET_LABEL, Write};
-use crate::desired::ObjectName;
+use super::{Action, Cluster, MANAGED_BY, Write};
 use crate::desired::mcs::{GROUP, SERVICE_NAME_LABEL, SOURCE_CLUSTER_LABEL};
+use crate::desired::{CLUSTER_SET_LABEL, ObjectName};
 
 /// As many as Kubernetes itself puts into one slice.
 const LARGEST: usize = 100;
@@ -205,7 +205,7 @@ fn made(
     let labels = [
         (SERVICE_NAME_LABEL, import.name.as_str()),
         (SOURCE_CLUSTER_LABEL, &group.cluster),
-        (SET_LABEL, cluster.cluster_set_id),
+        (CLUSTER_SET_LABEL, cluster.cluster_set_id),
         SLICE_MANAGED_BY,
         MANAGED_BY,
     ];

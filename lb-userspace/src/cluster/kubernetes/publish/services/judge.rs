@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::super::{Cluster, SET_LABEL};
-use crate::desired::{FrontState, GatewayState, Judgement, ObjectName, Problem, Reason, Severity};
+use super::super::Cluster;
+use crate::desired::{
+    FrontState, GatewayState, Judgement, ObjectName, Problem, Reason, Severity, cluster_place,
+};
 
 const ACCEPTED: &str = "kanmon.dev/Accepted";
 const ADDRESS_ASSIGNED: &str = "kanmon.dev/AddressAssigned";
@@ -70,13 +72,10 @@ impl<'a> Judge<'a> {
             let of_object = problems.entry(&problem.object).or_default();
             of_object.entry(&problem.cluster).or_default().push(problem);
         }
-        let is_ours = |labels: &BTreeMap<String, String>| {
-            labels.get(SET_LABEL).is_some_and(|id| id == cluster.cluster_set_id)
-        };
         let gateways = cluster
             .allocations
             .iter()
-            .filter(|allocation| allocation.metadata.labels.as_ref().is_some_and(is_ours))
+            .filter(|allocation| cluster.is_ours(&allocation.metadata))
             .filter_map(|allocation| {
                 let status = allocation.status.as_ref()?;
                 Some((allocation.spec.address()?, status.gateways.as_slice()))
@@ -145,8 +144,11 @@ impl<'a> Judge<'a> {
         let elsewhere = self.problems.get(object)?.values().flatten();
         let reason = Reason::SourceRangesNotEnforced;
         let restricted = elsewhere.copied().find(|problem| problem.reason == reason)?;
-        let message =
-            format!("the Service of this name in {}: {}", place(&restricted.cluster), restricted.message);
+        let message = format!(
+            "the Service of this name in {}: {}",
+            cluster_place(&restricted.cluster),
+            restricted.message
+        );
         Some(judgement(ACCEPTED, false, &reason.to_string(), message))
     }
 
@@ -216,15 +218,11 @@ fn not_front(front: &FrontState, own: &[&Problem]) -> Judgement {
     let mut parts = vec![format!(
         "the Service of this name in {} is the front, whose addresses, ports and annotations count; this one has its \
          addresses and gives endpoints",
-        place(&front.cluster)
+        cluster_place(&front.cluster)
     )];
     let about = own.iter().filter(|problem| Topic::of(problem.reason) == Topic::Front);
     parts.extend(about.map(|problem| problem.message.clone()));
     judgement(NOT_FRONT, true, "NotFront", parts.join("; "))
-}
-
-fn place(cluster: &str) -> String {
-    if cluster.is_empty() { "the gateway cluster".to_owned() } else { format!("cluster {cluster}") }
 }
 
 fn of_severity<'a>(problems: &[&'a Problem], severity: Severity) -> Vec<&'a Problem> {

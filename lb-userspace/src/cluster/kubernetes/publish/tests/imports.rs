@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::Action;
-use super::{Bed, SET, SET_LABEL, object, parse, shown};
+use super::{Bed, CLUSTER_SET_LABEL, SET, object, parse, shown};
 use crate::desired::Reason;
 
 fn imported() -> Bed {
@@ -21,7 +21,7 @@ fn an_exported_service_can_be_imported_where_the_namespace_is() {
     let import = bed.import();
     assert_eq!(import.spec.ips, ["192.0.2.1"]);
     let labels = import.metadata.labels.as_ref().unwrap();
-    assert_eq!(labels[SET_LABEL], SET);
+    assert_eq!(labels[CLUSTER_SET_LABEL], SET);
     assert_eq!(labels["app.kubernetes.io/managed-by"], "kanmon");
     let clusters: Vec<_> =
         import.status.as_ref().unwrap().clusters.iter().map(|source| source.cluster.as_str()).collect();
@@ -70,11 +70,11 @@ fn exported_labels_come_and_go_and_foreign_ones_stay() {
     let mut bed = imported();
     bed.export_state().labels.insert("team".to_owned(), "x".to_owned());
     bed.export_state().annotations.insert("note".to_owned(), "y".to_owned());
-    bed.export_state().labels.insert(SET_LABEL.to_owned(), "stolen".to_owned());
+    bed.export_state().labels.insert(CLUSTER_SET_LABEL.to_owned(), "stolen".to_owned());
     bed.settle();
     let metadata = &bed.import().metadata;
     assert_eq!(metadata.labels.as_ref().unwrap()["team"], "x");
-    assert_eq!(metadata.labels.as_ref().unwrap()[SET_LABEL], SET, "it cannot be given away");
+    assert_eq!(metadata.labels.as_ref().unwrap()[CLUSTER_SET_LABEL], SET, "it cannot be given away");
     assert_eq!(metadata.annotations.as_ref().unwrap()["note"], "y");
 
     let import = bed.present.imports.get_mut(&object("web")).unwrap();
@@ -116,7 +116,7 @@ fn a_definition_that_drops_newer_fields_is_not_written_to_again_and_again() {
 fn another_s_import_is_left_alone_and_told() {
     let mut bed = imported().endpoints("b", &["10.1.0.1".to_owned()]);
     let foreign = json!({"metadata": {"namespace": "demo", "name": "web", "uid": "x",
-            "labels": {SET_LABEL: "other"}},
+            "labels": {CLUSTER_SET_LABEL: "other"}},
         "spec": {"ports": [], "type": "ClusterSetIP"}});
     bed.present.imports.insert(object("web"), parse(foreign));
     assert_eq!(bed.writes(), []);

@@ -17,11 +17,11 @@ use kube::core::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Action, Cluster, Present, SET_LABEL, Sources, Write, field_manager};
+use super::{Action, Cluster, Present, Sources, Write, field_manager};
 use crate::desired::mcs::{ImportPort, ServiceExport, ServiceImport, ServiceImportSpec};
 use crate::desired::{
-    AddressAllocation, ClusterObjects, Desired, ExportJudgement, ExportState, FrontState, Judgement,
-    MemberCluster, ObjectName, Problem, Reason, Severity,
+    AddressAllocation, CLUSTER_SET_LABEL, ClusterObjects, Desired, ExportJudgement, ExportState, FrontState,
+    Judgement, MemberCluster, ObjectName, Problem, Reason, Severity,
 };
 
 const SET: &str = "set";
@@ -213,7 +213,7 @@ impl Bed {
             .collect();
         self.allocations.push(parse(json!({
             "apiVersion": "kanmon.dev/v1alpha1", "kind": "AddressAllocation",
-            "metadata": {"name": vip, "labels": {SET_LABEL: SET}},
+            "metadata": {"name": vip, "labels": {CLUSTER_SET_LABEL: SET}},
             "spec": {"address": vip, "services": []}, "status": {"gateways": gateways},
         })));
         self

@@ -159,7 +159,7 @@ fn a_gateway_that_has_told_of_one_of_two_addresses_is_waited_for() {
 fn what_another_cluster_set_s_gateways_say_does_not_count() {
     let mut bed = served();
     let labels = bed.allocations[0].metadata.labels.as_mut().unwrap();
-    labels.insert(super::SET_LABEL.to_owned(), "other".to_owned());
+    labels.insert(super::CLUSTER_SET_LABEL.to_owned(), "other".to_owned());
     bed.settle();
     assert_eq!(bed.service_conditions("web")[2], "kanmon.dev/Programmed=Unknown/Pending");
 }

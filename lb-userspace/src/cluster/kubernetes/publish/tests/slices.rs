@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
 
-use super::{Bed, SET, SET_LABEL, object, parse};
+use super::{Bed, CLUSTER_SET_LABEL, SET, object, parse};
 use crate::desired::mcs::ImportType;
 
 fn addresses(count: usize) -> Vec<String> {
@@ -42,7 +42,7 @@ fn an_import_has_the_endpoints_of_each_source_under_its_labels() {
         ("multicluster.kubernetes.io/service-name", "web"),
         ("multicluster.kubernetes.io/source-cluster", "b"),
         ("endpointslice.kubernetes.io/managed-by", "kanmon.dev"),
-        (SET_LABEL, SET),
+        (CLUSTER_SET_LABEL, SET),
     ] {
         assert_eq!(labels[key], value);
     }
@@ -209,7 +209,7 @@ fn another_cluster_set_s_slices_are_left_alone() {
     bed.settle();
     let foreign = json!({"metadata": {"namespace": "demo", "name": "x", "labels": {
             "multicluster.kubernetes.io/service-name": "web",
-            "multicluster.kubernetes.io/source-cluster": "b", SET_LABEL: "other"}},
+            "multicluster.kubernetes.io/source-cluster": "b", CLUSTER_SET_LABEL: "other"}},
         "addressType": "IPv4", "endpoints": []});
     bed.present.slices.insert(object("x"), parse(foreign));
     assert_eq!(bed.writes(), []);
