@@ -94,7 +94,7 @@ async fn serve(settings: Settings) -> Result<()> {
     server.abort();
     let _ = server.await;
     match ended {
-        Ok(ending) => end(let_go(core).await, ending, pin_dir).await,
+        Ok(ending) => end(let_go(core, ending).await, ending, pin_dir).await,
         Err(error) => {
             remove_unless_adopted(core.kernel);
             Err(error)
@@ -172,8 +172,12 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
 }
 
 /// Ends what follows the clusters, and waits a moment until its Leases are another gateway's to take.
-async fn let_go(core: Core) -> Rest {
+/// Whether this gateway will be missed is told first.
+async fn let_go(core: Core, ending: Ending) -> Rest {
     let Core { kernel, network, inputs, outputs, .. } = core;
+    if ending == Ending::CleanUp {
+        outputs.programmed.send_modify(|told| Arc::make_mut(told).leaving = true);
+    }
     drop(inputs);
     if timeout(LET_GO, outputs.programmed.closed()).await.is_err() {
         tracing::info!("an API server that does not answer keeps this gateway's Lease until that runs out");

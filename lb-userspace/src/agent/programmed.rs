@@ -38,7 +38,7 @@ pub(super) fn programmed(
         };
         (vip, obstacle.map_or(Ok(()), Err))
     };
-    Programmed { known: true, vips: wanted.into_iter().map(judge).collect() }
+    Programmed { known: true, vips: wanted.into_iter().map(judge).collect(), leaving: false }
 }
 
 /// Why the maps do not have a service.

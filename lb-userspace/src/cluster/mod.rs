@@ -50,6 +50,8 @@ pub struct Programmed {
     pub known: bool,
     /// Whether each VIP that this gateway should serve is forwarded, or why not.
     pub vips: BTreeMap<IpAddr, Result<(), NotProgrammed>>,
+    /// Whether the packet program is about to be taken away, for good: the agent ends and leaves nothing behind.
+    pub leaving: bool,
 }
 
 /// Why a VIP is not forwarded.

@@ -12,6 +12,7 @@ use k8s_openapi::api::coordination::v1::Lease as KubeLease;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Preconditions};
 use kube_lease_manager::LeaseManagerBuilder;
+use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
@@ -28,6 +29,8 @@ const DURATION: u64 = 15;
 /// …and renews this many before that.
 const GRACE: u64 = 5;
 const RETRY: Duration = Duration::from_secs(5);
+/// The longest name of a gateway that is part of a Lease's, of which 253 letters are legal.
+const LONGEST_GATEWAY: usize = 160;
 
 /// The Lease of whoever publishes into a cluster in the name of a cluster set.
 pub(super) fn publishing_name(cluster_set_id: &str) -> String {
@@ -35,11 +38,34 @@ pub(super) fn publishing_name(cluster_set_id: &str) -> String {
     format!("{}.publish", plain_name(cluster_set_id))
 }
 
-/// Whether a name is that of a Lease of this set's gateways, whatever their selector.
+/// The Lease by which a gateway shows that it is there.
+pub(super) fn heartbeat_name(cluster_set_id: &str, gateway: &str) -> String {
+    format!("{}.gateway.{}", plain_name(cluster_set_id), legal(gateway))
+}
+
+/// A Node's name is legal as it is; that of a host perhaps not, and gets a hash, so that no two are the same.
+fn legal(gateway: &str) -> String {
+    let is_ours = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_label = |label: &str| {
+        !label.is_empty() && label.chars().all(is_ours) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    if gateway.len() <= LONGEST_GATEWAY && gateway.split('.').all(is_label) {
+        return gateway.to_owned();
+    }
+    let lower = gateway.chars().map(|c| c.to_ascii_lowercase()).take(LONGEST_GATEWAY / 2);
+    let plain: String = lower.map(|c| if is_ours(c) { c } else { '-' }).collect();
+    format!("{}-{}", plain.trim_matches('-'), hash(gateway)).trim_start_matches('-').to_owned()
+}
+
+fn hash(text: &str) -> String {
+    Sha256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether a name is that of a Lease of this set's gateways, whatever their selector, or of one of them alone.
 pub(super) fn is_of_gateways(name: &str, cluster_set_id: &str) -> bool {
     let Some(rest) = name.strip_prefix(&plain_name(cluster_set_id)) else { return false };
     let is_hash = |hash: &str| hash.len() == 8 && hash.chars().all(|digit| digit.is_ascii_hexdigit());
-    rest.is_empty() || rest.strip_prefix('-').is_some_and(is_hash)
+    rest.is_empty() || rest.strip_prefix('-').is_some_and(is_hash) || rest.starts_with(".gateway.")
 }
 
 fn plain_name(cluster_set_id: &str) -> String {
@@ -212,7 +238,30 @@ mod tests {
         assert!(
             is_of_gateways(&name("kanmon", &some), "kanmon") && is_of_gateways("kanmon-kanmon", "kanmon")
         );
+        assert!(is_of_gateways(&heartbeat_name("kanmon", "gw-1"), "kanmon"));
+        assert!(!is_of_gateways(&heartbeat_name("kanmon", "gw-1"), "other"));
+        assert!(
+            !is_of_gateways(&publishing_name("kanmon"), "kanmon"),
+            "it is looked after cluster by cluster"
+        );
         assert!(!is_of_gateways("kanmon-kanmon-east", "kanmon") && !is_of_gateways("kanmon-other", "kanmon"));
         assert_eq!(name("kanmon", &some), name("kanmon", &"location = a".parse().unwrap()));
+    }
+
+    #[test]
+    fn each_gateway_has_a_lease_whose_name_is_legal() {
+        assert_eq!(heartbeat_name("kanmon", "gw-1.example.org"), "kanmon-kanmon.gateway.gw-1.example.org");
+        let of_hosts = [
+            heartbeat_name("kanmon", "GW_1"),
+            heartbeat_name("kanmon", "gw-1_"),
+            heartbeat_name("kanmon", "é"),
+        ];
+        for (at, name) in of_hosts.iter().enumerate() {
+            let last = name.strip_prefix("kanmon-kanmon.gateway.").unwrap();
+            assert_eq!(legal(last), last, "{name}");
+            assert!(!of_hosts[..at].contains(name));
+        }
+        let long = heartbeat_name(&"i".repeat(63), &"x".repeat(253));
+        assert!(long.len() <= 253, "{long}");
     }
 }

@@ -32,12 +32,20 @@ pub(super) struct Pace {
     pub(super) timeout: Duration,
     /// How often it is asked which optional kinds are served.
     pub(super) discovery: Duration,
+    /// How often a gateway shows the others that it is there.
+    pub(super) renewal: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { interval: seconds(2), retry: seconds(1), timeout: seconds(2), discovery: seconds(10) }
+        Self {
+            interval: seconds(2),
+            retry: seconds(1),
+            timeout: seconds(2),
+            discovery: seconds(10),
+            renewal: seconds(10),
+        }
     }
 }
 

@@ -8,13 +8,15 @@
 //!                                                   health.rs (connected? since when?) ──────┘
 //!                                                       outbox.rs ─► publish/, cleanup.rs (what is missing)
 //!                                                                 ─► target.rs (a cluster): lease.rs, writer.rs, notices.rs
+//!                                                       heartbeat.rs (this gateway is there) ─► attendance.rs (so are these)
 //! ```
 //!
 //! An API server that does not answer takes no endpoint away: what it said last stays, probes decide, and its
-//! connection's state is shown. `registry`, `completeness`, `objects`, `store`, `guarded`, `strip`, `health`, `fault`,
+//! connection's state is shown. `attendance`, `registry`, `completeness`, `objects`, `store`, `guarded`, `strip`, `health`, `fault`,
 //! `conditions`, `statuses` and `report` decide without I/O and without a clock.
 
 mod access;
+mod attendance;
 mod cleanup;
 mod completeness;
 mod conditions;
@@ -24,6 +26,7 @@ mod follow;
 mod gateway;
 mod guarded;
 mod health;
+mod heartbeat;
 mod hub;
 pub mod kubeconfig;
 mod lease;
@@ -110,7 +113,7 @@ async fn watch_from(
         changed: changed.clone(),
         presence: programmed.clone(),
     };
-    let outbox = Outbox::start(&access, lease, publisher, settings.cleanup_timeout);
+    let outbox = Outbox::start(&access, lease, publisher, settings.cleanup_timeout, pace);
     let scope = Scope {
         secret_namespaces: settings.secret_namespaces.clone(),
         node_name: settings.node_name.clone(),

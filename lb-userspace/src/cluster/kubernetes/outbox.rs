@@ -6,17 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use kube::core::ObjectMeta;
 use tokio::time::Instant;
 
 use super::access::Access;
+use super::attendance::Absences;
 use super::cleanup::{self, Ending, Endings, Progress};
 use super::conditions;
 use super::events::{Lookup, of_secret};
 use super::gateway;
+use super::heartbeat::Heartbeat;
 use super::lease::Lease;
+use super::link::Pace;
 use super::member::View;
 use super::notices::{Notice, Notifier};
-use super::publish::{self, Cluster, GATEWAY_MANAGER, Sources, Write};
+use super::publish::{self, Action, Cluster, GATEWAY_MANAGER, LEASE, Sources, Write, gateway_manager};
 use super::registry::{Outcome, Standing};
 use super::statuses::Statuses;
 use super::target::{Publisher, Target};
@@ -26,8 +30,6 @@ use crate::desired::{CLUSTER_SET_LABEL, Desired, Knowledge, cluster_place};
 
 /// How long it is told that a MemberCluster went before its cluster was clean.
 const FAREWELL: Duration = Duration::from_secs(60);
-/// The longest name of a field manager.
-const MANAGER_LENGTH: usize = 128;
 /// The gateway cluster among the clusters that are published to, where it is no member.
 const GATEWAY: &str = "";
 
@@ -75,6 +77,10 @@ pub(super) struct Outbox {
     gateway: Writer,
     /// Writes what this gateway says of itself alone.
     own: Writer,
+    /// Shows that this gateway is there, and knows which others are not.
+    heartbeat: Heartbeat,
+    /// Take back what gateways said that are gone for good, each in the name of one of them.
+    estates: BTreeMap<String, Writer>,
     notifier: Notifier,
     statuses: Statuses,
     targets: BTreeMap<String, Target>,
@@ -90,15 +96,16 @@ impl Outbox {
         lease: String,
         publisher: Publisher,
         cleanup_timeout: Duration,
+        pace: Pace,
     ) -> Self {
         let Publisher { instance, gateway, changed, presence, .. } = publisher.clone();
         let place = cluster_place(GATEWAY);
-        // A manager's name has a limit: what is left of a long one is still the same after each start.
-        let own: String = format!("{GATEWAY_MANAGER}/{gateway}").chars().take(MANAGER_LENGTH).collect();
         Self {
             lease: Lease::hold(access.clone(), lease, instance.clone(), place, changed.clone(), presence),
             gateway: Writer::start(access.clone(), GATEWAY_MANAGER.to_owned(), changed.clone()),
-            own: Writer::start(access.clone(), own, changed),
+            own: Writer::start(access.clone(), gateway_manager(&gateway), changed),
+            heartbeat: Heartbeat::start(access.clone(), &publisher, pace.renewal),
+            estates: BTreeMap::new(),
             notifier: Notifier::start(access.clone(), instance),
             access: access.clone(),
             publisher,
@@ -114,12 +121,20 @@ impl Outbox {
     pub(super) fn send(&mut self, situation: &Situation<'_>) -> Option<Instant> {
         let now = whole_seconds();
         self.keep_targets(situation);
-        let (writes, notices, next) = if self.lease.is_held() {
+        let allocations = situation.gateway.allocations.as_deref().unwrap_or_default();
+        let set = &self.publisher.cluster_set_id;
+        self.heartbeat.expect(publish::programmed::gateways(allocations, set));
+        let absences = self.heartbeat.absences();
+        let (mut writes, notices, next) = if self.lease.is_held() {
             self.of_gateway(situation, now)
         } else {
             self.statuses = Statuses::default();
+            self.estates.clear();
             (Vec::new(), Vec::new(), None)
         };
+        if self.lease.is_held() {
+            writes.extend(self.forget_gone(situation, &absences));
+        }
         self.gateway.order(writes);
         self.notifier.tell(notices);
         self.own.order(self.of_this_gateway(situation, now));
@@ -127,7 +142,7 @@ impl Outbox {
         for (name, target) in &self.targets {
             let (writes, notices) = if target.leads() {
                 let sources = sources.get_or_insert_with(|| situation.sources());
-                self.of_cluster(name, target, situation, sources, now)
+                self.of_cluster(name, target, situation, (sources, &absences), now)
             } else {
                 (Vec::new(), Vec::new())
             };
@@ -218,6 +233,26 @@ impl Outbox {
         publish::programmed::writes(&self.publisher.gateway, situation.programmed, allocations, owner, now)
     }
 
+    /// Takes back what gateways said that are gone for good. What is still to be deleted after that: their Leases.
+    fn forget_gone(&mut self, situation: &Situation<'_>, absences: &Absences) -> Vec<Write> {
+        let mut estates = std::mem::take(&mut self.estates);
+        let Some(allocations) = &situation.gateway.allocations else { return Vec::new() };
+        let Publisher { cluster_set_id, changed, .. } = &self.publisher;
+        let mut deletions = Vec::new();
+        for (gateway, absence) in absences.iter().filter(|(_, absence)| absence.for_good) {
+            let removals = publish::programmed::removals(gateway, allocations, cluster_set_id);
+            if removals.is_empty() {
+                deletions.extend(absence.lease.as_ref().map(deletion));
+                continue;
+            }
+            let start = || Writer::start(self.access.clone(), gateway_manager(gateway), changed.clone());
+            let writer = estates.remove(gateway).unwrap_or_else(start);
+            writer.order(removals);
+            self.estates.insert(gateway.clone(), writer);
+        }
+        deletions
+    }
+
     /// Whether a MemberCluster has to wait for a cleanup when somebody deletes it, and does not yet.
     fn needs_cleanup(&self, name: &str, standing: &Standing) -> bool {
         let is_local = standing.object.spec.source.as_ref().is_some_and(|source| source.local.is_some());
@@ -288,7 +323,7 @@ impl Outbox {
         name: &str,
         target: &Target,
         situation: &Situation<'_>,
-        sources: &Sources,
+        (sources, absences): (&Sources, &Absences),
         now: Timestamp,
     ) -> (Vec<Write>, Vec<Notice>) {
         let Situation { gateway, snapshot, desired, .. } = *situation;
@@ -310,6 +345,7 @@ impl Outbox {
             told: &desired.clusters,
             sources,
             allocations: gateway.allocations.as_deref().unwrap_or_default(),
+            absences,
             cluster_set_id: set,
             complete: desired.knowledge > Knowledge::Partial,
             now,
@@ -329,6 +365,16 @@ impl Outbox {
             .filter(|notice| !view.terminating.contains(&notice.namespace))
             .collect();
         (writes, notices)
+    }
+}
+
+/// Deletes a Lease, if nobody has renewed it since.
+fn deletion(lease: &ObjectMeta) -> Write {
+    Write {
+        kind: LEASE,
+        namespace: lease.namespace.clone().unwrap_or_default(),
+        name: lease.name.clone().unwrap_or_default(),
+        action: Action::delete(lease),
     }
 }
 

@@ -91,7 +91,7 @@ async fn refuse_while_gateways_run(gateway: &Client, id: &str) -> Result<()> {
         if let Some(holder) = holder(&lease) {
             bail!(
                 "a gateway still runs: {holder} holds the Lease {}/{}; stop the gateways first, then do it again (a \
-                 gateway that was killed is forgotten after 15 s)",
+                 gateway that was killed is forgotten after 40 s)",
                 lease::NAMESPACE,
                 lease.name_any()
             );

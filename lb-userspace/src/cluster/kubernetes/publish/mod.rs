@@ -26,13 +26,14 @@ use std::collections::BTreeSet;
 use k8s_openapi::jiff::Timestamp;
 use kube::core::ObjectMeta;
 
+use super::attendance::Absences;
 use crate::desired::{AddressAllocation, Desired, Problem};
 
 pub(super) use condition::conditions;
 pub(super) use members::{MEMBER_CLUSTERS, writes as member_writes};
 pub(super) use present::Present;
 pub(super) use sources::Sources;
-pub(super) use write::{Action, Kind, SERVICE, SLICE, Write, service_export, service_import};
+pub(super) use write::{Action, Kind, LEASE, SERVICE, SLICE, Write, service_export, service_import};
 
 /// A cluster that is written to, and all that is known while that is decided.
 ///
@@ -52,6 +53,8 @@ pub(super) struct Cluster<'a> {
     pub(super) sources: &'a Sources,
     /// Who has which address, as it is written in the gateway cluster, with status.
     pub(super) allocations: &'a [AddressAllocation],
+    /// The gateways that are not there, whatever they said in the allocations' status.
+    pub(super) absences: &'a Absences,
     /// The label [`CLUSTER_SET_LABEL`](crate::desired::CLUSTER_SET_LABEL)'s value on all that we make.
     pub(super) cluster_set_id: &'a str,
     /// Whether the merge knew all members' objects. While it did not, what comes from the others stays.
@@ -104,6 +107,15 @@ pub(super) fn owns_status(metadata: &ObjectMeta, manager: &str) -> bool {
 
 /// The field manager of what gateways write about themselves: MemberClusters, pools, allocations.
 pub(super) const GATEWAY_MANAGER: &str = "kanmon.dev/gateway";
+
+/// The longest name of a field manager.
+const MANAGER_LENGTH: usize = 128;
+
+/// The field manager of what one gateway says of itself alone. What is left of a long name is still the same after each
+/// start.
+pub(super) fn gateway_manager(gateway: &str) -> String {
+    format!("{GATEWAY_MANAGER}/{gateway}").chars().take(MANAGER_LENGTH).collect()
+}
 
 /// What is missing in a cluster, and what is wrong there.
 pub(super) fn cluster_writes(cluster: &Cluster<'_>) -> (Vec<Write>, Vec<Problem>) {

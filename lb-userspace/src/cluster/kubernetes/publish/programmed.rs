@@ -1,5 +1,6 @@
 //! What this gateway makes of each VIP: its own entry in the allocations' status.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -31,9 +32,6 @@ pub(in super::super) fn writes(
     if !programmed.known {
         return Vec::new();
     }
-    let ours = present.iter().filter(|allocation| {
-        allocation.owner().is_some_and(|its| its.cluster_set_id == owner.cluster_set_id)
-    });
     let write = |allocation: &AddressAllocation| {
         let address = allocation.spec.address()?;
         let states = allocation.status.as_ref().map_or(&[][..], |status| &status.gateways);
@@ -49,7 +47,42 @@ pub(in super::super) fn writes(
             }),
         })
     };
-    ours.filter_map(write).collect()
+    of_set(present, &owner.cluster_set_id).filter_map(write).collect()
+}
+
+/// The allocations of a cluster set.
+fn of_set<'a>(
+    present: &'a [AddressAllocation],
+    cluster_set_id: &str,
+) -> impl Iterator<Item = &'a AddressAllocation> {
+    present
+        .iter()
+        .filter(move |allocation| allocation.owner().is_some_and(|its| its.cluster_set_id == cluster_set_id))
+}
+
+/// The gateways that have an entry in an allocation of the cluster set.
+pub(in super::super) fn gateways(present: &[AddressAllocation], cluster_set_id: &str) -> BTreeSet<String> {
+    let statuses = of_set(present, cluster_set_id).filter_map(|allocation| allocation.status.as_ref());
+    statuses.flat_map(|status| &status.gateways).map(|state| state.name.clone()).collect()
+}
+
+/// What takes the entries of a gateway back that is gone for good, written by its field manager.
+pub(in super::super) fn removals(
+    gateway: &str,
+    present: &[AddressAllocation],
+    cluster_set_id: &str,
+) -> Vec<Write> {
+    let has_entry = |allocation: &&AddressAllocation| {
+        let states = allocation.status.iter().flat_map(|status| &status.gateways);
+        states.into_iter().any(|state| state.name == gateway)
+    };
+    let removal = |allocation: &AddressAllocation| Write {
+        kind: KIND,
+        namespace: String::new(),
+        name: allocation.metadata.name.clone().unwrap_or_default(),
+        action: Action::ApplyStatus(json!({})),
+    };
+    of_set(present, cluster_set_id).filter(has_entry).map(removal).collect()
 }
 
 /// What this gateway has to say of an address; `None`: nothing, it is no VIP here.
@@ -101,7 +134,8 @@ mod tests {
     }
 
     fn programmed(address: &str, state: Result<(), NotProgrammed>) -> Programmed {
-        Programmed { known: true, vips: [(address.parse().unwrap(), state)].into() }
+        let vips = [(address.parse().unwrap(), state)].into();
+        Programmed { known: true, vips, ..Programmed::default() }
     }
 
     /// Applies the writes as an API server would, keeping the others' entries.
@@ -152,6 +186,19 @@ mod tests {
         assert_eq!(apply(&mut object, "gw-1", &nothing, LATER), 1);
         assert_eq!(object.status.clone().unwrap().gateways, []);
         assert_eq!(apply(&mut object, "gw-1", &nothing, LATER), 0);
+    }
+
+    #[test]
+    fn of_a_gateway_that_is_gone_for_good_its_own_entries_go() {
+        let mut objects = [allocation("192.0.2.1"), allocation("192.0.2.2")];
+        apply(&mut objects[0], "gw-1", &programmed("192.0.2.1", Ok(())), LATER);
+        apply(&mut objects[0], "gw-2", &programmed("192.0.2.1", Ok(())), LATER);
+        apply(&mut objects[1], "gw-2", &programmed("192.0.2.2", Ok(())), LATER);
+        assert_eq!(gateways(&objects, "prod"), ["gw-1".to_owned(), "gw-2".to_owned()].into());
+        let names = |writes: Vec<Write>| writes.into_iter().map(|write| write.name).collect::<Vec<_>>();
+        assert_eq!(names(removals("gw-1", &objects, "prod")), ["192.0.2.1"]);
+        assert_eq!(names(removals("gw-2", &objects, "prod")), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(removals("gw-2", &objects, "test"), [], "another set's");
     }
 
     #[test]

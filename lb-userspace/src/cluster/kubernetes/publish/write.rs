@@ -23,6 +23,10 @@ pub(in super::super) const SERVICE: Kind =
 pub(in super::super) const SLICE: Kind =
     Kind { group: "discovery.k8s.io", version: "v1", kind: "EndpointSlice", plural: "endpointslices" };
 
+/// Leases.
+pub(in super::super) const LEASE: Kind =
+    Kind { group: "coordination.k8s.io", version: "v1", kind: "Lease", plural: "leases" };
+
 /// ServiceExports, in the version that a cluster serves.
 pub(in super::super) const fn service_export(version: &'static str) -> Kind {
     Kind { group: mcs::GROUP, version, kind: "ServiceExport", plural: "serviceexports" }
@@ -74,7 +78,7 @@ pub(in super::super) enum Action {
 
 impl Action {
     /// Deletes the very object that was seen, if nobody has changed it since.
-    pub(super) fn delete(seen: &ObjectMeta) -> Self {
+    pub(in super::super) fn delete(seen: &ObjectMeta) -> Self {
         let uid = seen.uid.clone().unwrap_or_default();
         Self::Delete { uid, resource_version: seen.resource_version.clone() }
     }

@@ -299,7 +299,11 @@ impl State {
     /// Of the status all that is there becomes what is applied, and the manager's; else a merge.
     fn patch(&self, path: &str, target: &str, patch: &Value) -> Response<Body> {
         let (collection, name, known) = self.find(path);
-        let Some(mut object) = known else { return refuse(404) };
+        let Some(mut object) = known else {
+            // An apply makes what is missing, but for a subresource's object.
+            let applies = target.contains("force=true") && !path.ends_with("/status");
+            return if applies { self.create(&collection, patch.clone()) } else { refuse(404) };
+        };
         let seen = &patch["metadata"]["resourceVersion"];
         if !seen.is_null() && *seen != object["metadata"]["resourceVersion"] {
             return refuse(409);

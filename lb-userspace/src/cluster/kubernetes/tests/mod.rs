@@ -1,6 +1,7 @@
 //! Connections to API servers that misbehave, and the whole source on them.
 
 mod fake;
+mod gone;
 mod guest;
 mod members;
 mod source;
@@ -22,7 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Fast, so that tests are. Not so its timeout: on a busy machine an answer takes long, and is one all the same.
 fn pace() -> Pace {
     let millis = Duration::from_millis;
-    Pace { interval: millis(50), retry: millis(50), timeout: millis(3000), discovery: millis(50) }
+    Pace {
+        interval: millis(50),
+        retry: millis(50),
+        timeout: millis(3000),
+        discovery: millis(50),
+        renewal: millis(50),
+    }
 }
 
 fn service(name: &str) -> Value {

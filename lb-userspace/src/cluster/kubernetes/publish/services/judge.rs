@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::super::super::attendance::FORGOTTEN;
+use super::super::super::lease::{NAMESPACE, heartbeat_name};
 use super::super::Cluster;
 use crate::desired::{
     FrontState, GatewayState, Judgement, ObjectName, Problem, Reason, Severity, cluster_place,
@@ -13,6 +15,8 @@ const ADDRESS_ASSIGNED: &str = "kanmon.dev/AddressAssigned";
 const PROGRAMMED: &str = "kanmon.dev/Programmed";
 const ENFORCED: &str = "kanmon.dev/Enforced";
 const NOT_FRONT: &str = "kanmon.dev/NotFront";
+/// Why an address may not be served: a gateway that did is not there.
+const GATEWAY_GONE: &str = "GatewayGone";
 
 /// What a Service is told.
 pub(super) struct Verdict {
@@ -157,29 +161,60 @@ impl<'a> Judge<'a> {
         if vips.is_empty() {
             return judgement(PROGRAMMED, false, "NoAddress", "there is no address that could be served");
         }
-        // By gateway: the states of the addresses that it has told of.
-        let mut told: BTreeMap<&str, Vec<(IpAddr, &GatewayState)>> = BTreeMap::new();
-        for vip in vips {
-            for state in self.gateways.get(vip).copied().unwrap_or_default() {
-                told.entry(&state.name).or_default().push((*vip, state));
-            }
-        }
+        let mut told = self.told(vips);
+        let all = told.len();
+        let gone: Vec<&str> =
+            told.keys().copied().filter(|name| self.cluster.absences.contains_key(*name)).collect();
+        told.retain(|name, _| !gone.contains(name));
         let is_done = |states: &[(IpAddr, &GatewayState)]| {
             states.len() == vips.len() && states.iter().all(|(_, state)| state.programmed)
         };
         let done = told.values().filter(|states| is_done(states)).count();
-        let count = format!("{done} of {} gateways", told.len());
+        let count = format!("{done} of {all} gateways");
         let broken: Vec<(IpAddr, &GatewayState)> =
             told.values().flatten().copied().filter(|(_, state)| !state.programmed).collect();
-        if let [(_, first), ..] = broken.as_slice() {
-            let all: Vec<String> = broken.iter().map(|(vip, state)| why(*vip, state)).collect();
-            judgement(PROGRAMMED, false, &first.reason, format!("{count}; {}", all.join("; ")))
+        let reasons: Vec<&str> = broken
+            .first()
+            .map(|(_, state)| state.reason.as_str())
+            .into_iter()
+            .chain(gone.first().map(|_| GATEWAY_GONE))
+            .collect();
+        if !reasons.is_empty() {
+            let of_broken = broken.iter().map(|(vip, state)| why(*vip, state));
+            let of_gone = gone.iter().map(|gateway| self.why_gone(gateway));
+            let parts: Vec<String> = [count].into_iter().chain(of_broken).chain(of_gone).collect();
+            judgement(PROGRAMMED, false, &reasons.join(","), parts.join("; "))
         } else if told.is_empty() || done < told.len() {
             let message = format!("{count} have told yet");
             Judgement { holds: None, ..judgement(PROGRAMMED, false, "Pending", message) }
         } else {
             judgement(PROGRAMMED, true, "Programmed", count)
         }
+    }
+
+    /// By gateway: the states of the addresses that it has told of. What those said that are gone for good is about to
+    /// be removed.
+    fn told(&self, vips: &[IpAddr]) -> BTreeMap<&'a str, Vec<(IpAddr, &'a GatewayState)>> {
+        let absences = self.cluster.absences;
+        let mut told: BTreeMap<&str, Vec<(IpAddr, &GatewayState)>> = BTreeMap::new();
+        for vip in vips {
+            for state in self.gateways.get(vip).copied().unwrap_or_default() {
+                if absences.get(&state.name).is_none_or(|absence| !absence.for_good) {
+                    told.entry(&state.name).or_default().push((*vip, state));
+                }
+            }
+        }
+        told
+    }
+
+    fn why_gone(&self, gateway: &str) -> String {
+        format!(
+            "{gateway} is gone: its agent does not renew the Lease {NAMESPACE}/{} in the gateway cluster, so that nobody \
+             knows whether it forwards; start its agent again and see that it reaches that cluster, or send nothing to \
+             it any more: it is forgotten after {} minutes",
+            heartbeat_name(self.cluster.cluster_set_id, gateway),
+            FORGOTTEN.as_secs() / 60
+        )
     }
 }
 

@@ -17,6 +17,7 @@ use kube::core::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::super::attendance::{Absence, Absences};
 use super::{Action, Cluster, Present, Sources, Write, field_manager};
 use crate::desired::mcs::{ImportPort, ServiceExport, ServiceImport, ServiceImportSpec};
 use crate::desired::{
@@ -35,6 +36,7 @@ struct Bed {
     clusters: BTreeMap<String, Arc<ClusterObjects>>,
     members: Vec<MemberCluster>,
     allocations: Vec<AddressAllocation>,
+    absences: Absences,
     complete: bool,
     second: i64,
     /// The last UID and resourceVersion.
@@ -51,6 +53,7 @@ impl Bed {
             clusters: BTreeMap::new(),
             members: Vec::new(),
             allocations: Vec::new(),
+            absences: Absences::new(),
             complete: true,
             second: 0,
             counter: 0,
@@ -67,6 +70,7 @@ impl Bed {
             told: &told,
             sources: &sources,
             allocations: &self.allocations,
+            absences: &self.absences,
             cluster_set_id: SET,
             complete: self.complete,
             now: at(self.second),
@@ -217,6 +221,11 @@ impl Bed {
             "spec": {"address": vip, "services": []}, "status": {"gateways": gateways},
         })));
         self
+    }
+
+    /// A gateway is not there.
+    fn absent(&mut self, gateway: &str, for_good: bool) {
+        self.absences.insert(gateway.to_owned(), Absence { for_good, lease: None });
     }
 
     /// A service `web` that these clusters export on port 80, where it is named `http`.

@@ -240,3 +240,42 @@ fn a_service_without_a_fault_of_its_own_is_told_why_it_is_not_used() {
     assert_eq!(restricted.service_conditions("web")[0], "kanmon.dev/Accepted=False/SourceRangesNotEnforced");
     assert!(restricted.message("web", "kanmon.dev/Accepted").contains("in cluster b"));
 }
+
+#[test]
+fn a_gateway_that_is_gone_is_named_though_its_last_word_was_good_and_forgotten_when_it_stays_away() {
+    let mut bed = served();
+    bed.absent("gw-2", false);
+    bed.settle();
+    assert_eq!(bed.service_conditions("web")[2], "kanmon.dev/Programmed=False/GatewayGone");
+    let message = bed.message("web", "kanmon.dev/Programmed");
+    assert!(message.starts_with("1 of 2 gateways; gw-2 is gone"), "{message}");
+    assert!(message.contains("Lease kanmon-system/kanmon-set.gateway.gw-2"), "{message}");
+
+    bed.absent("gw-2", true);
+    bed.settle();
+    assert_eq!(bed.service_conditions("web")[2], "kanmon.dev/Programmed=True/Programmed");
+    assert_eq!(bed.message("web", "kanmon.dev/Programmed"), "1 of 1 gateways");
+    assert_eq!(bed.settle(), [""; 0]);
+}
+
+#[test]
+fn what_a_gateway_that_is_gone_said_last_is_not_why_an_address_is_not_served() {
+    let mut bed = Bed::new()
+        .service("web", json!({}))
+        .front("web", "a", &[], &["192.0.2.1"])
+        .told("192.0.2.1", &[("gw-1", true), ("gw-2", false)]);
+    bed.absent("gw-2", false);
+    bed.settle();
+    assert_eq!(bed.service_conditions("web")[2], "kanmon.dev/Programmed=False/GatewayGone");
+    bed.absent("gw-2", true);
+    bed.settle();
+    assert_eq!(bed.service_conditions("web")[2], "kanmon.dev/Programmed=True/Programmed");
+
+    let mut both = Bed::new()
+        .service("web", json!({}))
+        .front("web", "a", &[], &["192.0.2.1"])
+        .told("192.0.2.1", &[("gw-1", false), ("gw-2", true)]);
+    both.absent("gw-2", false);
+    both.settle();
+    assert_eq!(both.service_conditions("web")[2], "kanmon.dev/Programmed=False/NoSnatAddress,GatewayGone");
+}
