@@ -1,11 +1,7 @@
 //! Being a guest in clusters: a steady state writes nothing, who may not write says so and serves, and whoever leaves
 //! leaves nothing behind.
 
-use std::{
-    net::IpAddr,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, thread, time::Duration};
 
 use serde_json::Value;
 use tests::{
@@ -14,14 +10,12 @@ use tests::{
     kube::{KubeCluster, condition, condition_message},
     scenario::eventually,
     scene::{MEMBERS, SMALL, SOON, wait_for_sync},
-    stage::{App, Inventory, KubeStage, StageOptions, declared, ingress, itself},
+    stage::{App, KubeStage, StageOptions, declared, ingress, itself},
     topology::{HTTP_PORT, VIP},
 };
 
 /// How long nothing may be written.
 const STEADY: Duration = Duration::from_secs(60);
-/// What is quiet for so long has settled.
-const QUIET: Duration = Duration::from_secs(12);
 
 fn member(name: &str) -> String {
     format!("/apis/kanmon.dev/v1alpha1/memberclusters/{name}")
@@ -38,24 +32,6 @@ fn wait_for_import(cluster: &KubeCluster, name: &str, sources: usize) {
         (import["status"]["clusters"].as_array()?.len() == sources).then_some(())
     });
     seen.unwrap();
-}
-
-/// Waits until nothing has been written for a while, and returns what there is.
-fn settled(stage: &KubeStage, clusters: &[&str]) -> Vec<Inventory> {
-    let all = || clusters.iter().map(|cluster| stage.inventory(cluster).unwrap()).collect::<Vec<_>>();
-    let deadline = Instant::now() + 2 * SOON;
-    let mut before = all();
-    loop {
-        thread::sleep(QUIET);
-        let now = all();
-        let changes: Vec<String> =
-            before.iter().zip(&now).flat_map(|(before, now)| before.changes(now)).collect();
-        if changes.is_empty() {
-            return now;
-        }
-        assert!(Instant::now() < deadline, "the clusters don't settle: {changes:?}");
-        before = now;
-    }
 }
 
 /// A pool of VIPs that are routed to a member's own gateway.
@@ -105,7 +81,7 @@ fn two_agents_in_two_clusters_that_are_each_others_members_come_to_rest_and_writ
         }
     }
 
-    let before = settled(&stage, &MEMBERS);
+    let before = stage.settled(&MEMBERS).unwrap();
     thread::sleep(STEADY);
     let after = MEMBERS.map(|cluster| stage.inventory(cluster).unwrap());
     for (cluster, (before, after)) in MEMBERS.into_iter().zip(before.iter().zip(&after)) {
@@ -133,7 +109,7 @@ fn a_member_that_may_only_be_read_is_served_and_says_what_may_not_be_written() {
     for member in MEMBERS {
         stage.wait_for_pods(member, &httpbin, 2).unwrap();
     }
-    let before = settled(&stage, &["hangzhou"]);
+    let before = stage.settled(&["hangzhou"]).unwrap();
 
     let mut agent = stage.start_agent(&stage.gateway(), &SMALL).unwrap();
     stage.wait_until_used(&mut agent, &httpbin, &[("hangzhou", 2), ("shanghai", 2)]).unwrap();

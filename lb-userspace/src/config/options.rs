@@ -39,8 +39,8 @@ pub struct Options {
     #[arg(long, value_name = "NAME", help_heading = "Kubernetes")]
     pub context: Option<String>,
 
-    /// Label selector of the MemberClusters that this gateway serves, like `location in (cn-hangzhou)`
-    /// [default: all]
+    /// Label selector of the MemberClusters that this gateway serves, like `location in (cn-hangzhou)`;
+    /// gateways with different ones need a --cluster-set-id each [default: all]
     #[arg(long, value_name = "SELECTOR", help_heading = "Kubernetes")]
     pub member_selector: Option<MemberSelector>,
 

@@ -1,11 +1,20 @@
 //! All that is in a cluster, to see who wrote, and whether anything is left.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::KubeStage;
+
+/// What is quiet for so long has settled…
+const QUIET: Duration = Duration::from_secs(12);
+/// …and what does not come to rest for so long never does.
+const UNREST: Duration = Duration::from_secs(180);
 
 /// What changes all the time whoever is quiet: heartbeats.
 const HEARTBEATS: [&str; 2] = ["Lease", "Node"];
@@ -29,6 +38,27 @@ impl KubeStage {
         let list: Value = serde_json::from_str(&text).context("kubectl printed no JSON")?;
         let items = list["items"].as_array().context("kubectl printed no list")?;
         Ok(Inventory(items.iter().map(|object| (name(object), object.clone())).collect()))
+    }
+
+    /// Waits until nothing has been written into any of these clusters for a while, and gives what there is.
+    ///
+    /// # Errors
+    /// When kubectl fails, or they do not settle.
+    pub fn settled(&self, clusters: &[&str]) -> Result<Vec<Inventory>> {
+        let all = || clusters.iter().map(|cluster| self.inventory(cluster)).collect::<Result<Vec<_>>>();
+        let deadline = Instant::now() + UNREST;
+        let mut before = all()?;
+        loop {
+            thread::sleep(QUIET);
+            let now = all()?;
+            let both = before.iter().zip(&now);
+            let changes: Vec<String> = both.flat_map(|(before, now)| before.changes(now)).collect();
+            if changes.is_empty() {
+                return Ok(now);
+            }
+            ensure!(Instant::now() < deadline, "the clusters don't settle: {changes:?}");
+            before = now;
+        }
     }
 }
 

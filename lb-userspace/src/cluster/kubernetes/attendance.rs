@@ -14,13 +14,22 @@ use kube::core::ObjectMeta;
 pub(super) const GATEWAY_ANNOTATION: &str = "kanmon.dev/gateway";
 /// How long a renewal of a gateway's Lease is good for.
 pub(super) const GOOD_FOR: Duration = Duration::from_secs(40);
-/// A gateway that has been silent for so long is gone for good.
+/// A gateway that has been silent for so long is gone for good…
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(600);
-/// Of a longer pause between two looks only so much counts: while we could not look, nobody could renew.
+/// …and one that never had a Lease after this: perhaps an older agent, which has none and would say it all again.
+const NEVER_SEEN: Duration = Duration::from_secs(24 * 3600);
+/// After a longer pause between two looks everybody has the whole time again: while we could not look, others could not
+/// renew.
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
-/// The gateways that are not there, by name.
-pub(super) type Absences = BTreeMap<String, Absence>;
+/// The gateways that are not there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Absences {
+    /// Those that are gone, by name.
+    pub(super) gone: BTreeMap<String, Absence>,
+    /// Those that we have not seen renewing yet, nor for long enough to call them gone.
+    pub(super) unsure: BTreeSet<String>,
+}
 
 /// A gateway that is not there.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,25 +80,33 @@ struct Record {
     silent: Duration,
     /// Whether it was there and was deleted.
     left: bool,
+    /// Whether we have seen it renewing.
+    renewing: bool,
 }
 
 impl Record {
-    /// What follows a look `passed` after the one that this is from.
-    fn next(self, lease: Option<Seen>, passed: Duration) -> Self {
-        let silent = self.silent + passed;
+    /// What follows a look `passed` after the one that this is from; `None`: after a pause.
+    fn next(self, lease: Option<Seen>, passed: Option<Duration>) -> Self {
+        let silent = match passed {
+            Some(passed) => self.silent + passed,
+            None if self.absence().is_some() => self.silent,
+            None => Duration::ZERO,
+        };
+        let Self { lease: before, left, renewing, .. } = self;
         match lease {
-            Some(lease) if self.lease.as_ref().is_some_and(|before| before.renewed == lease.renewed) => {
-                Self { lease: Some(lease), silent, left: false }
+            Some(lease) if before.as_ref().is_some_and(|before| before.renewed == lease.renewed) => {
+                Self { lease: Some(lease), silent, left: false, renewing }
             }
-            Some(lease) => Self { lease: Some(lease), silent: Duration::ZERO, left: false },
-            None => Self { left: self.left || self.lease.is_some(), lease: None, silent },
+            Some(lease) => Self { lease: Some(lease), silent: Duration::ZERO, left: false, renewing: true },
+            None => Self { left: left || before.is_some(), lease: None, silent, renewing: false },
         }
     }
 
     fn absence(&self) -> Option<Absence> {
         let good_for = self.lease.as_ref().map_or(GOOD_FOR, |lease| lease.good_for);
+        let forgotten = if self.lease.is_some() { FORGOTTEN } else { NEVER_SEEN };
         (self.left || self.silent >= good_for).then(|| Absence {
-            for_good: self.left || self.silent >= FORGOTTEN,
+            for_good: self.left || self.silent >= forgotten,
             lease: self.lease.as_ref().map(|lease| lease.metadata.clone()),
         })
     }
@@ -103,7 +120,8 @@ impl Attendance {
 
     /// Takes in the Leases that there are now. `expected` are the gateways that said something: they should have one.
     pub(super) fn look(&mut self, leases: Vec<Seen>, expected: &BTreeSet<String>, now: Instant) -> Absences {
-        let passed = self.looked.map_or(Duration::ZERO, |last| now.duration_since(last).min(LONGEST_PAUSE));
+        let passed = self.looked.map_or(Duration::ZERO, |last| now.duration_since(last));
+        let passed = (passed <= LONGEST_PAUSE).then_some(passed);
         self.looked = Some(now);
         let mut leases: BTreeMap<String, Seen> =
             leases.into_iter().map(|lease| (lease.gateway.clone(), lease)).collect();
@@ -117,8 +135,15 @@ impl Attendance {
             };
             self.records.insert(name, record);
         }
-        let absences = self.records.iter();
-        absences.filter_map(|(name, record)| Some((name.clone(), record.absence()?))).collect()
+        let mut absences = Absences::default();
+        for (name, record) in &self.records {
+            if let Some(absence) = record.absence() {
+                absences.gone.insert(name.clone(), absence);
+            } else if !record.renewing {
+                absences.unsure.insert(name.clone());
+            }
+        }
+        absences
     }
 }
 
@@ -145,14 +170,14 @@ mod tests {
         /// The last look of so many, with these Leases (gateway, second of the renewal) in all of them; gives
         /// `gateway` of those that are gone, with `!` for good.
         fn looks(&mut self, count: u32, leases: &[(&str, i64)]) -> Vec<String> {
-            let mut absences = Absences::new();
+            let mut absences = Absences::default();
             for _ in 0..count {
                 self.now += Duration::from_secs(10);
                 let leases = leases.iter().map(|&(gateway, second)| lease(gateway, second)).collect();
                 absences = self.attendance.look(leases, &self.expected, self.now);
             }
             let mark = |absence: &Absence| if absence.for_good { "!" } else { "" };
-            absences.iter().map(|(name, absence)| format!("{name}{}", mark(absence))).collect()
+            absences.gone.iter().map(|(name, absence)| format!("{name}{}", mark(absence))).collect()
         }
     }
 
@@ -189,15 +214,33 @@ mod tests {
         let mut bed = Bed::expecting(&["a", "own"]);
         assert_eq!(bed.looks(4, &[]), [""; 0]);
         assert_eq!(bed.looks(1, &[]), ["a"]);
-        assert_eq!(bed.looks(56, &[]), ["a!"]);
+        assert_eq!(bed.looks(600, &[]), ["a"], "an older agent has none, and serves");
+        assert_eq!(bed.looks(9000, &[]), ["a!"]);
     }
 
     #[test]
-    fn while_nobody_could_look_nobody_is_silent() {
-        let mut bed = Bed::expecting(&["a"]);
-        bed.looks(2, &[("a", 1)]);
+    fn while_nobody_could_look_nobody_is_silent_and_then_everybody_has_the_whole_time_again() {
+        let mut bed = Bed::expecting(&["a", "dead"]);
+        bed.looks(4, &[("a", 1), ("dead", 1)]);
+        assert_eq!(bed.looks(1, &[("a", 2), ("dead", 1)]), ["dead"]);
+        bed.looks(3, &[("a", 2), ("dead", 1)]);
         bed.now += Duration::from_secs(3600);
-        assert_eq!(bed.looks(1, &[("a", 1)]), [""; 0]);
-        assert_eq!(bed.looks(1, &[("a", 1)]), ["a"]);
+        assert_eq!(bed.looks(4, &[("a", 2), ("dead", 1)]), ["dead"], "who was gone before stays gone");
+        assert_eq!(bed.looks(1, &[("a", 2), ("dead", 1)]), ["a", "dead"]);
+    }
+
+    #[test]
+    fn who_has_not_been_seen_renewing_may_be_gone() {
+        let mut bed = Bed::expecting(&["a", "b"]);
+        let unsure = |bed: &mut Bed, leases: &[(&str, i64)]| {
+            bed.now += Duration::from_secs(10);
+            let leases = leases.iter().map(|&(gateway, second)| lease(gateway, second)).collect();
+            bed.attendance.look(leases, &bed.expected, bed.now).unsure.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(unsure(&mut bed, &[("a", 1)]), ["a", "b"]);
+        assert_eq!(unsure(&mut bed, &[("a", 2)]), ["b"]);
+        assert_eq!(unsure(&mut bed, &[("a", 2)]), ["b"]);
+        bed.looks(1, &[("a", 2)]);
+        assert_eq!(unsure(&mut bed, &[("a", 2)]), [""; 0], "b is gone");
     }
 }

@@ -239,7 +239,7 @@ impl Outbox {
         let Some(allocations) = &situation.gateway.allocations else { return Vec::new() };
         let Publisher { cluster_set_id, changed, .. } = &self.publisher;
         let mut deletions = Vec::new();
-        for (gateway, absence) in absences.iter().filter(|(_, absence)| absence.for_good) {
+        for (gateway, absence) in absences.gone.iter().filter(|(_, absence)| absence.for_good) {
             let removals = publish::programmed::removals(gateway, allocations, cluster_set_id);
             if removals.is_empty() {
                 deletions.extend(absence.lease.as_ref().map(deletion));

@@ -101,7 +101,11 @@ impl<'a> Judge<'a> {
         let (vips, address, programmed) = match role {
             Role::Front(front) | Role::Other(front) => {
                 let deciding = self.problems_of(&object, &front.cluster);
-                (front.vips.clone(), address_assigned(&front.vips, deciding), self.programmed(&front.vips))
+                (
+                    front.vips.clone(),
+                    address_assigned(&front.vips, deciding),
+                    self.programmed(name, &front.vips),
+                )
             }
             Role::Refused => {
                 let because = |kind| judgement(kind, false, "NotAccepted", format!("see {ACCEPTED}"));
@@ -157,14 +161,14 @@ impl<'a> Judge<'a> {
     }
 
     /// What the gateways make of the addresses.
-    fn programmed(&self, vips: &[IpAddr]) -> Judgement {
+    fn programmed(&self, name: &ObjectName, vips: &[IpAddr]) -> Judgement {
         if vips.is_empty() {
             return judgement(PROGRAMMED, false, "NoAddress", "there is no address that could be served");
         }
         let mut told = self.told(vips);
         let all = told.len();
         let gone: Vec<&str> =
-            told.keys().copied().filter(|name| self.cluster.absences.contains_key(*name)).collect();
+            told.keys().copied().filter(|name| self.cluster.absences.gone.contains_key(*name)).collect();
         told.retain(|name, _| !gone.contains(name));
         let is_done = |states: &[(IpAddr, &GatewayState)]| {
             states.len() == vips.len() && states.iter().all(|(_, state)| state.programmed)
@@ -184,6 +188,11 @@ impl<'a> Judge<'a> {
             let of_gone = gone.iter().map(|gateway| self.why_gone(gateway));
             let parts: Vec<String> = [count].into_iter().chain(of_broken).chain(of_gone).collect();
             judgement(PROGRAMMED, false, &reasons.join(","), parts.join("; "))
+        } else if told.keys().any(|gateway| self.cluster.absences.unsure.contains(*gateway))
+            && let Some(written) = self.written(name, PROGRAMMED)
+        {
+            // Who has just started has seen nobody yet: another that did may have called one of them gone.
+            written
         } else if told.is_empty() || done < told.len() {
             let message = format!("{count} have told yet");
             Judgement { holds: None, ..judgement(PROGRAMMED, false, "Pending", message) }
@@ -192,14 +201,30 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// A condition as it is.
+    fn written(&self, name: &ObjectName, kind: &'static str) -> Option<Judgement> {
+        let status = self.cluster.present.services.get(name)?.status.as_ref()?;
+        let condition = status.conditions.iter().flatten().find(|condition| condition.type_ == kind)?;
+        Some(Judgement {
+            kind,
+            holds: match condition.status.as_str() {
+                "True" => Some(true),
+                "False" => Some(false),
+                _ => None,
+            },
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        })
+    }
+
     /// By gateway: the states of the addresses that it has told of. What those said that are gone for good is about to
     /// be removed.
     fn told(&self, vips: &[IpAddr]) -> BTreeMap<&'a str, Vec<(IpAddr, &'a GatewayState)>> {
-        let absences = self.cluster.absences;
+        let gone = &self.cluster.absences.gone;
         let mut told: BTreeMap<&str, Vec<(IpAddr, &GatewayState)>> = BTreeMap::new();
         for vip in vips {
             for state in self.gateways.get(vip).copied().unwrap_or_default() {
-                if absences.get(&state.name).is_none_or(|absence| !absence.for_good) {
+                if gone.get(&state.name).is_none_or(|absence| !absence.for_good) {
                     told.entry(&state.name).or_default().push((*vip, state));
                 }
             }

@@ -53,7 +53,7 @@ impl Bed {
             clusters: BTreeMap::new(),
             members: Vec::new(),
             allocations: Vec::new(),
-            absences: Absences::new(),
+            absences: Absences::default(),
             complete: true,
             second: 0,
             counter: 0,
@@ -225,7 +225,7 @@ impl Bed {
 
     /// A gateway is not there.
     fn absent(&mut self, gateway: &str, for_good: bool) {
-        self.absences.insert(gateway.to_owned(), Absence { for_good, lease: None });
+        self.absences.gone.insert(gateway.to_owned(), Absence { for_good, lease: None });
     }
 
     /// A service `web` that these clusters export on port 80, where it is named `http`.

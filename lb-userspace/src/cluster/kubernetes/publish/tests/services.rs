@@ -279,3 +279,24 @@ fn what_a_gateway_that_is_gone_said_last_is_not_why_an_address_is_not_served() {
     both.settle();
     assert_eq!(both.service_conditions("web")[2], "kanmon.dev/Programmed=False/NoSnatAddress,GatewayGone");
 }
+
+#[test]
+fn who_has_just_started_does_not_call_a_gateway_well_that_another_called_gone() {
+    let mut bed = served();
+    bed.absences.unsure.insert("gw-2".to_owned());
+    bed.settle();
+    assert_eq!(bed.service_conditions("web")[2], "kanmon.dev/Programmed=True/Programmed", "the first word");
+    bed.absences.unsure.clear();
+    bed.absent("gw-2", false);
+    bed.settle();
+    bed.absences.gone.clear();
+    bed.absences.unsure.insert("gw-2".to_owned());
+    assert_eq!(bed.settle(), [""; 0]);
+    bed.absences.unsure.clear();
+    bed.settle();
+    assert_eq!(
+        bed.service_conditions("web")[2],
+        "kanmon.dev/Programmed=True/Programmed",
+        "it is seen renewing"
+    );
+}
