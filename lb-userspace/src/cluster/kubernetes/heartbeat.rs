@@ -17,7 +17,7 @@ use super::access::Access;
 use super::attendance::{Absences, Attendance, GATEWAY_ANNOTATION, GOOD_FOR, Seen};
 use super::fault::Fault;
 use super::lease::{self, NAMESPACE, Presence};
-use super::publish::gateway_manager;
+use super::publish::{MANAGED_BY, gateway_manager};
 use super::target::Publisher;
 use crate::desired::CLUSTER_SET_LABEL;
 
@@ -149,7 +149,7 @@ impl Pulse {
             "metadata": {
                 "name": self.name,
                 "namespace": NAMESPACE,
-                "labels": {CLUSTER_SET_LABEL: self.cluster_set_id, "app.kubernetes.io/managed-by": "kanmon"},
+                "labels": {CLUSTER_SET_LABEL: self.cluster_set_id, MANAGED_BY.0: MANAGED_BY.1},
                 "annotations": {GATEWAY_ANNOTATION: self.gateway},
             },
             "spec": {

@@ -12,13 +12,13 @@ use k8s_openapi::api::coordination::v1::Lease as KubeLease;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Preconditions};
 use kube_lease_manager::LeaseManagerBuilder;
-use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::access::Access;
 use super::follow::SILENCE;
 use super::publish::allocations::group;
+use super::publish::short_hash;
 use crate::cluster::Programmed;
 use crate::config::MemberSelector;
 
@@ -54,11 +54,7 @@ fn legal(gateway: &str) -> String {
     }
     let lower = gateway.chars().map(|c| c.to_ascii_lowercase()).take(LONGEST_GATEWAY / 2);
     let plain: String = lower.map(|c| if is_ours(c) { c } else { '-' }).collect();
-    format!("{}-{}", plain.trim_matches('-'), hash(gateway)).trim_start_matches('-').to_owned()
-}
-
-fn hash(text: &str) -> String {
-    Sha256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    format!("{}-{}", plain.trim_matches('-'), short_hash(gateway)).trim_start_matches('-').to_owned()
 }
 
 /// Whether a name is that of a Lease of this set's gateways, whatever their selector, or of one of them alone.

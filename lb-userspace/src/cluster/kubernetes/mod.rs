@@ -12,8 +12,8 @@
 //! ```
 //!
 //! An API server that does not answer takes no endpoint away: what it said last stays, probes decide, and its
-//! connection's state is shown. `attendance`, `registry`, `completeness`, `objects`, `store`, `guarded`, `strip`, `health`, `fault`,
-//! `conditions`, `statuses` and `report` decide without I/O and without a clock.
+//! connection's state is shown. `attendance`, `registry`, `completeness`, `objects`, `store`, `guarded`, `strip`,
+//! `health`, `fault`, `conditions`, `statuses` and `report` decide without I/O and without a clock.
 
 mod access;
 mod attendance;

@@ -26,7 +26,7 @@ use super::statuses::Statuses;
 use super::target::{Publisher, Target};
 use super::writer::Writer;
 use crate::cluster::{Programmed, Snapshot};
-use crate::desired::{CLUSTER_SET_LABEL, Desired, Knowledge, cluster_place};
+use crate::desired::{CLUSTER_SET_LABEL, Desired, cluster_place};
 
 /// How long it is told that a MemberCluster went before its cluster was clean.
 const FAREWELL: Duration = Duration::from_secs(60);
@@ -125,16 +125,15 @@ impl Outbox {
         let set = &self.publisher.cluster_set_id;
         self.heartbeat.expect(publish::programmed::gateways(allocations, set));
         let absences = self.heartbeat.absences();
-        let (mut writes, notices, next) = if self.lease.is_held() {
-            self.of_gateway(situation, now)
+        let (writes, notices, next) = if self.lease.is_held() {
+            let (mut writes, notices, next) = self.of_gateway(situation, now);
+            writes.extend(self.forget_gone(situation, &absences));
+            (writes, notices, next)
         } else {
             self.statuses = Statuses::default();
             self.estates.clear();
             (Vec::new(), Vec::new(), None)
         };
-        if self.lease.is_held() {
-            writes.extend(self.forget_gone(situation, &absences));
-        }
         self.gateway.order(writes);
         self.notifier.tell(notices);
         self.own.order(self.of_this_gateway(situation, now));
@@ -342,12 +341,10 @@ impl Outbox {
             name,
             present,
             desired,
-            told: &desired.clusters,
             sources,
             allocations: gateway.allocations.as_deref().unwrap_or_default(),
             absences,
             cluster_set_id: set,
-            complete: desired.knowledge > Knowledge::Partial,
             now,
         };
         let (writes, problems) = publish::cluster_writes(&cluster);

@@ -28,8 +28,7 @@ use super::publish::{
 use super::registry::{Facts, MADE_LABEL, Registry, Rules};
 use super::writer::{Outcome, describe, execute};
 use crate::config::{GatewayAccess, MemberSelector};
-use crate::desired::cluster_place;
-use crate::desired::{AddressAllocation, CLUSTER_SET_LABEL, MemberCluster};
+use crate::desired::{AddressAllocation, CLUSTER_SET_LABEL, MemberCluster, cluster_place};
 
 /// The gateway cluster, for messages, as `cluster_place` has it.
 const GATEWAY_PLACE: &str = "the gateway cluster";

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use super::{Action, Kind, Write};
+use super::{Action, Kind, MANAGED_BY, Write, short_hash};
 use crate::config::MemberSelector;
 use crate::desired::{
     AddressAllocation, AddressAllocationSpec, CLUSTER_SET_LABEL, Claim, GROUP_LABEL, Owner, ServiceReference,
@@ -26,7 +25,7 @@ pub(in super::super) fn group(selector: &MemberSelector) -> String {
     if *selector == MemberSelector::default() {
         return String::new();
     }
-    Sha256::digest(selector.to_string()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    short_hash(&selector.to_string())
 }
 
 /// What is missing between what should be written (`claims`, of the last merge) and what is (`present`: all
@@ -77,7 +76,7 @@ fn spec(address: IpAddr, claim: &Claim) -> AddressAllocationSpec {
 fn object(address: IpAddr, claim: &Claim, owner: &Owner, present: Option<&AddressAllocation>) -> Value {
     let mut labels = present.and_then(|object| object.metadata.labels.clone()).unwrap_or_default();
     labels.insert(CLUSTER_SET_LABEL.to_owned(), owner.cluster_set_id.clone());
-    labels.insert("app.kubernetes.io/managed-by".to_owned(), "kanmon".to_owned());
+    labels.insert(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
     if !owner.group.is_empty() {
         labels.insert(GROUP_LABEL.to_owned(), owner.group.clone());
     }

@@ -26,7 +26,7 @@ pub(in super::super) fn writes(cluster: &Cluster<'_>) -> Vec<Write> {
             }
             // One that was judged before: its cluster is no longer used. Without `status`: an empty one would still
             // be ours.
-            None if cluster.complete && owns_status(&export.metadata, &manager) => {
+            None if cluster.is_complete() && owns_status(&export.metadata, &manager) => {
                 writes.push(write(name, json!({})));
             }
             None => {}

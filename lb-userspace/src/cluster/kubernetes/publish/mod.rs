@@ -21,13 +21,12 @@ mod sources;
 mod tests;
 mod write;
 
-use std::collections::BTreeSet;
-
 use k8s_openapi::jiff::Timestamp;
 use kube::core::ObjectMeta;
+use sha2::{Digest, Sha256};
 
 use super::attendance::Absences;
-use crate::desired::{AddressAllocation, Desired, Problem};
+use crate::desired::{AddressAllocation, Desired, Knowledge, Problem};
 
 pub(super) use condition::conditions;
 pub(super) use members::{MEMBER_CLUSTERS, writes as member_writes};
@@ -47,8 +46,6 @@ pub(super) struct Cluster<'a> {
     pub(super) present: &'a Present,
     /// What the last merge made of everything.
     pub(super) desired: &'a Desired,
-    /// The members whose objects the last merge knew.
-    pub(super) told: &'a BTreeSet<String>,
     /// The endpoints that exported Services give; the same for all clusters.
     pub(super) sources: &'a Sources,
     /// Who has which address, as it is written in the gateway cluster, with status.
@@ -57,8 +54,6 @@ pub(super) struct Cluster<'a> {
     pub(super) absences: &'a Absences,
     /// The label [`CLUSTER_SET_LABEL`](crate::desired::CLUSTER_SET_LABEL)'s value on all that we make.
     pub(super) cluster_set_id: &'a str,
-    /// Whether the merge knew all members' objects. While it did not, what comes from the others stays.
-    pub(super) complete: bool,
     /// Now, in whole seconds, as API servers keep it.
     pub(super) now: Timestamp,
 }
@@ -74,9 +69,14 @@ impl Cluster<'_> {
         self.present.namespaces.get(namespace) == Some(&true)
     }
 
+    /// Whether the merge knew all members' objects. While it did not, what comes from the others stays.
+    fn is_complete(&self) -> bool {
+        self.desired.knowledge > Knowledge::Partial
+    }
+
     /// Whether what a cluster gave may still be wanted there: it has told nothing yet.
     fn is_unknown(&self, source: &str) -> bool {
-        !self.complete && !self.told.contains(source)
+        !self.is_complete() && !self.desired.clusters.contains(source)
     }
 
     /// Whether an object is one that this cluster set made.
@@ -89,7 +89,12 @@ impl Cluster<'_> {
 pub(super) const SLICE_MANAGER: &str = "kanmon.dev";
 
 /// On every object that Kanmon makes: what made it; beside it the value.
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "kanmon");
+pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "kanmon");
+
+/// Eight hexadecimal digits that stand for a text in names: the first four bytes of its SHA-256.
+pub(super) fn short_hash(text: &str) -> String {
+    Sha256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// The field manager of what is published in the name of a cluster set: another set's is another, so that neither
 /// takes the other's fields.

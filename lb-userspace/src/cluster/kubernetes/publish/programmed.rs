@@ -37,15 +37,7 @@ pub(in super::super) fn writes(
         let states = allocation.status.as_ref().map_or(&[][..], |status| &status.gateways);
         let before = states.iter().find(|state| state.name == gateway);
         let state = state(gateway, address, programmed, before, now);
-        (before != state.as_ref()).then(|| Write {
-            kind: KIND,
-            namespace: String::new(),
-            name: allocation.metadata.name.clone().unwrap_or_default(),
-            action: Action::ApplyStatus(match state {
-                Some(state) => json!({"status": {"gateways": [state]}}),
-                None => json!({}),
-            }),
-        })
+        (before != state.as_ref()).then(|| apply_entry(allocation, state))
     };
     of_set(present, &owner.cluster_set_id).filter_map(write).collect()
 }
@@ -76,13 +68,21 @@ pub(in super::super) fn removals(
         let states = allocation.status.iter().flat_map(|status| &status.gateways);
         states.into_iter().any(|state| state.name == gateway)
     };
-    let removal = |allocation: &AddressAllocation| Write {
+    let with_entry = of_set(present, cluster_set_id).filter(has_entry);
+    with_entry.map(|allocation| apply_entry(allocation, None)).collect()
+}
+
+/// Applies a gateway's entry to an allocation's status; `None`: takes it back.
+fn apply_entry(allocation: &AddressAllocation, entry: Option<GatewayState>) -> Write {
+    Write {
         kind: KIND,
         namespace: String::new(),
         name: allocation.metadata.name.clone().unwrap_or_default(),
-        action: Action::ApplyStatus(json!({})),
-    };
-    of_set(present, cluster_set_id).filter(has_entry).map(removal).collect()
+        action: Action::ApplyStatus(match entry {
+            Some(entry) => json!({"status": {"gateways": [entry]}}),
+            None => json!({}),
+        }),
+    }
 }
 
 /// What this gateway has to say of an address; `None`: nothing, it is no VIP here.

@@ -10,11 +10,10 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::ObjectMeta;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::sources::Group;
 use super::write::SLICE;
-use super::{Action, Cluster, MANAGED_BY, Write};
+use super::{Action, Cluster, MANAGED_BY, Write, short_hash};
 use crate::desired::mcs::{GROUP, SERVICE_NAME_LABEL, SOURCE_CLUSTER_LABEL};
 use crate::desired::{CLUSTER_SET_LABEL, ObjectName};
 
@@ -140,7 +139,7 @@ fn base_name(cluster: &Cluster<'_>, import: &ObjectName, group: &Group) -> Strin
     let readable: String = format!("{}-{}", import.name, group.cluster).chars().take(200).collect();
     let mut base = readable.trim_end_matches(['-', '.']).to_owned();
     base.push('-');
-    base.extend(Sha256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")));
+    base.push_str(&short_hash(&text));
     base
 }
 

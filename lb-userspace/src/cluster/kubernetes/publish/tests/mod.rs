@@ -22,7 +22,7 @@ use super::{Action, Cluster, Present, Sources, Write, field_manager};
 use crate::desired::mcs::{ImportPort, ServiceExport, ServiceImport, ServiceImportSpec};
 use crate::desired::{
     AddressAllocation, CLUSTER_SET_LABEL, ClusterObjects, Desired, ExportJudgement, ExportState, FrontState,
-    Judgement, MemberCluster, ObjectName, Problem, Reason, Severity,
+    Judgement, Knowledge, MemberCluster, ObjectName, Problem, Reason, Severity,
 };
 
 const SET: &str = "set";
@@ -62,17 +62,19 @@ impl Bed {
 
     fn with<T>(&self, act: impl FnOnce(&Cluster<'_>) -> T) -> T {
         let sources = Sources::new(&self.clusters, &self.members, &self.desired);
-        let told = self.clusters.keys().cloned().collect();
+        let desired = Desired {
+            clusters: self.clusters.keys().cloned().collect(),
+            knowledge: if self.complete { Knowledge::Known } else { Knowledge::Partial },
+            ..self.desired.clone()
+        };
         act(&Cluster {
             name: HERE,
             present: &self.present,
-            desired: &self.desired,
-            told: &told,
+            desired: &desired,
             sources: &sources,
             allocations: &self.allocations,
             absences: &self.absences,
             cluster_set_id: SET,
-            complete: self.complete,
             now: at(self.second),
         })
     }

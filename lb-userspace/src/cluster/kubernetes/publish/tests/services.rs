@@ -7,10 +7,12 @@ use super::{Bed, at, object, parse};
 use crate::desired::{Reason, Severity};
 
 fn served() -> Bed {
-    Bed::new()
-        .service("web", json!({}))
-        .front("web", "a", &[], &["192.0.2.1"])
-        .told("192.0.2.1", &[("gw-1", true), ("gw-2", true)])
+    served_by(&[("gw-1", true), ("gw-2", true)])
+}
+
+/// One whose gateways say so of its address.
+fn served_by(gateways: &[(&str, bool)]) -> Bed {
+    Bed::new().service("web", json!({})).front("web", "a", &[], &["192.0.2.1"]).told("192.0.2.1", gateways)
 }
 
 #[test]
@@ -260,10 +262,7 @@ fn a_gateway_that_is_gone_is_named_though_its_last_word_was_good_and_forgotten_w
 
 #[test]
 fn what_a_gateway_that_is_gone_said_last_is_not_why_an_address_is_not_served() {
-    let mut bed = Bed::new()
-        .service("web", json!({}))
-        .front("web", "a", &[], &["192.0.2.1"])
-        .told("192.0.2.1", &[("gw-1", true), ("gw-2", false)]);
+    let mut bed = served_by(&[("gw-1", true), ("gw-2", false)]);
     bed.absent("gw-2", false);
     bed.settle();
     assert_eq!(bed.service_conditions("web")[2], "kanmon.dev/Programmed=False/GatewayGone");
@@ -271,10 +270,7 @@ fn what_a_gateway_that_is_gone_said_last_is_not_why_an_address_is_not_served() {
     bed.settle();
     assert_eq!(bed.service_conditions("web")[2], "kanmon.dev/Programmed=True/Programmed");
 
-    let mut both = Bed::new()
-        .service("web", json!({}))
-        .front("web", "a", &[], &["192.0.2.1"])
-        .told("192.0.2.1", &[("gw-1", false), ("gw-2", true)]);
+    let mut both = served_by(&[("gw-1", false), ("gw-2", true)]);
     both.absent("gw-2", false);
     both.settle();
     assert_eq!(both.service_conditions("web")[2], "kanmon.dev/Programmed=False/NoSnatAddress,GatewayGone");
