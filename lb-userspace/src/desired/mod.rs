@@ -15,6 +15,7 @@ mod index;
 pub mod mcs;
 mod mcs_crds;
 mod members;
+mod policy;
 mod problems;
 mod resources;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use addresses::pool_use;
 pub use crds::{crds, crds_yaml};
 pub use index::slices_by_service;
 pub use mcs_crds::{Revision, mcs_crds, mcs_crds_yaml};
+pub use policy::{Area, Locality, OutlierDetection, Policy};
 pub use problems::cluster_place;
 pub use resources::{
     AddressAllocation, AddressAllocationSpec, AddressAllocationStatus, AddressPool, AddressPoolSpec,
