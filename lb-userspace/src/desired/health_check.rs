@@ -60,11 +60,13 @@ pub(super) fn parse(
     check.kind = kind.unwrap_or(HealthCheckKind::Tcp);
     let path = reader.read(PATH, parse_path);
     let statuses = reader.read(EXPECTED_STATUS, parse_statuses);
-    if let HealthCheckKind::Http { path: to, expected_status } = &mut check.kind {
+    if let HealthCheckKind::Http { path: to, expected_status }
+    | HealthCheckKind::Https { path: to, expected_status } = &mut check.kind
+    {
         *to = path.unwrap_or_else(|| "/".to_owned());
         *expected_status = statuses.unwrap_or(STATUSES);
     } else if path.is_some() || statuses.is_some() {
-        reader.report(format!("{PATH} and {EXPECTED_STATUS} mean nothing without {KIND}: http"));
+        reader.report(format!("{PATH} and {EXPECTED_STATUS} mean nothing without {KIND}: http or https"));
     }
 
     check.interval = reader.read(INTERVAL, |text| duration(text, &INTERVALS)).unwrap_or(check.interval);
@@ -122,7 +124,9 @@ fn parse_kind(text: &str) -> Result<HealthCheckKind, String> {
         "none" => Ok(HealthCheckKind::None),
         "tcp" => Ok(HealthCheckKind::Tcp),
         "http" => Ok(HealthCheckKind::Http { path: String::new(), expected_status: STATUSES }),
-        _ => Err(format!("{text:?} is none of tcp, http and none")),
+        "https" => Ok(HealthCheckKind::Https { path: String::new(), expected_status: STATUSES }),
+        "grpc" => Ok(HealthCheckKind::Grpc { service: String::new() }),
+        _ => Err(format!("{text:?} is none of tcp, http, https, grpc and none")),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service as KubeService;
@@ -359,6 +360,11 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
     /// Successes in a row that make it healthy again, ≥ 1.
     pub healthy_threshold: u32,
+    /// The DNS name that an HTTP, HTTPS or gRPC probe asks for, in TLS too; `None`: the probed address.
+    pub host: Option<String>,
+    /// The authorities, in PEM, one of which must have issued the certificate of an HTTPS probe's server;
+    /// `None`: any certificate does.
+    pub ca_certificate: Option<Arc<str>>,
 }
 
 impl Default for HealthCheck {
@@ -369,6 +375,8 @@ impl Default for HealthCheck {
             timeout: Duration::from_secs(1),
             unhealthy_threshold: 3,
             healthy_threshold: 2,
+            host: None,
+            ca_certificate: None,
         }
     }
 }
@@ -386,6 +394,18 @@ pub enum HealthCheckKind {
         path: String,
         /// Status codes that mean healthy.
         expected_status: RangeInclusive<u16>,
+    },
+    /// The same over TLS.
+    Https {
+        /// Request target, begins with `/`.
+        path: String,
+        /// Status codes that mean healthy.
+        expected_status: RangeInclusive<u16>,
+    },
+    /// A call of `grpc.health.v1.Health/Check`, over HTTP/2 without TLS, is answered with SERVING.
+    Grpc {
+        /// The service that is asked for; empty: the server as a whole.
+        service: String,
     },
 }
 

@@ -36,7 +36,7 @@ fn http(path: &str, first: u16, last: u16) -> HealthCheckKind {
 
 #[test]
 fn without_annotations_it_is_tcp_every_five_seconds() {
-    let HealthCheck { kind, interval, timeout, unhealthy_threshold, healthy_threshold } = check(&[]);
+    let HealthCheck { kind, interval, timeout, unhealthy_threshold, healthy_threshold, .. } = check(&[]);
     assert_eq!(kind, HealthCheckKind::Tcp);
     assert_eq!((interval, timeout), (Duration::from_secs(5), Duration::from_secs(1)));
     assert_eq!((unhealthy_threshold, healthy_threshold), (3, 2));
@@ -44,7 +44,7 @@ fn without_annotations_it_is_tcp_every_five_seconds() {
 
 #[test]
 fn every_annotation_has_its_effect() {
-    let HealthCheck { kind, interval, timeout, unhealthy_threshold, healthy_threshold } = check(&[
+    let HealthCheck { kind, interval, timeout, unhealthy_threshold, healthy_threshold, .. } = check(&[
         ("", "http"),
         ("-path", "/healthz?full=1"),
         ("-expected-status", "200-204"),
@@ -64,6 +64,9 @@ fn kinds_and_their_defaults() {
     assert_eq!(check(&[("", "tcp")]).kind, HealthCheckKind::Tcp);
     assert_eq!(check(&[("", "http")]).kind, http("/", 200, 399));
     assert_eq!(check(&[("", "http"), ("-expected-status", "204")]).kind, http("/", 204, 204));
+    let https = HealthCheckKind::Https { path: "/up".to_owned(), expected_status: 200..=399 };
+    assert_eq!(check(&[("", "https"), ("-path", "/up")]).kind, https);
+    assert_eq!(check(&[("", "grpc")]).kind, HealthCheckKind::Grpc { service: String::new() });
 }
 
 #[test]
@@ -75,7 +78,7 @@ fn a_short_interval_shortens_the_default_timeout() {
 #[test]
 fn a_bad_value_is_reported_and_the_default_used() {
     for (key, value, expected) in [
-        ("", "ping", "none of tcp, http and none"),
+        ("", "ping", "none of tcp, http, https, grpc and none"),
         ("-path", "healthz", "is not a path"),
         ("-path", "/a b", "is not a path"),
         ("-path", "/a\r\nHost: x", "is not a path"),

@@ -1,7 +1,11 @@
 //! Probes against real sockets on loopback.
 
+mod grpc;
+mod https;
+
 use std::collections::HashSet;
-use std::net::Ipv6Addr;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -9,6 +13,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::desired::HealthCheck;
 use crate::health::Verdict;
+use crate::network::snat::{DEFAULT_NODE_PORTS, PortRequest, PortsInUse, choose};
 
 fn target(address: SocketAddr, kind: HealthCheckKind) -> ProbeTarget {
     ProbeTarget { address, check: HealthCheck { kind, ..HealthCheck::default() } }
@@ -69,6 +74,27 @@ async fn a_closed_port_is_refused() {
     drop(listener);
     let outcome = probe_once(&target(address, HealthCheckKind::Tcp)).await;
     assert_eq!(reason(outcome), "cannot connect: connection refused");
+}
+
+#[tokio::test]
+async fn no_probe_comes_from_a_snat_port() {
+    let in_use = PortsInUse::read(DEFAULT_NODE_PORTS).expect("the kernel tells");
+    let snat = choose(&PortRequest::Auto, &in_use).expect("free ports");
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(address).await.expect("bind");
+        let address = listener.local_addr().expect("local address");
+        // Open at the same time, so that each has another port.
+        let mut open = Vec::new();
+        for _ in 0..100 {
+            open.push(tcp::connect(address).await.expect("accepted"));
+            listener.accept().await.expect("accept");
+        }
+        for stream in open {
+            let port = stream.local_addr().expect("local address").port();
+            assert!(in_use.ephemeral.contains(&port), "{port} is not of the kernel's range {in_use:?}");
+            assert!(!(snat.base..=snat.last()).contains(&port), "{port} is of the SNAT ports {snat}");
+        }
+    }
 }
 
 #[tokio::test]
