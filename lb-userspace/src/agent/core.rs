@@ -25,7 +25,7 @@ use crate::cluster::{self, LastGood, Programmed};
 use crate::config::XdpMode;
 use crate::desired::{self, BackendId, Desired, ServiceId};
 use crate::health::probe::Targets;
-use crate::health::{ProbeTarget, Usability, Verdict, Verdicts, evaluate, probe_targets};
+use crate::health::{Ejections, ProbeTarget, Sources, Usability, Verdict, Verdicts, evaluate, probe_targets};
 use crate::network::{LocalAddresses, NetworkWatcher, NextHopError, NextHops};
 use crate::plan::{FlowUsage, Limits, Model, Step, Target, plan};
 use crate::status::view;
@@ -274,7 +274,12 @@ impl State {
         self.first_plan = FirstPlan::Made;
         let next_hops = self.next_hops.clone();
         let reachable = |address: IpAddr| !matches!(next_hops.get(&address), Some(Err(_)));
-        self.usability = Arc::new(evaluate(self.desired.services.values(), &self.verdicts, reachable));
+        let sources = Sources {
+            verdicts: &self.verdicts,
+            ejections: &Ejections::default(),
+            failed_clusters: &BTreeSet::new(),
+        };
+        self.usability = Arc::new(evaluate(self.desired.services.values(), &sources, reachable));
         let target = self.target();
         let usage = self.usage();
         let plan = plan(&mut self.model, &target, &usage, now);

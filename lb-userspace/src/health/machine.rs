@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{ProbeTarget, Verdict, Verdicts};
+use super::{ProbeTarget, Probed, Verdict, Verdicts};
 
 /// New targets' first probes are started at this distance, so that ten thousand do not begin at once and six
 /// do not wait.
@@ -158,7 +158,7 @@ impl Prober {
         queue.insert((state.due, key));
     }
 
-    /// Whether any verdict has changed since the last call, targets that came or went included.
+    /// Whether anything in [`Self::verdicts`] has changed since the last call, targets that came or went included.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -166,7 +166,9 @@ impl Prober {
     /// The verdicts on all targets.
     #[must_use]
     pub fn verdicts(&self) -> Verdicts {
-        self.states.values().map(|state| (state.target.clone(), state.verdict.clone())).collect()
+        let probed =
+            |state: &State| Probed { verdict: state.verdict.clone(), latest_failed: state.last_failed };
+        self.states.values().map(|state| (state.target.clone(), probed(state))).collect()
     }
 
     /// How many probes are in flight.
@@ -210,7 +212,7 @@ impl Prober {
 }
 
 impl State {
-    /// Counts a result; returns whether the verdict changed. The first result decides at once: a target that
+    /// Counts a result; returns whether what is said of the target changed. The first result decides at once: a target that
     /// has just appeared has no history that would outweigh it.
     fn learn(&mut self, outcome: Outcome) -> bool {
         let check = &self.target.check;
@@ -219,16 +221,17 @@ impl State {
             Outcome::Failure { reason } => (Verdict::Unhealthy { reason }, check.unhealthy_threshold),
             Outcome::Inconclusive { .. } => return false,
         };
-        self.last_failed = verdict != Verdict::Healthy;
+        let failed = verdict != Verdict::Healthy;
+        let turned = failed != std::mem::replace(&mut self.last_failed, failed);
         if std::mem::discriminant(&verdict) == std::mem::discriminant(&self.verdict) {
             self.contradictions = 0;
             let changed = verdict != self.verdict;
             self.verdict = verdict;
-            return changed;
+            return changed || turned;
         }
         self.contradictions += 1;
         if self.verdict != Verdict::Unknown && self.contradictions < threshold {
-            return false;
+            return turned;
         }
         self.verdict = verdict;
         self.contradictions = 0;

@@ -234,6 +234,50 @@ fn silent_targets_do_not_starve_those_that_answer() {
 }
 
 #[test]
+fn a_thousand_backends_that_die_at_once_are_no_probe_storm() {
+    let check = HealthCheck { unhealthy_threshold: 2, ..check(1000, 500) };
+    for death in [Answer::Refuses, Answer::Silent] {
+        let mut world = World::new(2048, |_| Answer::Accepts);
+        world.set(&targets(1000, &check));
+        world.run(Duration::from_secs(10));
+        let die = world.now;
+        world.answers(move |_| death);
+        world.run(Duration::from_secs(10));
+        world.answers(|_| Answer::Accepts);
+        world.run(Duration::from_secs(10));
+        // Each is probed once in 0.9 to 1 s, dead or alive: in any tenth of a second some hundred and no heap, and
+        // none more often than that.
+        let mut starts: Vec<_> = world.started.values().flatten().filter(|start| **start >= die).collect();
+        starts.sort();
+        let most = starts.windows(301).map(|window| *window[300] - *window[0]).min().expect("many");
+        assert!(most > 100 * MILLISECOND, "300 probes within {most:?}");
+        assert!(starts.len() <= 1000 * 23, "{} probes in 20 s", starts.len());
+        for starts in world.started.values() {
+            assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 900 * MILLISECOND));
+        }
+    }
+}
+
+#[test]
+fn one_failed_probe_is_told_before_it_changes_the_verdict() {
+    let check = check(1000, 300);
+    let only = target(0, &check);
+    let mut world = World::new(256, |_| Answer::Accepts);
+    world.set(&targets(1, &check));
+    world.run(Duration::from_secs(5));
+    world.prober.take_changed();
+    world.answers(|_| Answer::Refuses);
+    world.run(Duration::from_secs(1));
+    assert!(world.prober.take_changed());
+    assert_eq!(world.verdict(&only), Verdict::Healthy);
+    assert!(world.prober.verdicts().latest_failed(&only));
+    world.answers(|_| Answer::Accepts);
+    world.run(Duration::from_secs(1));
+    assert!(world.prober.take_changed());
+    assert!(!world.prober.verdicts().latest_failed(&only));
+}
+
+#[test]
 fn a_gateway_that_fell_behind_does_not_catch_up_in_a_burst() {
     let check = check(1000, 300);
     let mut prober = Prober::new(256, 1);

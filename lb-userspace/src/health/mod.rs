@@ -1,10 +1,15 @@
 //! Which backends are usable.
 //!
-//! [`Prober`] decides when to probe what and what the results mean; it does no I/O and reads no clock.
-//! [`probe::run`] is its edge to the network. [`evaluate`] combines readiness, verdicts and reachability into
-//! the backends that each service may use.
+//! [`Prober`] decides when to probe what and what the results mean; [`Outliers`] ejects backends on which users'
+//! connections fail; [`Clusters`] notices that a cluster fails as a whole. None of them does I/O or reads a clock;
+//! [`probe::run`] is the prober's edge to the network. [`evaluate`] combines what they say with readiness and
+//! reachability into the backends that each service may use.
 
+mod clusters;
+#[cfg(test)]
+mod fixtures;
 mod machine;
+mod outlier;
 pub mod probe;
 mod verdict;
 
@@ -14,8 +19,10 @@ use std::sync::Arc;
 
 use crate::desired::{Endpoint, HealthCheck, HealthCheckKind};
 
+pub use clusters::{Change, Clusters};
 pub use machine::{Outcome, Probe, ProbeId, Prober};
-pub use verdict::{ServiceHealth, Usability, evaluate, probe_targets};
+pub use outlier::{Decision, Ejection, Ejections, Ending, Observation, Outliers, Sign};
+pub use verdict::{ServiceHealth, Sources, Usability, evaluate, probe_targets};
 
 /// What is probed, and how. Backends that agree in all of this share one probe, whatever number of services
 /// they are in.
@@ -56,13 +63,21 @@ pub enum Verdict {
 
 /// What probes say of all targets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdicts(HashMap<ProbeTarget, Verdict>);
+pub struct Verdicts(HashMap<ProbeTarget, Probed>);
+
+/// What probes say of one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Probed {
+    verdict: Verdict,
+    /// The latest probe failed, whether or not that has changed the verdict yet.
+    latest_failed: bool,
+}
 
 impl Verdicts {
     /// The verdict on a target; [`Verdict::Unknown`] where there is none.
     #[must_use]
     pub fn of(&self, target: &ProbeTarget) -> &Verdict {
-        self.0.get(target).unwrap_or(&Verdict::Unknown)
+        self.0.get(target).map_or(&Verdict::Unknown, |probed| &probed.verdict)
     }
 
     /// The verdict on an endpoint under its service's check.
@@ -70,10 +85,27 @@ impl Verdicts {
     pub fn of_endpoint(&self, endpoint: &Endpoint, check: &HealthCheck) -> &Verdict {
         ProbeTarget::of(endpoint, check).map_or(&Verdict::Unknown, |target| self.of(&target))
     }
+
+    /// Whether the latest probe of a target failed: it may be healthy still, by its threshold.
+    #[must_use]
+    pub fn latest_failed(&self, target: &ProbeTarget) -> bool {
+        self.0.get(target).is_some_and(|probed| probed.latest_failed)
+    }
+}
+
+impl FromIterator<(ProbeTarget, Probed)> for Verdicts {
+    fn from_iter<I: IntoIterator<Item = (ProbeTarget, Probed)>>(verdicts: I) -> Self {
+        Self(verdicts.into_iter().collect())
+    }
 }
 
 impl FromIterator<(ProbeTarget, Verdict)> for Verdicts {
+    /// The latest probes are taken to be in line with the verdicts.
     fn from_iter<I: IntoIterator<Item = (ProbeTarget, Verdict)>>(verdicts: I) -> Self {
-        Self(verdicts.into_iter().collect())
+        let probed = |verdict: Verdict| Probed {
+            latest_failed: matches!(verdict, Verdict::Unhealthy { .. }),
+            verdict,
+        };
+        verdicts.into_iter().map(|(target, verdict)| (target, probed(verdict))).collect()
     }
 }

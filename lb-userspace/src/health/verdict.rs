@@ -1,24 +1,41 @@
-//! Readiness, probes and reachability combined into what each service may use.
+//! Readiness, probes, ejections, failed clusters and reachability combined into what each service may use.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use super::{ProbeTarget, Verdict, Verdicts};
+use super::{Ejections, ProbeTarget, Verdict, Verdicts};
 use crate::desired::{BackendId, Service, ServiceId};
+
+/// Who says what is healthy, besides Kubernetes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    /// What probes say.
+    pub verdicts: &'a Verdicts,
+    /// What users' connections have shown.
+    pub ejections: &'a Ejections,
+    /// Clusters that have failed as a whole.
+    pub failed_clusters: &'a BTreeSet<String>,
+}
 
 /// What new flows of one service may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceHealth {
-    /// Backends that new flows may go to.
+    /// Backends that new flows may go to: the healthy ones, or where there are none what is left to try.
     pub usable: BTreeSet<BackendId>,
+    /// Backends that are ready and reachable, and that no source calls unhealthy. Shares of regions follow these.
+    pub healthy: BTreeSet<BackendId>,
+    /// Those of the ready ones that are ejected.
+    pub ejected: BTreeSet<BackendId>,
+    /// Clusters with ready endpoints that have failed as a whole.
+    pub failed_clusters: BTreeSet<String>,
     /// Endpoints that Kubernetes calls ready and that are not terminating.
     pub ready: usize,
     /// Those of the ready ones whose probes fail.
     pub failing: usize,
     /// Those of the ready ones that no next hop leads to.
     pub unreachable: usize,
-    /// Set when less is served than was asked for in a way that a person must look at: all probes fail and
-    /// are ignored, or no next hop leads to any ready endpoint. A sentence for people.
+    /// Set when less is served than was asked for in a way that a person must look at: nothing is healthy and
+    /// all is used nevertheless, or no next hop leads to any ready endpoint. A sentence for people.
     pub degraded: Option<String>,
 }
 
@@ -45,18 +62,19 @@ pub fn probe_targets<'a>(services: impl IntoIterator<Item = &'a Service>) -> Has
 
 /// Decides what each service may use. `has_next_hop` tells whether packets can be sent to an address.
 ///
-/// An endpoint that Kubernetes calls ready is usable until a probe says otherwise. Where the probes of *all*
-/// ready, reachable endpoints fail, the probes are as likely to be wrong as the endpoints: the service fails
-/// open and uses all of them.
+/// An endpoint that Kubernetes calls ready is healthy until a probe, users' connections or the state of its cluster
+/// say otherwise; a probe that passes does not outweigh an ejection. Where *no* ready, reachable endpoint is healthy,
+/// those that say so are as likely to be wrong as the endpoints: the service fails open. It uses the endpoints
+/// that only their cluster's failure speaks against, else all.
 #[must_use]
 pub fn evaluate<'a>(
     services: impl IntoIterator<Item = &'a Service>,
-    verdicts: &Verdicts,
+    sources: &Sources<'_>,
     has_next_hop: impl Fn(IpAddr) -> bool,
 ) -> Usability {
     let mut usability = Usability::default();
     for service in services {
-        let health = evaluate_service(service, verdicts, &has_next_hop);
+        let health = evaluate_service(service, sources, &has_next_hop);
         usability.backends.extend(&health.usable);
         usability.services.insert(service.id, health);
     }
@@ -65,85 +83,152 @@ pub fn evaluate<'a>(
 
 fn evaluate_service(
     service: &Service,
-    verdicts: &Verdicts,
+    sources: &Sources<'_>,
     has_next_hop: &impl Fn(IpAddr) -> bool,
 ) -> ServiceHealth {
     let mut health = ServiceHealth::default();
-    let mut reachable = BTreeSet::new();
-    let mut example = None;
+    let mut left = Left::default();
     for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.takes_new_flows()) {
+        let backend = endpoint.backend;
         health.ready += 1;
-        let verdict = verdicts.of_endpoint(endpoint, &service.health_check);
-        if let Verdict::Unhealthy { reason } = verdict {
-            health.failing += 1;
-            example = example.or(Some((endpoint.backend, reason)));
+        let failure = match sources.verdicts.of_endpoint(endpoint, &service.health_check) {
+            Verdict::Unhealthy { reason } => Some(reason),
+            Verdict::Healthy | Verdict::Unknown => None,
+        };
+        health.failing += usize::from(failure.is_some());
+        let ejected = sources.ejections.of(&service.id, &backend).is_some();
+        if ejected {
+            health.ejected.insert(backend);
         }
-        if !has_next_hop(endpoint.backend.address) {
+        let in_failed_cluster = sources.failed_clusters.contains(&endpoint.cluster);
+        if in_failed_cluster {
+            health.failed_clusters.insert(endpoint.cluster.clone());
+        }
+        if !has_next_hop(backend.address) {
             health.unreachable += 1;
             continue;
         }
-        reachable.insert(endpoint.backend);
-        if !matches!(verdict, Verdict::Unhealthy { .. }) {
-            health.usable.insert(endpoint.backend);
+        left.reachable.insert(backend);
+        if let Some(reason) = failure {
+            left.failing += 1;
+            left.example.get_or_insert_with(|| format!(" (for example {backend}: {reason})"));
+        } else if !ejected {
+            left.answering.insert(backend);
+            if !in_failed_cluster {
+                health.healthy.insert(backend);
+            }
         }
     }
-    if health.ready > 0 && reachable.is_empty() {
-        health.degraded = Some(format!(
-            "none of the {} ready endpoints is used, because no next hop leads to any of them; \
-             `kanmon backends` shows why",
-            health.ready
-        ));
-    } else if health.usable.is_empty() && !reachable.is_empty() {
-        let example = example
-            .map(|(backend, reason)| format!(" (for example {backend}: {reason})"))
-            .unwrap_or_default();
-        health.degraded = Some(format!(
-            "the probes of all {} ready endpoints with a next hop fail{example}; all of them are used until \
-             one answers. Check that this gateway can reach the probed port and that the health check fits \
-             the application",
-            reachable.len()
-        ));
-        health.usable = reachable;
+    if health.healthy.is_empty() {
+        health.degraded = left.degraded(&health);
+        health.usable = if left.answering.is_empty() { left.reachable } else { left.answering };
+    } else {
+        health.usable.clone_from(&health.healthy);
     }
     health
+}
+
+/// What there is to use where nothing is healthy.
+#[derive(Default)]
+struct Left {
+    reachable: BTreeSet<BackendId>,
+    /// Those of them that their cluster's failure alone speaks against.
+    answering: BTreeSet<BackendId>,
+    /// How many of them fail their probes.
+    failing: usize,
+    example: Option<String>,
+}
+
+impl Left {
+    /// Why nothing is healthy; `None`: nothing is ready.
+    fn degraded(&self, health: &ServiceHealth) -> Option<String> {
+        let reachable = self.reachable.len();
+        let example = self.example.as_deref().unwrap_or_default();
+        if health.ready == 0 {
+            return None;
+        }
+        Some(if reachable == 0 {
+            format!(
+                "none of the {} ready endpoints is used, because no next hop leads to any of them; \
+                 `kanmon backends` shows why",
+                health.ready
+            )
+        } else if !self.answering.is_empty() {
+            let clusters: Vec<_> = health.failed_clusters.iter().map(String::as_str).collect();
+            format!(
+                "all clusters with ready endpoints that answer have failed ({}): most of their other endpoints \
+                 fail; the {} that do not fail themselves are used until a cluster is back. Check the network \
+                 between this gateway and these clusters",
+                clusters.join(", "),
+                self.answering.len()
+            )
+        } else if self.failing == reachable {
+            format!(
+                "the probes of all {reachable} ready endpoints with a next hop fail{example}; all of them are used \
+                 until one answers. Check that this gateway can reach the probed port and that the health check \
+                 fits the application"
+            )
+        } else {
+            format!(
+                "of the {reachable} ready endpoints with a next hop {} fail their probes{example} and {} are \
+                 ejected, because users' connections to them failed; all of them are used until one is healthy",
+                self.failing,
+                reachable - self.failing
+            )
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::time::Instant;
 
+    use super::super::Ejection;
+    use super::super::fixtures::{backend, endpoint_in, service, service_id};
     use super::*;
-    use crate::desired::{Endpoint, HealthCheck, HealthCheckKind, Protocol};
+    use crate::desired::{Endpoint, HealthCheck, HealthCheckKind};
 
     fn endpoint(last: u8, ready: bool) -> Endpoint {
-        Endpoint {
-            backend: BackendId {
-                protocol: Protocol::Tcp,
-                address: IpAddr::from([10, 0, 0, last]),
-                port: 8080,
-            },
-            cluster: "a".into(),
-            region: String::new(),
-            zone: String::new(),
-            pod: String::new(),
-            ready,
-            serving: true,
-            terminating: false,
-            probe_port: Some(8080),
+        Endpoint { ready, ..endpoint_in("a", last) }
+    }
+
+    /// What is said of the services besides verdicts.
+    #[derive(Default)]
+    struct Others {
+        ejections: Ejections,
+        failed_clusters: BTreeSet<String>,
+    }
+
+    impl Others {
+        fn eject(lasts: &[u8]) -> Self {
+            let ejection = Ejection { until: Instant::now(), number: 1 };
+            let ejections = lasts.iter().map(|last| (service_id(1), backend(*last), ejection)).collect();
+            Self { ejections, ..Self::default() }
+        }
+
+        fn fail(mut self, clusters: &[&str]) -> Self {
+            self.failed_clusters = clusters.iter().map(|cluster| (*cluster).to_owned()).collect();
+            self
+        }
+
+        /// The health of the service, all of whose endpoints can be reached.
+        fn health(&self, service: &Service, verdicts: &Verdicts) -> ServiceHealth {
+            let Self { ejections, failed_clusters } = self;
+            let sources = Sources { verdicts, ejections, failed_clusters };
+            let usability = super::evaluate([service], &sources, |_| true);
+            usability.services.into_values().next().expect("one service")
         }
     }
 
-    fn service(vip: u8, endpoints: Vec<Endpoint>) -> Service {
-        Service {
-            id: ServiceId { vip: IpAddr::from([192, 0, 2, vip]), port: 80, protocol: Protocol::Tcp },
-            namespace: "shop".into(),
-            name: "httpbin".into(),
-            front: String::new(),
-            not_fronts: Vec::new(),
-            port_name: String::new(),
-            endpoints,
-            health_check: HealthCheck::default(),
-        }
+    /// With probes as the only source.
+    fn evaluate<'a>(
+        services: impl IntoIterator<Item = &'a Service>,
+        verdicts: &Verdicts,
+        has_next_hop: impl Fn(IpAddr) -> bool,
+    ) -> Usability {
+        let Others { ejections, failed_clusters } = &Others::default();
+        super::evaluate(services, &Sources { verdicts, ejections, failed_clusters }, has_next_hop)
     }
 
     fn failing(lasts: &[u8]) -> Verdicts {
@@ -261,5 +346,77 @@ mod tests {
         let mut differently = service(3, vec![endpoint(1, true)]);
         differently.health_check.timeout /= 2;
         assert_eq!(probe_targets(services.iter().chain([&differently])).len(), 2);
+    }
+
+    /// Endpoints 1 and 2 in cluster a, 3 and 4 in cluster b.
+    fn two_clusters() -> Service {
+        service(
+            1,
+            [("a", 1), ("a", 2), ("b", 3), ("b", 4)].map(|(cluster, last)| endpoint_in(cluster, last)).into(),
+        )
+    }
+
+    fn passing(lasts: &[u8]) -> Verdicts {
+        let target = |last: &u8| ProbeTarget {
+            address: SocketAddr::from(([10, 0, 0, *last], 8080)),
+            check: HealthCheck::default(),
+        };
+        lasts.iter().map(|last| (target(last), Verdict::Healthy)).collect()
+    }
+
+    #[test]
+    fn a_probe_that_passes_does_not_end_an_ejection() {
+        let health = Others::eject(&[1]).health(&two_clusters(), &passing(&[1, 2, 3, 4]));
+        assert_eq!(lasts(&health.usable), [2, 3, 4]);
+        assert_eq!(lasts(&health.healthy), [2, 3, 4]);
+        assert_eq!(lasts(&health.ejected), [1]);
+        assert_eq!((health.failing, health.degraded), (0, None));
+    }
+
+    #[test]
+    fn an_ejection_is_one_services_own() {
+        let services =
+            [service(1, vec![endpoint(1, true), endpoint(2, true)]), service(2, vec![endpoint(1, true)])];
+        let Others { ejections, failed_clusters } = &Others::eject(&[1]);
+        let sources = Sources { verdicts: &Verdicts::default(), ejections, failed_clusters };
+        let usability = super::evaluate(&services, &sources, |_| true);
+        let sets: Vec<_> = usability.services.values().map(|health| lasts(&health.usable)).collect();
+        assert_eq!(sets, [vec![2], vec![1]]);
+    }
+
+    #[test]
+    fn endpoints_of_a_failed_cluster_are_not_used_although_they_answer() {
+        let health = Others::default().fail(&["a", "elsewhere"]).health(&two_clusters(), &passing(&[1, 2]));
+        assert_eq!(lasts(&health.usable), [3, 4]);
+        assert_eq!(lasts(&health.healthy), [3, 4]);
+        assert_eq!(health.failed_clusters, BTreeSet::from(["a".to_owned()]));
+        assert_eq!((health.failing, health.degraded), (0, None));
+    }
+
+    #[test]
+    fn where_all_clusters_have_failed_the_endpoints_that_answer_are_used() {
+        let others = Others::eject(&[4]).fail(&["a", "b"]);
+        let health = others.health(&two_clusters(), &failing(&[1]));
+        assert_eq!(lasts(&health.usable), [2, 3]);
+        assert!(health.healthy.is_empty());
+        let text = health.degraded.expect("degraded");
+        assert!(text.contains("(a, b)") && text.contains("the 2 that do not fail"), "{text}");
+    }
+
+    #[test]
+    fn where_some_fail_and_the_rest_is_ejected_all_are_used() {
+        let health = Others::eject(&[1, 2]).health(&two_clusters(), &failing(&[3, 4]));
+        assert_eq!(lasts(&health.usable), [1, 2, 3, 4]);
+        assert!(health.healthy.is_empty());
+        let text = health.degraded.expect("degraded");
+        assert!(text.contains("2 fail their probes (for example 10.0.0.3:8080/TCP"), "{text}");
+        assert!(text.contains("2 are ejected"), "{text}");
+    }
+
+    #[test]
+    fn where_a_cluster_has_failed_and_the_other_fails_by_itself_the_answering_ones_are_used() {
+        let health = Others::default().fail(&["a"]).health(&two_clusters(), &failing(&[1, 3, 4]));
+        assert_eq!(lasts(&health.usable), [2]);
+        assert!(health.degraded.is_some());
     }
 }
