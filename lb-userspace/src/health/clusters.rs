@@ -108,14 +108,15 @@ struct Sight {
 }
 
 impl Clusters {
-    /// Looks at all endpoints anew. To be called whenever one of the arguments has changed.
+    /// Looks at all endpoints anew; whether a cluster has failed or returned. To be called whenever one of the
+    /// arguments has changed.
     pub fn update<'a>(
         &mut self,
         now: Instant,
         services: impl IntoIterator<Item = (&'a Service, &'a Policy)>,
         verdicts: &Verdicts,
         ejections: &Ejections,
-    ) {
+    ) -> bool {
         self.slow_starts.clear();
         let mut opinions: BTreeMap<&str, HashMap<BackendId, Opinion>> = BTreeMap::new();
         let mut windows: BTreeMap<&str, Duration> = BTreeMap::new();
@@ -137,13 +138,21 @@ impl Clusters {
                 *window = (*window).max(2 * check.interval + check.timeout);
             }
         }
-        self.clusters.retain(|cluster, _| opinions.contains_key(cluster.as_str()));
+        let mut changed = false;
+        self.clusters.retain(|name, cluster| {
+            let stays = opinions.contains_key(name.as_str());
+            changed |= !stays && cluster.standing != Standing::Serving;
+            stays
+        });
         for (cluster, opinions) in opinions {
             let sight = Sight { pods: by_pod(opinions), window: windows[cluster] };
             let state = self.clusters.entry(cluster.to_owned()).or_default();
-            self.changes.extend(state.see(now, cluster, &sight));
+            let change = state.see(now, cluster, &sight);
+            changed |= change.is_some();
+            self.changes.extend(change);
         }
         self.handle_timeout(now);
+        changed
     }
 
     /// When a share grows next.

@@ -44,20 +44,21 @@ impl World {
         world
     }
 
-    /// Probes say so of the first service's endpoints, in order.
-    fn are(&mut self, pods: &[Is]) {
+    /// Probes say so of the first service's endpoints, in order; whether that changed something.
+    fn are(&mut self, pods: &[Is]) -> bool {
         let (service, _) = &self.services[0];
         let targets = service
             .endpoints
             .iter()
             .map(|endpoint| ProbeTarget::of(endpoint, &service.health_check).expect("it is probed"));
         self.verdicts = targets.zip(pods).map(|(target, pod)| (target, probed(*pod))).collect();
-        self.look();
+        self.look()
     }
 
-    fn look(&mut self) {
+    /// Looks at the endpoints; whether that changed something.
+    fn look(&mut self) -> bool {
         let services = self.services.iter().map(|(service, policy)| (service, policy));
-        self.clusters.update(self.now, services, &self.verdicts, &self.ejections);
+        self.clusters.update(self.now, services, &self.verdicts, &self.ejections)
     }
 
     /// Lets time pass, from timeout to timeout; says when they were.
@@ -134,16 +135,25 @@ fn a_cluster_fails_when_four_of_five_pods_do_and_two_verdicts_are_out() {
 #[test]
 fn a_failure_and_a_return_are_told_once() {
     let mut world = World::with(&[Healthy; 5]);
-    world.are(&[Unhealthy, Unhealthy, Doubted, Doubted, Healthy]);
+    assert!(!world.are(&[Unhealthy, Doubted, Doubted, Doubted, Healthy]));
+    assert!(world.are(&[Unhealthy, Unhealthy, Doubted, Doubted, Healthy]));
     let cluster = "hangzhou".to_owned();
     let failed = Change::Failed { cluster: cluster.clone(), failing: 4, pods: 5 };
     assert_eq!(world.clusters.poll_change(), Some(failed));
-    world.are(&[Unhealthy; 5]);
+    assert!(!world.are(&[Unhealthy; 5]));
     assert_eq!(world.clusters.poll_change(), None);
-    world.are(&[Healthy; 5]);
+    assert!(world.are(&[Healthy; 5]));
     assert_eq!(world.clusters.poll_change(), Some(Change::Returned { cluster }));
-    world.are(&[Healthy; 5]);
+    assert!(!world.are(&[Healthy; 5]));
     assert_eq!(world.clusters.poll_change(), None);
+}
+
+#[test]
+fn pods_that_take_no_new_flows_are_not_counted() {
+    let mut world = World::with(&[Healthy; 4]);
+    world.services[0].0.endpoints[3].ready = false;
+    world.are(&[Unhealthy, Unhealthy, Doubted]);
+    assert!(world.has_failed());
 }
 
 #[test]
@@ -245,8 +255,7 @@ fn a_return_is_gradual_over_each_services_slow_start() {
     world.are(&[Healthy; 2]);
     let begin = world.now;
     let mut shares = vec![(0, world.share(90), world.share(9))];
-    loop {
-        let Some(next) = world.clusters.poll_timeout() else { break };
+    while let Some(next) = world.clusters.poll_timeout() {
         world.run(next - world.now);
         shares.push(((next - begin).as_secs(), world.share(90), world.share(9)));
     }
@@ -323,7 +332,7 @@ fn a_failed_cluster_stays_so_until_its_endpoints_have_answered_a_probe() {
 fn a_cluster_without_endpoints_is_forgotten() {
     let mut world = World::with(&[Unhealthy; 2]);
     world.services[0].0.endpoints.clear();
-    world.look();
+    assert!(world.look());
     assert!(!world.has_failed());
     assert_eq!(world.share(90), None);
 }
@@ -398,7 +407,7 @@ fn a_silent_cluster_is_failed_within_a_second_and_before_the_last_of_its_pods() 
                 let ((_, id), outcome) = entry.remove_entry();
                 prober.handle_result(now, id, outcome);
             }
-            if !prober.take_changed() {
+            if prober.take_news().is_none() {
                 continue;
             }
             let verdicts = prober.verdicts();

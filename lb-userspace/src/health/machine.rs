@@ -44,6 +44,15 @@ pub enum Outcome {
     },
 }
 
+/// How much has changed; what is greater is more urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// Whether latest probes failed, and no verdict.
+    LatestProbes,
+    /// Verdicts, or what has one.
+    Verdicts,
+}
+
 type Key = u64;
 
 /// All probe targets, their schedule and their verdicts.
@@ -61,7 +70,7 @@ pub struct Prober {
     waiting_failed: BTreeSet<(Instant, Key)>,
     in_flight: HashMap<ProbeId, InFlight>,
     failed_in_flight: usize,
-    changed: bool,
+    news: Option<News>,
 }
 
 struct State {
@@ -95,7 +104,7 @@ impl Prober {
             waiting_failed: BTreeSet::new(),
             in_flight: HashMap::new(),
             failed_in_flight: 0,
-            changed: false,
+            news: None,
         }
     }
 
@@ -148,7 +157,7 @@ impl Prober {
         let Some(InFlight { key, started, counted_as_failed }) = self.in_flight.remove(&id) else { return };
         self.failed_in_flight -= usize::from(counted_as_failed);
         let Some(state) = self.states.get_mut(&key) else { return };
-        self.changed |= state.learn(outcome);
+        self.news = state.learn(outcome).max(self.news);
         // From start to start, and a tenth of it at random, so that targets do not fall into step. A gateway
         // that cannot keep up skips what it missed: it never catches up in a burst.
         let interval = state.target.check.interval;
@@ -158,9 +167,9 @@ impl Prober {
         queue.insert((state.due, key));
     }
 
-    /// Whether anything in [`Self::verdicts`] has changed since the last call, targets that came or went included.
-    pub fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+    /// What has changed in [`Self::verdicts`] since the last call, targets that came or went included.
+    pub fn take_news(&mut self) -> Option<News> {
+        self.news.take()
     }
 
     /// The verdicts on all targets.
@@ -199,7 +208,7 @@ impl Prober {
         let state = State { target, verdict: Verdict::Unknown, contradictions: 0, last_failed: false, due };
         self.states.insert(key, state);
         self.waiting.insert((due, key));
-        self.changed = true;
+        self.news = Some(News::Verdicts);
     }
 
     fn remove(&mut self, target: &ProbeTarget) {
@@ -207,35 +216,31 @@ impl Prober {
         let Some(state) = self.states.remove(&key) else { return };
         self.waiting.remove(&(state.due, key));
         self.waiting_failed.remove(&(state.due, key));
-        self.changed = true;
+        self.news = Some(News::Verdicts);
     }
 }
 
 impl State {
-    /// Counts a result; returns whether what is said of the target changed. The first result decides at once: a target that
-    /// has just appeared has no history that would outweigh it.
-    fn learn(&mut self, outcome: Outcome) -> bool {
+    /// Counts a result; returns what changed. The first result decides at once: a target that has just appeared
+    /// has no history that would outweigh it.
+    fn learn(&mut self, outcome: Outcome) -> Option<News> {
         let check = &self.target.check;
         let (verdict, threshold) = match outcome {
             Outcome::Success => (Verdict::Healthy, check.healthy_threshold),
             Outcome::Failure { reason } => (Verdict::Unhealthy { reason }, check.unhealthy_threshold),
-            Outcome::Inconclusive { .. } => return false,
+            Outcome::Inconclusive { .. } => return None,
         };
         let failed = verdict != Verdict::Healthy;
         let turned = failed != std::mem::replace(&mut self.last_failed, failed);
-        if std::mem::discriminant(&verdict) == std::mem::discriminant(&self.verdict) {
-            self.contradictions = 0;
-            let changed = verdict != self.verdict;
-            self.verdict = verdict;
-            return changed || turned;
-        }
-        self.contradictions += 1;
-        if self.verdict != Verdict::Unknown && self.contradictions < threshold {
-            return turned;
+        let agrees = std::mem::discriminant(&verdict) == std::mem::discriminant(&self.verdict);
+        self.contradictions = if agrees { 0 } else { self.contradictions + 1 };
+        let decides = agrees || self.verdict == Verdict::Unknown || self.contradictions >= threshold;
+        if !decides || verdict == self.verdict {
+            return turned.then_some(News::LatestProbes);
         }
         self.verdict = verdict;
         self.contradictions = 0;
-        true
+        Some(News::Verdicts)
     }
 }
 

@@ -265,16 +265,22 @@ fn one_failed_probe_is_told_before_it_changes_the_verdict() {
     let mut world = World::new(256, |_| Answer::Accepts);
     world.set(&targets(1, &check));
     world.run(Duration::from_secs(5));
-    world.prober.take_changed();
+    world.prober.take_news();
+    let before = world.prober.verdicts();
     world.answers(|_| Answer::Refuses);
     world.run(Duration::from_secs(1));
-    assert!(world.prober.take_changed());
+    assert_eq!(world.prober.take_news(), Some(News::LatestProbes));
     assert_eq!(world.verdict(&only), Verdict::Healthy);
+    assert!(world.prober.verdicts() != before && world.prober.verdicts().agree_with(&before));
     assert!(world.prober.verdicts().latest_failed(&only));
     world.answers(|_| Answer::Accepts);
     world.run(Duration::from_secs(1));
-    assert!(world.prober.take_changed());
+    assert_eq!(world.prober.take_news(), Some(News::LatestProbes));
     assert!(!world.prober.verdicts().latest_failed(&only));
+    world.answers(|_| Answer::Refuses);
+    world.run(Duration::from_secs(4));
+    assert_eq!(world.prober.take_news(), Some(News::Verdicts));
+    assert!(!world.prober.verdicts().agree_with(&before));
 }
 
 #[test]
@@ -339,12 +345,12 @@ fn changes_are_reported_once() {
     let check = check(1000, 300);
     let mut world = World::new(256, |_| Answer::Accepts);
     world.set(&targets(1, &check));
-    assert!(world.prober.take_changed());
-    assert!(!world.prober.take_changed());
+    assert_eq!(world.prober.take_news(), Some(News::Verdicts));
+    assert_eq!(world.prober.take_news(), None);
     world.run(10 * MILLISECOND);
-    assert!(world.prober.take_changed());
+    assert_eq!(world.prober.take_news(), Some(News::Verdicts));
     world.run(Duration::from_secs(5));
-    assert!(!world.prober.take_changed());
+    assert_eq!(world.prober.take_news(), None);
     world.set(&HashSet::new());
-    assert!(world.prober.take_changed());
+    assert_eq!(world.prober.take_news(), Some(News::Verdicts));
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use crate::desired::{Endpoint, HealthCheck, HealthCheckKind};
 
 pub use clusters::{Change, Clusters};
-pub use machine::{Outcome, Probe, ProbeId, Prober};
+pub use machine::{News, Outcome, Probe, ProbeId, Prober};
 pub use outlier::{Decision, Ejection, Ejections, Ending, Observation, Outliers, Sign};
 pub use verdict::{ServiceHealth, Sources, Usability, evaluate, probe_targets};
 
@@ -84,6 +84,14 @@ impl Verdicts {
     #[must_use]
     pub fn of_endpoint(&self, endpoint: &Endpoint, check: &HealthCheck) -> &Verdict {
         ProbeTarget::of(endpoint, check).map_or(&Verdict::Unknown, |target| self.of(&target))
+    }
+
+    /// Whether the verdicts are the same, whatever the latest probes said.
+    #[must_use]
+    pub fn agree_with(&self, other: &Self) -> bool {
+        let verdict =
+            |target, probed: &Probed| other.0.get(target).is_some_and(|o| o.verdict == probed.verdict);
+        self.0.len() == other.0.len() && self.0.iter().all(|(target, probed)| verdict(target, probed))
     }
 
     /// Whether the latest probe of a target failed: it may be healthy still, by its threshold.

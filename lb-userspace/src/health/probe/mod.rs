@@ -14,7 +14,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 
-use super::{Outcome, Probe, ProbeId, ProbeTarget, Prober, Verdicts};
+use super::{News, Outcome, Probe, ProbeId, ProbeTarget, Prober, Verdicts};
 use crate::desired::HealthCheckKind;
 
 /// What probes call themselves.
@@ -26,6 +26,10 @@ pub type Targets = Arc<std::collections::HashSet<ProbeTarget>>;
 /// Verdicts are published at most once in this time, so that a whole cluster's death is a few updates and not
 /// thousands.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A probe that failed without changing a verdict is worth less haste: of ten thousand targets on a lossy link one
+/// always has.
+const PUBLISH_LATEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How many probes this process may run at once: a quarter of the files it may open, within 64–2,048. Only
 /// targets that do not answer hold their place for long; ten thousand of them at 1 s in every 5 s need 2,000.
@@ -55,9 +59,11 @@ pub async fn run(
         while let Some(probe) = prober.poll_probe(now) {
             running.push(execute(probe));
         }
-        if prober.take_changed() && publish_at.is_none() {
-            publish_at = Some(now + PUBLISH_INTERVAL);
-        }
+        let delay = prober.take_news().map(|news| match news {
+            News::LatestProbes => PUBLISH_LATEST_INTERVAL,
+            News::Verdicts => PUBLISH_INTERVAL,
+        });
+        publish_at = delay.map(|delay| now + delay).into_iter().chain(publish_at).min();
         tokio::select! {
             changed = targets.changed() => {
                 if changed.is_err() {
