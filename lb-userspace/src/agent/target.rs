@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::desired::{Desired, Service};
+use crate::desired::{Desired, Policy, Service};
 use crate::health::Usability;
-use crate::locality;
+use crate::locality::{self, Shares};
 use crate::network::{LocalAddresses, NextHops, is_local};
 use crate::plan::{Target, TargetMember, TargetService};
 
@@ -21,7 +21,11 @@ pub(super) fn target(
     let vips: BTreeMap<IpAddr, bool> =
         desired.services.keys().map(|id| (id.vip, is_local(addresses, id.vip))).collect();
     Target {
-        services: desired.services.iter().map(|(id, service)| (*id, target_service(service))).collect(),
+        services: desired
+            .services
+            .values()
+            .map(|service| (service.id, target_service(service, &shares(service, usability))))
+            .collect(),
         usable: usability.backends.clone(),
         next_hops: next_hops.clone(),
         vips,
@@ -30,11 +34,23 @@ pub(super) fn target(
     }
 }
 
-fn target_service(service: &Service) -> TargetService {
-    let shares = locality::shares(service);
+fn shares(service: &Service, usability: &Usability) -> Shares {
+    let healthy = usability.services.get(&service.id).map(|health| &health.usable);
+    locality::shares(&locality::Input {
+        endpoints: &service.endpoints,
+        policy: &Policy::default(),
+        healthy: healthy.unwrap_or(&BTreeSet::new()),
+        ejected: &BTreeSet::new(),
+        ramps: &BTreeMap::new(),
+    })
+}
+
+/// Members that have no weight, not even 0, are kept for their flows only.
+fn target_service(service: &Service, shares: &Shares) -> TargetService {
     let members = service.endpoints.iter().map(|endpoint| {
-        let weight = shares.weights.get(&endpoint.backend).copied().unwrap_or_default();
-        (endpoint.backend, TargetMember { weight, draining: !endpoint.takes_new_flows() })
+        let weight = shares.weights.get(&endpoint.backend);
+        let draining = weight.is_none();
+        (endpoint.backend, TargetMember { weight: weight.copied().unwrap_or_default(), draining })
     });
     TargetService { members: members.collect() }
 }

@@ -1,136 +1,125 @@
-//! How much of a service's traffic each region gets.
+//! How much of a service's traffic each region and zone gets.
 //!
-//! Pure: endpoints in, percentages and weights out. Every region that has endpoints which take new flows gets
-//! a share in proportion to their number, so each endpoint of a service is as likely as any other.
+//! Pure: endpoints, policy and health in, percentages and weights out. A policy sorts endpoints into groups: the
+//! levels of a failover list or the areas of a distribution, and what is in none of them. Each group gets a whole
+//! percentage by its health ([`levels`], [`distribute`]), and the members of a group share it evenly
+//! ([`weights`]). Without a policy there is one group.
+//!
+//! [`shares`] takes health as it is. [`Localities`] follows services over time and holds a group back that has
+//! just recovered ([`failback`]).
 
-use std::collections::BTreeMap;
+mod compute;
+mod distribute;
+mod failback;
+mod groups;
+mod levels;
+mod localities;
+#[cfg(test)]
+mod tests;
+mod weights;
 
-use crate::desired::{BackendId, Endpoint, Service};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::desired::{BackendId, Endpoint, Policy};
+
+pub use compute::shares;
+pub use localities::{Localities, Transition};
+
+/// What the shares of one service depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The service's endpoints, each backend once.
+    pub endpoints: &'a [Endpoint],
+    /// What is asked for.
+    pub policy: &'a Policy,
+    /// Backends that probes and the path find nothing wrong with, before anything fails open: where none is
+    /// healthy, that is decided here. Those that Kubernetes calls unready don't count, listed or not.
+    pub healthy: &'a BTreeSet<BackendId>,
+    /// Backends that are ejected: not healthy, whether or not they are listed as such.
+    pub ejected: &'a BTreeSet<BackendId>,
+    /// Percentage of their full size with which the endpoints of a cluster take part, by cluster: 1 to 100.
+    /// Clusters that are not named have 100.
+    pub ramps: &'a BTreeMap<String, u32>,
+}
+
+/// The traffic of one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shares {
+    /// In order of preference. Every area of the policy, and every place that has other endpoints.
+    pub areas: Vec<AreaShare>,
+    /// Relative weight in the service's ring of each backend that may get new flows; 0: it is in the fallback
+    /// ring only. Equal numbers mean equal shares. Those that are missing get no new flows: they are not ready,
+    /// they terminate, or the policy leaves them out.
+    pub weights: BTreeMap<BackendId, u32>,
+    /// Set when less is served than was asked for in a way that a person must look at: nothing is healthy and
+    /// health is ignored, or the policy leaves nothing to serve. A sentence for people.
+    pub degraded: Option<String>,
+}
 
 /// A region, or a zone of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// Region; empty: unknown.
     pub region: String,
-    /// Zone; empty: unknown.
+    /// Zone; empty: the whole region, or unknown.
     pub zone: String,
 }
 
-impl Place {
-    /// Where an endpoint runs.
-    #[must_use]
-    pub fn of(endpoint: &Endpoint) -> Self {
-        Self { region: endpoint.region.clone(), zone: endpoint.zone.clone() }
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&match (self.region.as_str(), self.zone.as_str()) {
+            ("", "") => "an unknown region".to_owned(),
+            ("", zone) => format!("zone {zone}"),
+            (region, "") => region.to_owned(),
+            (region, zone) => format!("{region}/{zone}"),
+        })
     }
 }
 
-/// The traffic of one service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shares {
-    /// Each place that has endpoints which take new flows.
-    pub places: BTreeMap<Place, Share>,
-    /// Relative weight of each backend in the service's ring, ≥ 1 where new flows may go there and 0 where
-    /// not. Equal numbers mean equal shares.
-    pub weights: BTreeMap<BackendId, u32>,
-}
-
-/// The share of one place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Share {
-    /// Whole percent; those of a service sum to 100.
-    pub percent: u32,
-    /// Endpoints there that take new flows.
+/// The share of one area. Endpoints that terminate are not counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AreaShare {
+    /// Where.
+    pub place: Place,
+    /// Place of its group in the policy's order of preference, first 0: a failover's level, or the number of an
+    /// area of a distribution. What is in no listed area comes last.
+    pub level: usize,
+    /// Endpoints, ready or not.
     pub endpoints: u32,
+    /// Those of them that are healthy: ready, not ejected, and no probe fails.
+    pub healthy: u32,
+    /// Those of them that are ejected.
+    pub ejected: u32,
+    /// Percentage of new flows that arrives here; those of a service sum to 100, or to 0 where nothing may serve.
+    pub percent: u32,
+    /// What it is doing.
+    pub state: AreaState,
 }
 
-/// The shares of a service's places and the weights of its backends.
-#[must_use]
-pub fn shares(service: &Service) -> Shares {
-    let mut shares = Shares::default();
-    for endpoint in &service.endpoints {
-        let weight = u32::from(endpoint.takes_new_flows());
-        shares.weights.insert(endpoint.backend, weight);
-        if weight > 0 {
-            shares.places.entry(Place::of(endpoint)).or_default().endpoints += 1;
-        }
-    }
-    let total: u64 = shares.places.values().map(|share| u64::from(share.endpoints)).sum();
-    // Rounding the running sum, not each part, makes the parts sum to 100.
-    let mut seen = 0;
-    let mut given = 0;
-    for share in shares.places.values_mut() {
-        seen += u64::from(share.endpoints);
-        let until = u32::try_from((seen * 200 + total) / (total * 2)).unwrap_or(100);
-        share.percent = until - given;
-        given = until;
-    }
-    shares
+/// What an area is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AreaState {
+    /// It gets the new flows that the policy wants it to have.
+    Active,
+    /// It gets new flows, with fewer healthy endpoints than its share of them calls for. As a level of a failover
+    /// list it gets less for that, while others can serve.
+    Impaired,
+    /// It could serve; the policy wants all new flows elsewhere.
+    Standby,
+    /// It has recovered and waits until it has been healthy for the failback delay.
+    FailingBack,
+    /// It has endpoints, and none is healthy.
+    Failed,
+    /// It has no endpoints.
+    Empty,
+    /// The policy leaves it out.
+    Excluded,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{Place, Share, shares};
-    use crate::desired::{BackendId, Endpoint, HealthCheck, Protocol, Service, ServiceId};
-
-    fn endpoint(last: u8, region: &str, zone: &str) -> Endpoint {
-        Endpoint {
-            backend: BackendId { protocol: Protocol::Tcp, address: [10, 0, 0, last].into(), port: 80 },
-            cluster: region.to_owned(),
-            region: region.to_owned(),
-            zone: zone.to_owned(),
-            pod: String::new(),
-            ready: true,
-            serving: true,
-            terminating: false,
-            probe_port: Some(80),
-        }
-    }
-
-    fn service(endpoints: Vec<Endpoint>) -> Service {
-        Service {
-            id: ServiceId { vip: [192, 0, 2, 1].into(), port: 80, protocol: Protocol::Tcp },
-            namespace: "demo".to_owned(),
-            name: "httpbin".to_owned(),
-            front: String::new(),
-            not_fronts: Vec::new(),
-            port_name: String::new(),
-            endpoints,
-            health_check: HealthCheck::default(),
-        }
-    }
-
-    fn place(region: &str, zone: &str) -> Place {
-        Place { region: region.to_owned(), zone: zone.to_owned() }
-    }
-
-    #[test]
-    fn every_endpoint_weighs_the_same_and_places_sum_to_a_hundred() {
-        let shares = shares(&service(vec![
-            endpoint(1, "hangzhou", "a"),
-            endpoint(2, "hangzhou", "b"),
-            endpoint(3, "shanghai", "a"),
-        ]));
-        assert!(shares.weights.values().all(|&weight| weight == 1));
-        let percents: Vec<u32> = shares.places.values().map(|share| share.percent).collect();
-        assert_eq!(percents, [33, 34, 33]);
-        assert_eq!(shares.places[&place("hangzhou", "b")], Share { percent: 34, endpoints: 1 });
-    }
-
-    #[test]
-    fn endpoints_that_take_no_new_flows_have_no_share() {
-        let mut unready = endpoint(2, "shanghai", "");
-        unready.ready = false;
-        let mut terminating = endpoint(3, "shanghai", "");
-        terminating.terminating = true;
-        let (unready_id, terminating_id) = (unready.backend, terminating.backend);
-        let shares = shares(&service(vec![endpoint(1, "hangzhou", ""), unready, terminating]));
-        assert_eq!((shares.weights[&unready_id], shares.weights[&terminating_id]), (0, 0));
-        assert_eq!(shares.places.len(), 1);
-        assert_eq!(shares.places[&place("hangzhou", "")], Share { percent: 100, endpoints: 1 });
-    }
-
-    #[test]
-    fn a_service_without_endpoints_has_no_places() {
-        assert_eq!(shares(&service(vec![])), super::Shares::default());
+impl fmt::Display for AreaState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The variants are named as they are shown.
+        f.pad(&format!("{self:?}"))
     }
 }
