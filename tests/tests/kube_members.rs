@@ -53,11 +53,13 @@ fn an_api_server_takes_the_resources_that_kanmon_prints_and_refuses_what_makes_n
     let gateway = bed.cluster("gateway").unwrap();
     gateway.apply(&printed(&bed, &["crds"]).unwrap()).unwrap();
     let wait = ["wait", "--for", "condition=established", "--timeout", "60s"];
-    let names = ["crd/addresspools.kanmon.dev", "crd/memberclusters.kanmon.dev"];
+    let names = ["addresspools", "loadbalancingpolicies", "memberclusters"]
+        .map(|kind| format!("crd/{kind}.kanmon.dev"));
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     gateway.kubectl(&[&wait[..], &names[..]].concat(), "").unwrap();
     // Established a moment before it is served.
     eventually("the new resources are served", SOON, || {
-        gateway.kubectl(&["get", "memberclusters,addresspools"], "").is_ok()
+        gateway.kubectl(&["get", "memberclusters,addresspools,loadbalancingpolicies"], "").is_ok()
     });
 
     let secret = "kubeconfigSecretRef: {namespace: kanmon-system, name: s, key: gke_x}";
@@ -85,6 +87,101 @@ fn an_api_server_takes_the_resources_that_kanmon_prints_and_refuses_what_makes_n
     let header = ["NAME", "REGION", "STATE", "CONNECTED", "NETWORK", "SERVICES", "ENDPOINTS", "AGE"];
     assert_eq!(lines.next().unwrap(), header);
     assert_eq!(lines.next().unwrap()[..3], ["tried", "cn-x", "Active"]);
+}
+
+#[test]
+fn an_api_server_refuses_policies_that_make_no_sense_and_shows_the_others() {
+    let bed = bed(&["gateway"]);
+    let gateway = bed.cluster("gateway").unwrap();
+    gateway.apply(&printed(&bed, &["crds"]).unwrap()).unwrap();
+    eventually("policies are served", SOON, || gateway.kubectl(&["get", "lbp"], "").is_ok());
+
+    let policy = |fields: &str| {
+        object(
+            "LoadBalancingPolicy",
+            &format!("{{targetRefs: [{{group: '', kind: Service, name: web}}], {fields}}}"),
+        )
+    };
+    let locality = |fields: &str| policy(&format!("locality: {{{fields}}}"));
+    let shares = |to: &str| locality(&format!("distribute: [{{from: r1, to: [{to}]}}]"));
+    let check = |fields: &str| policy(&format!("healthCheck: {{{fields}}}"));
+    let too_many = (0..17).map(|n| format!("r{n}")).collect::<Vec<_>>().join(", ");
+    for (object, expected) in [
+        (object("LoadBalancingPolicy", "{targetRefs: []}"), "at least 1 items"),
+        (object("LoadBalancingPolicy", "{}"), "Required value"),
+        (
+            object("LoadBalancingPolicy", "{targetRefs: [{kind: Pod, name: web}]}"),
+            "only Services can be targets",
+        ),
+        (
+            object(
+                "LoadBalancingPolicy",
+                "{targetRefs: [{kind: Service, name: a}, {kind: Service, name: a}]}",
+            ),
+            "Duplicate value",
+        ),
+        (
+            locality(
+                "failover: [{from: r1, to: [r2]}], distribute: [{from: r1, to: [{region: r1, weight: 100}]}]",
+            ),
+            "failover and distribute exclude each other",
+        ),
+        (locality("failover: [{from: r1, to: [r2, r1]}]"), "must not be in `to`"),
+        (locality("failover: [{from: r1, to: [r1/a]}]"), "must not be in `to`"),
+        (locality("failover: [{from: r1, to: [r2, r2]}]"), "Duplicate value"),
+        (locality("failover: [{from: r1, to: [r2]}, {from: r1, to: [r3]}]"), "each `from` can be there once"),
+        (locality("failover: []"), "at least 1 items"),
+        (locality(&format!("failover: [{{from: x, to: [{too_many}]}}]")), "at most 16 items"),
+        (locality("failover: [{from: r1/a/b, to: [r2]}]"), "should match"),
+        (locality("failbackDelay: 1d"), "should match"),
+        (locality("failbackDelay: 25h"), "must be 24h at most"),
+        (locality("overprovisioningPercent: 99"), "greater than or equal to 100"),
+        (shares("{region: r1, weight: 90}, {region: r2, weight: 9}"), "the weights must sum to 100"),
+        (shares("{region: r1, weight: 100}, {region: r2, weight: 0}"), "greater than or equal to 1"),
+        (shares("{region: r1, weight: 50}, {region: r1, zone: a, weight: 50}"), "must not overlap"),
+        (
+            policy(
+                "zonePreference: Prefer, locality: {distribute: [{from: r1, to: [{region: r1, weight: 100}]}]}",
+            ),
+            "exclude each other",
+        ),
+        (policy("zonePreference: Sometimes"), "Unsupported value"),
+        (check("timeout: 6s"), "timeout must not be longer than interval"),
+        (check("interval: 10ms"), "must be 100ms to 1h"),
+        (check("type: TCP, path: /healthz"), "path and expectedStatuses need type HTTP or HTTPS"),
+        (check("type: HTTP, expectedStatuses: '399-200'"), "the range must begin with its lowest status"),
+        (check("type: HTTPS, caCertificate: MIIB"), "must be a certificate in PEM"),
+        (check("type: HTTP, service: x"), "service needs type GRPC"),
+        (
+            policy("outlierDetection: {baseEjectionTime: 2m, maxEjectionTime: 1m}"),
+            "must not be longer than maxEjectionTime",
+        ),
+        (policy("outlierDetection: {maxEjectionPercent: 101}"), "less than or equal to 100"),
+        (policy("flowLog: {sampleOneIn: 0}"), "greater than or equal to 1"),
+    ] {
+        let error = format!("{:#}", gateway.apply(&object).expect_err(&object));
+        assert!(error.contains(expected), "{object}: {error}");
+    }
+
+    // Story S1, and the rest of what there is.
+    let s1 = "locality: {failover: [{from: cn-hangzhou, to: [cn-shanghai]}, {from: cn-shanghai, to: [cn-hangzhou]}]}, \
+              outlierDetection: {consecutiveErrors: 1, interval: 1s, baseEjectionTime: 1m}";
+    gateway.apply(&policy(s1)).unwrap();
+    gateway
+        .apply(&shares("{region: cn-hangzhou, weight: 90}, {region: cn-shanghai, zone: a, weight: 10}"))
+        .unwrap();
+    gateway
+        .apply(&policy(
+            "clusterSelector: {matchLabels: {location: r1}}, zonePreference: Strict, drainTimeout: 1h30m, \
+             retryOnReset: false, slowStart: 30s, flowLog: {counters: true, sampleOneIn: 100}, newFlowLimit: 1000, \
+             healthCheck: {type: HTTPS, path: '/healthz?full=1', host: web.example, port: 8443, \
+             expectedStatuses: '200-204', interval: 250ms, timeout: 250ms, caCertificate: \
+             '-----BEGIN CERTIFICATE-----x-----END CERTIFICATE-----'}",
+        ))
+        .unwrap();
+    let table = gateway.kubectl(&["get", "lbp"], "").unwrap();
+    let header: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(header, ["NAME", "MODE", "HEALTHY", "EJECTED", "ACCEPTED", "PROGRAMMED", "AGE"]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use super::target::target;
 use crate::bpf::{self, Kernel};
 use crate::cluster::{self, LastGood, Programmed};
 use crate::config::XdpMode;
-use crate::desired::{self, BackendId, Desired, ServiceId};
+use crate::desired::{self, BackendId, Desired, Place, ServiceId};
 use crate::health::probe::Targets;
 use crate::health::{Ejections, ProbeTarget, Sources, Usability, Verdict, Verdicts, evaluate, probe_targets};
 use crate::network::{LocalAddresses, NetworkWatcher, NextHopError, NextHops};
@@ -45,6 +45,8 @@ pub(super) struct Core {
     pub(super) outputs: Outputs,
     pub(super) interfaces: Interfaces,
     pub(super) snat_addresses: BTreeSet<IpAddr>,
+    /// Where the gateway is, as its settings say; the labels of its Node go first.
+    pub(super) place: Place,
     pub(super) limits: Limits,
     pub(super) allocations: desired::Allocations,
 }
@@ -213,8 +215,9 @@ impl State {
         let held = self.first_plan == FirstPlan::Held;
         let addresses = self.core.inputs.addresses.borrow().iter().map(|local| local.address).collect();
         let clusters = &self.clusters;
+        let place = clusters.place.or(&self.core.place);
         let mut desired =
-            desired::merge(&clusters.clusters, &clusters.gateway, &addresses, &self.core.allocations);
+            desired::merge(&clusters.clusters, &clusters.gateway, &addresses, &place, &self.core.allocations);
         desired.complete = clusters.complete;
         // What is half known must not give VIPs away, nor be what the next start begins with.
         if !held {

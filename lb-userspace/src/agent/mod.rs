@@ -46,6 +46,7 @@ use self::core::{Core, Inputs, Interfaces, Outputs};
 use crate::bpf::Kernel;
 use crate::cluster::{self, LastGood};
 use crate::config::{self, LogLevel, Options, Settings};
+use crate::desired::Place;
 use crate::health::{Prober, probe};
 use crate::network::NetworkWatcher;
 use crate::plan::Limits;
@@ -127,6 +128,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
     let mut memory: BTreeMap<String, u64> =
         plan.maps.iter().map(|map| (map.name.to_owned(), map.bytes)).collect();
     memory.insert("total".to_owned(), plan.total());
+    let place = Place { region: settings.region.clone(), zone: settings.zone.clone() };
     let report = Report {
         facts: Facts {
             since: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
@@ -157,6 +159,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
         outputs: Outputs { targets, orders, published: published_out, last_good, desired, programmed },
         interfaces: Interfaces { names: settings.interfaces, indices: interfaces, mode: settings.xdp_mode },
         snat_addresses: started.snat_addresses,
+        place,
         limits: Limits {
             services: sizes.descriptor_count(),
             backends: sizes.backend_count(),

@@ -38,7 +38,7 @@ pub(super) fn programmed(
         };
         (vip, obstacle.map_or(Ok(()), Err))
     };
-    Programmed { known: true, vips: wanted.into_iter().map(judge).collect(), leaving: false }
+    Programmed { known: true, vips: wanted.into_iter().map(judge).collect(), ..Programmed::default() }
 }
 
 /// Why the maps do not have a service.
@@ -52,6 +52,8 @@ fn missing(id: ServiceId, problems: &[Problem]) -> NotProgrammed {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::desired::{FrontState, HealthCheck, Protocol, Service};
 
@@ -69,6 +71,7 @@ mod tests {
             port_name: String::new(),
             endpoints: Vec::new(),
             health_check: HealthCheck::default(),
+            policy: Arc::default(),
         };
         Desired { services: ids.iter().map(|id| (*id, service(*id))).collect(), ..Desired::default() }
     }

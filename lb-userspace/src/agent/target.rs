@@ -57,6 +57,8 @@ fn target_service(service: &Service, shares: &Shares) -> TargetService {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::desired::{BackendId, Endpoint, HealthCheck, Protocol, ServiceId};
     use crate::network::LocalAddress;
@@ -86,6 +88,7 @@ mod tests {
             port_name: String::new(),
             endpoints,
             health_check: HealthCheck::default(),
+            policy: Arc::default(),
         };
         Desired { services: BTreeMap::from([(id, service)]), ..Desired::default() }
     }

@@ -3,12 +3,12 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
-use super::resources::{AddressAllocation, AddressPool, MemberCluster};
+use super::resources::{AddressAllocation, AddressPool, LoadBalancingPolicy, MemberCluster};
 
 /// All definitions, by name. They work on Kubernetes 1.31 and later.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![AddressAllocation::crd(), AddressPool::crd(), MemberCluster::crd()]
+    vec![AddressAllocation::crd(), AddressPool::crd(), LoadBalancingPolicy::crd(), MemberCluster::crd()]
 }
 
 /// All definitions as YAML documents, for `kubectl apply -f -`.
@@ -26,7 +26,7 @@ pub fn crds_yaml() -> Result<String, serde_saphyr::SerializeError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use kube_cel::Validator;
     use serde_json::{Value, json};
 
@@ -52,17 +52,27 @@ mod tests {
     }
 
     #[test]
-    fn all_are_cluster_scoped_and_members_have_the_columns_and_a_status() {
+    fn policies_are_in_namespaces_and_members_and_policies_have_their_columns_and_a_status() {
         for crd in crds() {
-            assert_eq!(crd.spec.scope, "Cluster", "{:?}", crd.metadata.name);
+            let namespaced = crd.spec.names.kind == "LoadBalancingPolicy";
+            assert_eq!(
+                crd.spec.scope,
+                if namespaced { "Namespaced" } else { "Cluster" },
+                "{:?}",
+                crd.metadata.name
+            );
         }
-        let member = MemberCluster::crd();
-        assert_eq!(member.spec.names.short_names.as_deref(), Some(&["mc".to_owned()][..]));
-        let version = &member.spec.versions[0];
-        let columns: Vec<_> =
-            version.additional_printer_columns.iter().flatten().map(|column| column.name.as_str()).collect();
-        assert_eq!(columns, ["REGION", "STATE", "CONNECTED", "NETWORK", "SERVICES", "ENDPOINTS", "AGE"]);
-        assert!(version.subresources.as_ref().unwrap().status.is_some());
+        let members = ["REGION", "STATE", "CONNECTED", "NETWORK", "SERVICES", "ENDPOINTS", "AGE"];
+        let policies = ["MODE", "HEALTHY", "EJECTED", "ACCEPTED", "PROGRAMMED", "AGE"];
+        for (crd, short, columns) in
+            [(MemberCluster::crd(), "mc", &members[..]), (LoadBalancingPolicy::crd(), "lbp", &policies)]
+        {
+            assert_eq!(crd.spec.names.short_names.as_deref(), Some(&[short.to_owned()][..]));
+            let version = &crd.spec.versions[0];
+            let shown = version.additional_printer_columns.iter().flatten();
+            assert_eq!(shown.map(|column| column.name.as_str()).collect::<Vec<_>>(), columns);
+            assert!(version.subresources.as_ref().unwrap().status.is_some());
+        }
     }
 
     /// An API server refuses a rule over a list or text without an end for its cost, and a schema that
@@ -143,12 +153,17 @@ mod tests {
         }
     }
 
-    fn assert_refusal(crd: &CustomResourceDefinition, spec: &Value, expected: Option<&str>) {
+    /// What the CEL rules say of a spec.
+    pub(in super::super) fn refusals(crd: &CustomResourceDefinition, spec: &Value) -> Vec<String> {
         let object = json!({"metadata": {"name": "x"}, "spec": spec});
-        let messages: Vec<String> = match Validator::new().validate(&schema(crd), &object, None) {
+        match Validator::new().validate(&schema(crd), &object, None) {
             Ok(()) => Vec::new(),
             Err(errors) => errors.into_vec().into_iter().map(|error| error.message).collect(),
-        };
+        }
+    }
+
+    fn assert_refusal(crd: &CustomResourceDefinition, spec: &Value, expected: Option<&str>) {
+        let messages = refusals(crd, spec);
         match expected {
             None => assert!(messages.is_empty(), "{spec}: {messages:?}"),
             Some(text) => {

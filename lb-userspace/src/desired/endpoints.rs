@@ -7,14 +7,12 @@ use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::{Endpoint as KubeEndpoint, EndpointSlice};
 
 use super::fronts::{Front, FrontPort, protocol};
+use super::health_check::{HealthCheck, HealthCheckKind};
 use super::index::Clusters;
 use super::members::{Member, Members};
 use super::problems::{self, Problems};
 use super::resources::MemberState;
-use super::types::{
-    BackendId, Endpoint, HealthCheck, HealthCheckKind, ObjectName, Place, Protocol, Reason, Service,
-    ServiceId,
-};
+use super::types::{BackendId, Endpoint, ObjectName, Place, Protocol, Reason, Service, ServiceId};
 
 /// How many refused addresses a message names.
 const NAMED_ADDRESSES: usize = 3;
@@ -76,7 +74,8 @@ pub(super) fn attach(
 ) -> Vec<Service> {
     let mut merged: Vec<BTreeMap<BackendId, Endpoint>> = vec![BTreeMap::new(); front.ports.len()];
     for &(cluster, ref index) in clusters {
-        let Some(member) = members.get(cluster).filter(|member| member.has_endpoints()) else { continue };
+        let serves = |member: &&Member| member.has_endpoints() && front.selects(member);
+        let Some(member) = members.get(cluster).filter(serves) else { continue };
         let Some(slices) = index.slices.get(&front.name) else { continue };
         let service = index.services.get(&front.name).copied();
         let exports = index.exports(&front.name);
@@ -98,6 +97,7 @@ pub(super) fn attach(
                 port_name: port.name.clone(),
                 endpoints: endpoints.values().filter(of_family).cloned().collect(),
                 health_check: health_check(front, port, has_tcp),
+                policy: front.policy.clone(),
             });
         }
     }
@@ -233,6 +233,7 @@ impl Source<'_> {
         let has_tcp = self.front.ports.iter().any(|port| port.protocol == Protocol::Tcp);
         match (&self.front.check.check.kind, protocol) {
             (HealthCheckKind::None, _) => None,
+            _ if self.front.check.port.is_some() => self.front.check.port,
             (_, Protocol::Tcp) => Some(port),
             (_, Protocol::Udp) if has_tcp => sibling,
             (_, Protocol::Udp) => self.front.check.explicit.then_some(port),

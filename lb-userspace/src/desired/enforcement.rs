@@ -1,12 +1,20 @@
 //! What a Service asks for and does not get, beside source ranges: those keep it from being served at all.
 
-use k8s_openapi::api::core::v1::ServiceSpec;
+use k8s_openapi::api::core::v1::Service;
 
+use super::policies::asks_for_own_zone;
 use super::problems::{self, Problems};
-use super::types::{ObjectName, Reason};
+use super::types::{ObjectName, Place, Reason};
 
-/// Says so for each such field of a Service of our class.
-pub(super) fn report(cluster: &str, name: &ObjectName, spec: &ServiceSpec, problems: &mut Problems) {
+/// Says so for each such field of a Service of our class. `place` is where this gateway is.
+pub(super) fn report(
+    cluster: &str,
+    name: &ObjectName,
+    service: &Service,
+    place: &Place,
+    problems: &mut Problems,
+) {
+    let Some(spec) = &service.spec else { return };
     let mut warn = |reason, message: String| {
         problems.warning(cluster, problems::service(name), reason, message);
     };
@@ -21,10 +29,18 @@ pub(super) fn report(cluster: &str, name: &ObjectName, spec: &ServiceSpec, probl
                        need ask healthCheckNodePort; say `externalTrafficPolicy: Cluster`";
         warn(Reason::ExternalTrafficPolicyIgnored, message.to_owned());
     }
-    if let Some(distribution) = spec.traffic_distribution.as_deref().filter(|text| !text.is_empty()) {
+    let distribution = spec.traffic_distribution.as_deref().unwrap_or_default();
+    if asks_for_own_zone(service) {
+        if place.region.is_empty() || place.zone.is_empty() {
+            let message = "trafficDistribution or topology-mode asks that endpoints in the gateway's zone go first, but \
+                           this gateway does not know its region and zone; give its Node the labels \
+                           topology.kubernetes.io/region and /zone, or say --region and --zone";
+            warn(Reason::TrafficDistributionIgnored, message.to_owned());
+        }
+    } else if !distribution.is_empty() {
         let message = format!(
             "trafficDistribution {distribution} is not done: connections are spread over the endpoints of all zones \
-             and clusters; remove it"
+             and clusters; say PreferSameZone, or remove it"
         );
         warn(Reason::TrafficDistributionIgnored, message);
     }

@@ -1,6 +1,7 @@
 //! Which Services are fronts: what clients can connect to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service as KubeService, ServiceSpec};
 
@@ -9,8 +10,11 @@ use super::addresses::ADDRESSES_ANNOTATION;
 use super::enforcement;
 use super::health_check::{self, Check};
 use super::index::{Clusters, Index, Services};
+use super::members::Member;
+use super::policy::Policy;
 use super::problems::{self, Problems};
-use super::types::{ObjectName, Protocol, Reason};
+use super::resources::LabelSelector;
+use super::types::{ObjectName, Place, Protocol, Reason};
 
 /// What `spec.loadBalancerSourceRanges` was before it was a field.
 const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
@@ -27,6 +31,9 @@ pub(super) struct Front<'a> {
     /// In the order of the Service.
     pub(super) ports: Vec<FrontPort>,
     pub(super) check: Check,
+    pub(super) policy: Arc<Policy>,
+    /// The members whose endpoints serve; `None`: all.
+    pub(super) selector: Option<&'a LabelSelector>,
 }
 
 /// A port that clients can connect to.
@@ -45,14 +52,21 @@ impl Front<'_> {
     pub(super) fn place(&self) -> String {
         problems::cluster_place(self.cluster)
     }
+
+    /// Whether the endpoints of a member serve.
+    pub(super) fn selects(&self, member: &Member) -> bool {
+        self.selector.is_none_or(|selector| selector.matches(&member.labels))
+    }
 }
 
 /// Finds the fronts, in the order of their names. `own` are the gateway cluster's Services, which go first;
-/// `local` is its name where it is a member too, so that its Services are not looked at twice.
+/// `local` is its name where it is a member too, so that its Services are not looked at twice. `place` is where this
+/// gateway is.
 pub(super) fn collect<'a>(
     own: &Services<'a>,
     clusters: &'a Clusters<'a>,
     local: Option<&'a str>,
+    place: &Place,
     problems: &mut Problems,
 ) -> BTreeMap<ObjectName, Front<'a>> {
     let own_name = local.unwrap_or_default();
@@ -69,7 +83,7 @@ pub(super) fn collect<'a>(
     for (cluster, services) in sources {
         for (name, &service) in services {
             let Some(spec) = candidate(cluster, name, service, problems) else { continue };
-            enforcement::report(cluster, name, spec, problems);
+            enforcement::report(cluster, name, service, place, problems);
             if has_source_ranges(service, spec) {
                 restricted.insert(name.clone());
                 let message = "loadBalancerSourceRanges is set, and Kanmon does not enforce it yet, so the \
@@ -140,6 +154,8 @@ fn front<'a>(
         service,
         ports: ports(cluster, name, spec, problems),
         check: health_check::parse(cluster, name, service.metadata.annotations.as_ref(), problems),
+        policy: Arc::default(),
+        selector: None,
     }
 }
 

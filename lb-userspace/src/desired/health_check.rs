@@ -1,12 +1,13 @@
-//! How a Service's annotations say that its endpoints be probed.
+//! How endpoints are probed, and how a Service's annotations say so.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::addresses::{ADDRESSES_ANNOTATION, SCOPE_ANNOTATION, SHARED_ADDRESS_ANNOTATION};
 use super::problems::{self, Problems};
-use super::types::{HealthCheck, HealthCheckKind, ObjectName, Reason};
+use super::types::{ObjectName, Reason};
 use crate::config::{format_duration, parse_duration};
 
 const OURS: &str = "kanmon.dev/";
@@ -33,7 +34,70 @@ const KNOWN: [&str; 10] = [
 const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 const THRESHOLDS: RangeInclusive<u32> = 1..=100;
-const STATUSES: RangeInclusive<u16> = 200..=399;
+/// The status codes that mean healthy, unless something else is said.
+pub(super) const STATUSES: RangeInclusive<u16> = 200..=399;
+
+/// How the endpoints of a service are probed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HealthCheck {
+    /// Kind of probe.
+    pub kind: HealthCheckKind,
+    /// From the start of one probe to the start of the next.
+    pub interval: Duration,
+    /// A probe that takes longer has failed; at most `interval`.
+    pub timeout: Duration,
+    /// Failures in a row that make an endpoint unhealthy, ≥ 1.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row that make it healthy again, ≥ 1.
+    pub healthy_threshold: u32,
+    /// The DNS name that an HTTP, HTTPS or gRPC probe asks for, in TLS too; `None`: the probed address.
+    pub host: Option<String>,
+    /// The authorities, in PEM, one of which must have issued the certificate of an HTTPS probe's server;
+    /// `None`: any certificate does.
+    pub ca_certificate: Option<Arc<str>>,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            kind: HealthCheckKind::Tcp,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(1),
+            unhealthy_threshold: 3,
+            healthy_threshold: 2,
+            host: None,
+            ca_certificate: None,
+        }
+    }
+}
+
+/// Kind of probe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HealthCheckKind {
+    /// Not probed: Kubernetes' readiness alone decides.
+    None,
+    /// A TCP connection is accepted.
+    Tcp,
+    /// An HTTP GET is answered with an expected status.
+    Http {
+        /// Request target, begins with `/`.
+        path: String,
+        /// Status codes that mean healthy.
+        expected_status: RangeInclusive<u16>,
+    },
+    /// The same over TLS.
+    Https {
+        /// Request target, begins with `/`.
+        path: String,
+        /// Status codes that mean healthy.
+        expected_status: RangeInclusive<u16>,
+    },
+    /// A call of `grpc.health.v1.Health/Check`, over HTTP/2 without TLS, is answered with SERVING.
+    Grpc {
+        /// The service that is asked for; empty: the server as a whole.
+        service: String,
+    },
+}
 
 /// What the annotations say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +105,8 @@ pub(super) struct Check {
     pub(super) check: HealthCheck,
     /// The kind was asked for by name, so that it applies to a Service without TCP ports as well.
     pub(super) explicit: bool,
+    /// The pods' port to probe; `None`: the one that gets the connections.
+    pub(super) port: Option<u16>,
 }
 
 /// Reads the annotations. A bad value is reported and the default used.
@@ -85,7 +151,7 @@ pub(super) fn parse(
     check.unhealthy_threshold =
         reader.read(UNHEALTHY_THRESHOLD, threshold).unwrap_or(check.unhealthy_threshold);
     check.healthy_threshold = reader.read(HEALTHY_THRESHOLD, threshold).unwrap_or(check.healthy_threshold);
-    Check { check, explicit }
+    Check { check, explicit, port: None }
 }
 
 struct Reader<'a> {

@@ -201,7 +201,8 @@ fn duplicate(cluster: &str, object: String, problems: &mut Problems) {
     problems.error(cluster, object, Reason::DuplicateObject, message);
 }
 
-fn object_name(metadata: &ObjectMeta) -> ObjectName {
+/// An object's name; a manifest may leave the namespace out.
+pub(super) fn object_name(metadata: &ObjectMeta) -> ObjectName {
     ObjectName {
         namespace: metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
         name: metadata.name.clone().unwrap_or_default(),

@@ -14,6 +14,8 @@ use super::types::Reason;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Member {
     pub(super) region: String,
+    /// Labels of its MemberCluster.
+    pub(super) labels: BTreeMap<String, String>,
     pub(super) state: MemberState,
     /// Which of its Services take part.
     pub(super) discovery: Discovery,
@@ -50,6 +52,10 @@ impl Members {
         self.by_name.get(name)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Member> {
+        self.by_name.values()
+    }
+
     /// The name of the member that is the gateway's own cluster, if it is one.
     pub(super) fn local(&self) -> Option<&str> {
         self.local.as_deref()
@@ -82,6 +88,7 @@ pub(super) fn declare<'a>(
         let spec = &object.spec;
         let mut member = Member {
             region: spec.region.clone(),
+            labels: object.metadata.labels.clone().unwrap_or_default(),
             state: spec.state,
             discovery: spec.discovery,
             created: object.metadata.creation_timestamp.clone(),

@@ -15,6 +15,7 @@ mod index;
 pub mod mcs;
 mod mcs_crds;
 mod members;
+mod policies;
 mod policy;
 mod problems;
 mod resources;
@@ -28,20 +29,25 @@ use std::sync::Arc;
 
 pub use addresses::pool_use;
 pub use crds::{crds, crds_yaml};
+pub use health_check::{HealthCheck, HealthCheckKind};
 pub use index::slices_by_service;
 pub use mcs_crds::{Revision, mcs_crds, mcs_crds_yaml};
+pub use policies::judge_policies;
 pub use policy::{Area, Locality, OutlierDetection, Policy};
 pub use problems::cluster_place;
 pub use resources::{
     AddressAllocation, AddressAllocationSpec, AddressAllocationStatus, AddressPool, AddressPoolSpec,
-    AddressPoolStatus, CLUSTER_SET_LABEL, Discovery, GROUP_LABEL, GatewayState, KubeconfigSecretRef,
-    LabelExpression, LabelOperator, LocalSource, MemberCluster, MemberClusterSpec, MemberClusterStatus,
-    MemberSource, MemberState, PoolScope, ServiceReference, ServiceSelector, allocation_name,
+    AddressPoolStatus, AreaStatus, CLUSTER_SET_LABEL, Discovery, Distribute, Failover, FlowLog, GROUP_LABEL,
+    GatewayState, HealthCheckSpec, HealthCheckType, KubeconfigSecretRef, LabelExpression, LabelOperator,
+    LabelSelector, LoadBalancingPolicy, LoadBalancingPolicySpec, LoadBalancingPolicyStatus, LocalSource,
+    LocalitySpec, MemberCluster, MemberClusterSpec, MemberClusterStatus, MemberSource, MemberState,
+    OutlierDetectionSpec, PolicyGatewayState, PoolScope, ServiceReference, TargetRef, WeightedPlace,
+    ZonePreference, allocation_name,
 };
 pub use types::{
     Allocations, BackendId, Claim, ClusterObjects, Desired, Endpoint, ExportJudgement, ExportState,
-    FrontState, GatewayObjects, HealthCheck, HealthCheckKind, Judgement, Knowledge, ObjectName, Owner, Place,
-    PoolUse, Problem, Protocol, Reason, Service, ServiceId, Severity,
+    FrontState, GatewayObjects, Judgement, Knowledge, ObjectName, Owner, Place, PolicyState, PoolUse,
+    Problem, Protocol, Reason, Service, ServiceId, Severity,
 };
 
 /// The value of `spec.loadBalancerClass` that makes a Service one of ours.
@@ -66,6 +72,9 @@ pub const LOAD_BALANCER_CLASS: &str = "kanmon.dev/xdp";
 /// - [`GatewayObjects::allocations`], where they are, say who has which VIP; what is missing there is in
 ///   [`Desired::claims`]. What a Service names is served at once unless it is written for another; what a pool gives,
 ///   once it is written.
+/// - *Policies*: each front goes by the oldest LoadBalancingPolicy of its namespace that names it, whose health check
+///   goes before the annotations'. `place` is where this gateway is: what a policy says of regions and zones is
+///   resolved from there.
 /// - `previous` are the [`Desired::allocations`] of the last merge: an address that is still in a pool stays
 ///   with its Service. Without them the result is the same on every gateway.
 #[must_use]
@@ -73,15 +82,18 @@ pub fn merge(
     clusters: &BTreeMap<String, Arc<ClusterObjects>>,
     gateway: &GatewayObjects,
     gateway_addresses: &BTreeSet<IpAddr>,
+    place: &Place,
     previous: &Allocations,
 ) -> Desired {
     let mut problems = problems::Problems::default();
     let members = members::declare(&gateway.members, clusters.keys(), &mut problems);
     let index = index::build(clusters, &members, &mut problems);
     let own = index::services("", &gateway.services, &mut problems);
-    let mut fronts = fronts::collect(&own, &index, members.local(), &mut problems);
+    let mut fronts = fronts::collect(&own, &index, members.local(), place, &mut problems);
     let addresses::Assigned { vips, allocations, claims } =
         addresses::assign(&fronts, gateway, gateway_addresses, previous, &mut problems);
+
+    let policies = policies::attach(gateway, place, &members, &mut fronts, &mut problems);
 
     let refused = index::build_refused(clusters, &members);
     let exported = exports::gather(&index, &refused, &members);
@@ -106,6 +118,7 @@ pub fn merge(
         fronts,
         claims,
         exports,
+        policies,
         complete: false,
         clusters: clusters.keys().cloned().collect(),
         knowledge: gateway.knowledge,

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::{Deserialize, Serialize};
 
+use super::health_check::HealthCheck;
 use super::mcs::{ServiceExport, ServiceImportSpec};
-use super::resources::{AddressAllocation, AddressPool, MemberCluster};
+use super::policy::Policy;
+use super::resources::{AddressAllocation, AddressPool, LoadBalancingPolicy, MemberCluster};
 
 /// What one member cluster says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,15 @@ pub struct Place {
     pub zone: String,
 }
 
+impl Place {
+    /// Region and zone each from here, or where this does not know it, from there.
+    #[must_use]
+    pub fn or(&self, other: &Self) -> Self {
+        let first = |a: &String, b: &String| if a.is_empty() { b.clone() } else { a.clone() };
+        Self { region: first(&self.region, &other.region), zone: first(&self.zone, &other.zone) }
+    }
+}
+
 /// What belongs to the gateway itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GatewayObjects {
@@ -45,6 +54,9 @@ pub struct GatewayObjects {
     pub pools: Vec<AddressPool>,
     /// What is known about the member clusters; a cluster without such an object is active.
     pub members: Vec<MemberCluster>,
+    /// How connections are spread over endpoints.
+    #[serde(default)]
+    pub policies: Vec<LoadBalancingPolicy>,
     /// The gateway cluster's own Services: fronts that go before every member's. Its endpoints count only
     /// where it is a member too (`source.local`). Empty in standalone mode.
     #[serde(default)]
@@ -101,6 +113,8 @@ pub struct Desired {
     pub claims: BTreeMap<IpAddr, Claim>,
     /// The services that clusters export, by namespace and name.
     pub exports: BTreeMap<ObjectName, ExportState>,
+    /// What became of each LoadBalancingPolicy.
+    pub policies: BTreeMap<ObjectName, PolicyState>,
     /// Whether it was made of all that there is (`cluster::Snapshot::complete`), so that it may be said in the
     /// clusters. Whoever merges notes that.
     pub complete: bool,
@@ -162,6 +176,17 @@ pub struct ExportState {
     pub labels: BTreeMap<String, String>,
     /// Annotations of the import.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// What became of a LoadBalancingPolicy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyState {
+    /// Accepted and Enforced, as far as this gateway knows.
+    pub judgements: Vec<Judgement>,
+    /// The Services that it names.
+    pub targets: BTreeSet<ObjectName>,
+    /// Those of them that are fronts and go by it.
+    pub services: BTreeSet<ObjectName>,
 }
 
 /// What a ServiceExport is told. Conditions of KEP-1645 without their times.
@@ -313,6 +338,8 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
     /// How its endpoints are probed.
     pub health_check: HealthCheck,
+    /// What is asked of it.
+    pub policy: Arc<Policy>,
 }
 
 /// A backend as one cluster describes it for one service.
@@ -345,68 +372,6 @@ impl Endpoint {
     pub const fn takes_new_flows(&self) -> bool {
         self.ready && !self.terminating
     }
-}
-
-/// How the endpoints of a service are probed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HealthCheck {
-    /// Kind of probe.
-    pub kind: HealthCheckKind,
-    /// From the start of one probe to the start of the next.
-    pub interval: Duration,
-    /// A probe that takes longer has failed; at most `interval`.
-    pub timeout: Duration,
-    /// Failures in a row that make an endpoint unhealthy, ≥ 1.
-    pub unhealthy_threshold: u32,
-    /// Successes in a row that make it healthy again, ≥ 1.
-    pub healthy_threshold: u32,
-    /// The DNS name that an HTTP, HTTPS or gRPC probe asks for, in TLS too; `None`: the probed address.
-    pub host: Option<String>,
-    /// The authorities, in PEM, one of which must have issued the certificate of an HTTPS probe's server;
-    /// `None`: any certificate does.
-    pub ca_certificate: Option<Arc<str>>,
-}
-
-impl Default for HealthCheck {
-    fn default() -> Self {
-        Self {
-            kind: HealthCheckKind::Tcp,
-            interval: Duration::from_secs(5),
-            timeout: Duration::from_secs(1),
-            unhealthy_threshold: 3,
-            healthy_threshold: 2,
-            host: None,
-            ca_certificate: None,
-        }
-    }
-}
-
-/// Kind of probe.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum HealthCheckKind {
-    /// Not probed: Kubernetes' readiness alone decides.
-    None,
-    /// A TCP connection is accepted.
-    Tcp,
-    /// An HTTP GET is answered with an expected status.
-    Http {
-        /// Request target, begins with `/`.
-        path: String,
-        /// Status codes that mean healthy.
-        expected_status: RangeInclusive<u16>,
-    },
-    /// The same over TLS.
-    Https {
-        /// Request target, begins with `/`.
-        path: String,
-        /// Status codes that mean healthy.
-        expected_status: RangeInclusive<u16>,
-    },
-    /// A call of `grpc.health.v1.Health/Check`, over HTTP/2 without TLS, is answered with SERVING.
-    Grpc {
-        /// The service that is asked for; empty: the server as a whole.
-        service: String,
-    },
 }
 
 /// How bad a [`Problem`] is.
@@ -469,7 +434,7 @@ pub enum Reason {
     SessionAffinityIgnored,
     /// The Service asks for `externalTrafficPolicy: Local`, which is not done.
     ExternalTrafficPolicyIgnored,
-    /// The Service asks for a `trafficDistribution`, which is not done.
+    /// The Service asks for a `trafficDistribution`, or for a topology mode, which is not done.
     TrafficDistributionIgnored,
     /// The Service has `externalIPs`, which are not served.
     ExternalIPsIgnored,
@@ -515,6 +480,18 @@ pub enum Reason {
     FQDNEndpoints,
     /// An object is in the way that somebody else made.
     ForeignObject,
+    /// An older policy is for the same Service.
+    PolicyConflict,
+    /// A policy is for a Service that is not there, or not served.
+    TargetNotFound,
+    /// A policy asks for something that is not done yet.
+    NotEnforced,
+    /// The gateway does not know its region or zone, which a policy goes by.
+    PlaceUnknown,
+    /// A policy says nothing for gateways of this region and zone.
+    PlaceNotListed,
+    /// A policy's selector chooses no member cluster.
+    NothingSelected,
 }
 
 impl fmt::Display for Reason {

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::config::yaml;
 use crate::desired::mcs::{self, ServiceExport};
-use crate::desired::{AddressPool, MemberCluster};
+use crate::desired::{AddressPool, LoadBalancingPolicy, MemberCluster};
 
 /// An object of a kind that is used.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,8 @@ pub enum Object {
     Pool(Box<AddressPool>),
     /// A MemberCluster.
     Member(Box<MemberCluster>),
+    /// A LoadBalancingPolicy that makes sense.
+    Policy(Box<LoadBalancingPolicy>),
 }
 
 impl Object {
@@ -36,6 +38,7 @@ impl Object {
             Self::Export(object) => ("ServiceExport", &object.metadata),
             Self::Pool(object) => ("AddressPool", &object.metadata),
             Self::Member(object) => ("MemberCluster", &object.metadata),
+            Self::Policy(object) => ("LoadBalancingPolicy", &object.metadata),
         };
         format!("{kind} {}", metadata.name.as_deref().unwrap_or_default())
     }
@@ -43,7 +46,7 @@ impl Object {
     /// Whether it belongs to the gateway rather than to a cluster.
     #[must_use]
     pub const fn is_of_gateway(&self) -> bool {
-        matches!(self, Self::Pool(_) | Self::Member(_))
+        matches!(self, Self::Pool(_) | Self::Member(_) | Self::Policy(_))
     }
 }
 
@@ -110,6 +113,12 @@ fn is_mcs(api_version: &str) -> bool {
         .is_some_and(|(group, version)| group == mcs::GROUP && mcs::VERSIONS.contains(&version))
 }
 
+/// Refuses what an API server would refuse: then what was good before stays.
+fn check(policy: &LoadBalancingPolicy) -> Result<(), String> {
+    let errors = policy.spec.errors();
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+}
+
 /// Splits a file at its document markers. A line that begins with `---` is one wherever it stands: inside a
 /// scalar it is not allowed (YAML 1.2.2, rule c-forbidden).
 fn documents(text: &str) -> Vec<Document<'_>> {
@@ -147,6 +156,11 @@ impl Document<'_> {
             ("discovery.k8s.io/v1", "EndpointSlice") => manifest.objects.push(Object::Slice(self.parse()?)),
             ("kanmon.dev/v1alpha1", "AddressPool") => manifest.objects.push(Object::Pool(self.parse()?)),
             ("kanmon.dev/v1alpha1", "MemberCluster") => manifest.objects.push(Object::Member(self.parse()?)),
+            ("kanmon.dev/v1alpha1", "LoadBalancingPolicy") => {
+                let policy: Box<LoadBalancingPolicy> = self.parse()?;
+                check(&policy).map_err(|what| self.error_at_start(&what))?;
+                manifest.objects.push(Object::Policy(policy));
+            }
             (version, "ServiceExport") if is_mcs(version) => {
                 manifest.objects.push(Object::Export(self.parse()?));
             }
@@ -170,6 +184,12 @@ impl Document<'_> {
                 }
                 ("kanmon.dev/v1alpha1", "MemberCluster") => {
                     serde_json::from_value(item.value).map(Object::Member)
+                }
+                ("kanmon.dev/v1alpha1", "LoadBalancingPolicy") => {
+                    serde_json::from_value::<Box<LoadBalancingPolicy>>(item.value).and_then(|policy| {
+                        check(&policy).map_err(serde::de::Error::custom)?;
+                        Ok(Object::Policy(policy))
+                    })
                 }
                 (version, "ServiceExport") if is_mcs(version) => {
                     serde_json::from_value(item.value).map(Object::Export)

@@ -45,6 +45,7 @@ impl Tree {
                 match object {
                     Object::Pool(pool) => good.pools.push(*pool),
                     Object::Member(member) => good.members.push(*member),
+                    Object::Policy(policy) => good.policies.push(*policy),
                     Object::Service(_) | Object::Slice(_) | Object::Export(_) => {}
                 }
             }
@@ -62,7 +63,7 @@ impl Tree {
                             Object::Service(service) => good.services.push(*service),
                             Object::Slice(slice) => good.slices.push(*slice),
                             Object::Export(export) => good.exports.push(*export),
-                            Object::Pool(_) | Object::Member(_) => {}
+                            Object::Pool(_) | Object::Member(_) | Object::Policy(_) => {}
                         }
                     }
                     Arc::new(good)

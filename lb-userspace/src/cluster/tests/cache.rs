@@ -4,11 +4,11 @@ use std::fs;
 use std::sync::Arc;
 
 use super::super::{CacheError, LastGood, Object, load_last_good, parse, store_last_good};
-use super::{member, service};
+use super::{member, policy, service};
 
 fn state() -> LastGood {
     let mut state = LastGood::default();
-    let text = format!("{}---\n{}", service("web"), member("a"));
+    let text = format!("{}---\n{}---\n{}", service("web"), member("a"), policy("p"));
     for object in parse(&text).unwrap().objects {
         match object {
             Object::Service(service) => {
@@ -16,6 +16,7 @@ fn state() -> LastGood {
                 Arc::make_mut(objects).services.push(*service);
             }
             Object::Member(member) => state.gateway.members.push(*member),
+            Object::Policy(policy) => state.gateway.policies.push(*policy),
             Object::Slice(_) | Object::Export(_) | Object::Pool(_) => unreachable!(),
         }
     }

@@ -10,6 +10,14 @@ pub(super) fn service(name: &str) -> String {
     )
 }
 
+/// A LoadBalancingPolicy.
+pub(super) fn policy(name: &str) -> String {
+    format!(
+        "apiVersion: kanmon.dev/v1alpha1\nkind: LoadBalancingPolicy\nmetadata: {{namespace: demo, name: {name}}}\n\
+         spec: {{targetRefs: [{{group: \"\", kind: Service, name: web}}], slowStart: 10s}}\n"
+    )
+}
+
 /// A MemberCluster.
 pub(super) fn member(name: &str) -> String {
     format!(

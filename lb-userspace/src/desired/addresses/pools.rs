@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::super::members::parse_cidr;
 use super::super::problems::Problems;
-use super::super::resources::{AddressAllocation, AddressPool, PoolScope, ServiceSelector};
+use super::super::resources::{AddressAllocation, AddressPool, LabelSelector, PoolScope};
 use super::super::types::{PoolUse, Reason};
 use super::networks::{Family, hosts, is_host};
 use super::requested::ScopeWish;
@@ -20,7 +20,7 @@ pub(super) struct Pool<'a> {
     /// In order of preference.
     pub(super) networks: Vec<IpNet>,
     auto_assign: bool,
-    selector: Option<&'a ServiceSelector>,
+    selector: Option<&'a LabelSelector>,
 }
 
 impl Pool<'_> {

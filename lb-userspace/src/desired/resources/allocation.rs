@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::types::{ObjectName, Owner};
+use super::time;
 
 /// On each object that Kanmon makes: the cluster set whose it is.
 pub const CLUSTER_SET_LABEL: &str = "kanmon.dev/cluster-set-id";
@@ -114,10 +115,6 @@ pub struct GatewayState {
     /// Since when `programmed` is what it is.
     #[schemars(schema_with = "time")]
     pub since: Time,
-}
-
-fn time(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "string", "format": "date-time"})
 }
 
 impl AddressAllocationSpec {

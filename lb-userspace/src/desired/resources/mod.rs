@@ -5,6 +5,7 @@
 
 mod allocation;
 mod member;
+mod policy;
 mod pool;
 
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -18,9 +19,14 @@ pub use member::{
     Discovery, KubeconfigSecretRef, LocalSource, MemberCluster, MemberClusterSpec, MemberClusterStatus,
     MemberSource, MemberState,
 };
+pub(super) use policy::parse_statuses;
+pub use policy::{
+    AreaStatus, Distribute, Failover, FlowLog, HealthCheckSpec, HealthCheckType, LoadBalancingPolicy,
+    LoadBalancingPolicySpec, LoadBalancingPolicyStatus, LocalitySpec, OutlierDetectionSpec,
+    PolicyGatewayState, TargetRef, WeightedPlace, ZonePreference,
+};
 pub use pool::{
-    AddressPool, AddressPoolSpec, AddressPoolStatus, LabelExpression, LabelOperator, PoolScope,
-    ServiceSelector,
+    AddressPool, AddressPoolSpec, AddressPoolStatus, LabelExpression, LabelOperator, LabelSelector, PoolScope,
 };
 
 /// A CEL rule.
@@ -32,6 +38,22 @@ fn rule(rule: &str, message: &str) -> Value {
 /// resources work on. Bits beyond the prefix are told by the merge, with the network that was meant.
 fn networks() -> Value {
     json!([rule("self.all(cidr, isCIDR(cidr))", "each must be a network like 10.0.0.0/16 or fd00:10::/48")])
+}
+
+/// API servers know no unsigned formats, and warn of them. Limits say the same.
+fn plain_integers(schema: &mut Schema) {
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for property in properties.into_iter().flat_map(|properties| properties.values_mut()) {
+        let is_unsigned = property["format"].as_str().is_some_and(|format| format.starts_with("uint"));
+        if let Some(property) = property.as_object_mut().filter(|_| is_unsigned) {
+            property.remove("format");
+        }
+    }
+}
+
+/// A moment, as Kubernetes writes it.
+fn time(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "format": "date-time"})
 }
 
 /// Kubernetes' own conditions, by type.

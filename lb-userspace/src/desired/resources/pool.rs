@@ -50,18 +50,18 @@ pub struct AddressPoolSpec {
     pub auto_assign: bool,
     /// The Services that may have one of these; unset: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service_selector: Option<ServiceSelector>,
+    pub service_selector: Option<LabelSelector>,
 }
 
-/// Chooses Services by their labels: all that is said here must hold.
+/// Chooses Services or MemberClusters by their labels: all that is said here must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ServiceSelector {
-    /// Labels that a Service must have, all of them.
+pub struct LabelSelector {
+    /// Labels that it must have, all of them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "labels")]
     pub match_labels: BTreeMap<String, String>,
-    /// What must be true of a Service's labels, all of it.
+    /// What must be true of its labels, all of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub match_expressions: Vec<LabelExpression>,
@@ -72,7 +72,7 @@ pub struct ServiceSelector {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = [rule(
     "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
-    "In and NotIn need values, Exists and DoesNotExist have none"
+    LabelExpression::VALUES_MESSAGE
 )]))]
 pub struct LabelExpression {
     /// The label.
@@ -99,8 +99,8 @@ pub enum LabelOperator {
     DoesNotExist,
 }
 
-impl ServiceSelector {
-    /// Whether a Service with these labels is chosen.
+impl LabelSelector {
+    /// Whether something with these labels is chosen.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
@@ -109,6 +109,8 @@ impl ServiceSelector {
 }
 
 impl LabelExpression {
+    pub(super) const VALUES_MESSAGE: &str = "In and NotIn need values, Exists and DoesNotExist have none";
+
     fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
         let value = labels.get(&self.key);
         match self.operator {

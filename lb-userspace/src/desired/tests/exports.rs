@@ -4,7 +4,7 @@ use super::super::exports::{gather, open_ports};
 use super::super::mcs::{ImportPort, ImportType};
 use super::super::problems::Problems;
 use super::super::{ExportState, Judgement, Protocol, Reason, ServiceId, fronts, index, members};
-use super::{Desired, World, front, ip, member, name, slice, slice_with, tcp, udp};
+use super::{Desired, Place, World, front, ip, member, name, slice, slice_with, tcp, udp};
 
 pub(super) const VIP: &str = "192.0.2.1";
 
@@ -270,7 +270,7 @@ fn an_exported_port_does_not_take_one_from_a_service_that_shares_the_address() {
     let members = members::declare(&[], world.clusters.keys(), &mut problems);
     let index = index::build(&world.clusters, &members, &mut problems);
     let own = index::Services::new();
-    let mut fronts = fronts::collect(&own, &index, None, &mut problems);
+    let mut fronts = fronts::collect(&own, &index, None, &Place::default(), &mut problems);
     let exported = gather(&index, &Vec::new(), &members);
     let vips = ["demo/web", "demo/zoo"].map(|front| (name(front), vec![ip(VIP)])).into();
     open_ports(&exported, &mut fronts, &vips, &mut problems);

@@ -194,6 +194,7 @@ fn what_is_asked_for_and_not_done_is_reported_of_every_cluster_s_service() {
     for (more, reason) in [
         ("externalTrafficPolicy: Local", Reason::ExternalTrafficPolicyIgnored),
         ("trafficDistribution: PreferClose", Reason::TrafficDistributionIgnored),
+        ("trafficDistribution: PreferSameNode", Reason::TrafficDistributionIgnored),
         ("externalIPs: [198.51.100.1]", Reason::ExternalIPsIgnored),
     ] {
         let asks = front("web", "192.0.2.1", more);

@@ -8,6 +8,7 @@ mod exports_conflicts;
 mod fronts;
 mod health_checks;
 mod members;
+mod policies;
 mod pools;
 mod seniority;
 mod slices;
@@ -29,6 +30,7 @@ struct World {
     clusters: BTreeMap<String, Arc<ClusterObjects>>,
     gateway: GatewayObjects,
     gateway_addresses: BTreeSet<IpAddr>,
+    place: Place,
     previous: Allocations,
 }
 
@@ -41,7 +43,7 @@ impl World {
                 Object::Service(service) => objects.services.push(*service),
                 Object::Slice(slice) => objects.slices.push(*slice),
                 Object::Export(export) => objects.exports.push(*export),
-                Object::Pool(_) | Object::Member(_) => panic!("not a cluster's object"),
+                Object::Pool(_) | Object::Member(_) | Object::Policy(_) => panic!("not a cluster's object"),
             }
         }
         self
@@ -61,10 +63,17 @@ impl World {
             match object {
                 Object::Pool(pool) => self.gateway.pools.push(*pool),
                 Object::Member(member) => self.gateway.members.push(*member),
+                Object::Policy(policy) => self.gateway.policies.push(*policy),
                 Object::Service(service) => self.gateway.services.push(*service),
                 Object::Slice(_) | Object::Export(_) => panic!("not the gateway's object"),
             }
         }
+        self
+    }
+
+    /// Says where the gateway is.
+    fn place(mut self, region: &str, zone: &str) -> Self {
+        self.place = Place { region: region.to_owned(), zone: zone.to_owned() };
         self
     }
 
@@ -74,7 +83,7 @@ impl World {
     }
 
     fn merge(&self) -> Desired {
-        merge(&self.clusters, &self.gateway, &self.gateway_addresses, &self.previous)
+        merge(&self.clusters, &self.gateway, &self.gateway_addresses, &self.place, &self.previous)
     }
 }
 

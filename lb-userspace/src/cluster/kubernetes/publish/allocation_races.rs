@@ -11,7 +11,7 @@ use super::allocations::writes;
 use super::{Action, Write};
 use crate::desired::{
     AddressAllocation, AddressPool, AddressPoolSpec, Allocations, ClusterObjects, GatewayObjects, Knowledge,
-    ObjectName, Owner, PoolScope, merge,
+    ObjectName, Owner, Place, PoolScope, merge,
 };
 
 /// As an API server keeps allocations.
@@ -113,7 +113,7 @@ impl Agent {
             },
             ..GatewayObjects::default()
         };
-        let desired = merge(&clusters, &gateway, &BTreeSet::new(), &self.previous);
+        let desired = merge(&clusters, &gateway, &BTreeSet::new(), &Place::default(), &self.previous);
         self.queue = writes(&desired.claims, &self.seen, &owner());
         self.served = desired.fronts.into_iter().map(|(name, front)| (name, front.vips)).collect();
         self.previous = desired.allocations;

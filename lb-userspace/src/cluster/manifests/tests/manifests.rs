@@ -1,7 +1,7 @@
 //! Texts in, objects or located errors out.
 
 use super::super::{ManifestError, Object, parse};
-use super::{member, service};
+use super::{member, policy, service};
 
 fn titles(text: &str) -> Vec<String> {
     parse(text).expect(text).objects.iter().map(Object::title).collect()
@@ -20,6 +20,23 @@ fn documents_of_every_used_kind_are_read_in_order() {
     let text =
         format!("# all of them\n{}---\n{slice}--- # next\n{pool}---\n{}---\n", service("web"), member("a"));
     assert_eq!(titles(&text), ["Service web", "EndpointSlice web-1", "AddressPool p", "MemberCluster a"]);
+    assert_eq!(titles(&policy("p")), ["LoadBalancingPolicy p"]);
+}
+
+#[test]
+fn a_policy_that_an_api_server_would_refuse_is_refused_here() {
+    let bad = policy("p").replace("slowStart: 10s", "slowStart: 1d, drainTimeout: 25h");
+    let text = format!("{}---\n{bad}", service("web"));
+    let expected = "spec.drainTimeout: must be 24h at most; spec.slowStart: \"1d\" is not a duration; write it like \
+                    500ms, 10s or 1m30s";
+    let refused = error(&text);
+    assert_eq!((refused.line, refused.what.as_str()), (6, expected));
+
+    let indented = bad.lines().map(|line| format!("  {line}\n")).collect::<String>();
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n- {}", indented.trim_start());
+    let refused = error(&list);
+    assert_eq!(refused.line, 4);
+    assert_eq!(refused.what, format!("in the LoadBalancingPolicy that begins here: {expected}"));
 }
 
 #[test]

@@ -3,4 +3,4 @@
 mod manifests;
 mod watching;
 
-use super::super::tests::{member, service};
+use super::super::tests::{member, policy, service};

@@ -278,6 +278,7 @@ async fn the_example_directory_of_the_repository_is_good() {
         &snapshot.gateway,
         &Default::default(),
         &Default::default(),
+        &Default::default(),
     );
     assert_eq!(desired.problems, []);
     assert_eq!(desired.services.len(), 4);
