@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, thread, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::{
     agent::Agent,
     client::TcpLoad,
@@ -187,6 +187,15 @@ fn kubectl_tells_the_story_and_neither_a_removed_member_nor_uninstall_leaves_any
             })
             .unwrap();
     }
+    gateway.apply(POLICY).unwrap();
+    gateway
+        .see("the policy is in force", POLICY_PATH, SOON, |policy| {
+            let holds = |kind| condition(policy, kind).starts_with("True");
+            let entry = &policy["status"]["gateways"][0];
+            let is_told = entry["programmed"] == true && entry["services"] == json!(["shop"]);
+            (holds("Accepted") && holds("Programmed") && holds("Enforced") && is_told).then_some(())
+        })
+        .unwrap();
     tables(&stage, &shop);
 
     remove(&stage, "hangzhou");
@@ -210,6 +219,14 @@ fn kubectl_tells_the_story_and_neither_a_removed_member_nor_uninstall_leaves_any
     }
 }
 
+/// A policy that changes nothing that the others look at.
+const POLICY: &str = "apiVersion: kanmon.dev/v1alpha1
+kind: LoadBalancingPolicy
+metadata: {namespace: demo, name: shop}
+spec: {targetRefs: [{group: '', kind: Service, name: shop}], zonePreference: None}
+";
+const POLICY_PATH: &str = "/apis/kanmon.dev/v1alpha1/namespaces/demo/loadbalancingpolicies/shop";
+
 /// What `kubectl get` shows: the whole story, in columns.
 fn tables(stage: &KubeStage, shop: &App) {
     let vip =
@@ -224,6 +241,12 @@ fn tables(stage: &KubeStage, shop: &App) {
     rows("gateway", "memberclusters", &columns);
     rows("gateway", "memberclusters", &["hangzhou", "cn-shanghai", "Active", "True", "Valid"]);
     rows("gateway", "addresspools", &["internal", "Internal", "USED", "FREE"]);
+    rows(
+        "gateway",
+        "loadbalancingpolicies",
+        &["MODE", "HEALTHY", "EJECTED", "ACCEPTED", "PROGRAMMED", "AGE"],
+    );
+    rows("gateway", "loadbalancingpolicies", &["shop", "Even", "True"]);
     rows("gateway", "addressallocations", &[&vip, "shop", "internal", "NOT-PROGRAMMED-ON"]);
     rows("gateway", "serviceimports", &["shop", "ClusterSetIP", &vip]);
     for member in MEMBERS {

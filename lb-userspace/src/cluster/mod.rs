@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::desired::{ClusterObjects, GatewayObjects, Place, Problem, Severity};
+use crate::desired::{AreaStatus, ClusterObjects, GatewayObjects, ObjectName, Place, Problem, Severity};
 
 pub use cache::{CacheError, LastGood, load_last_good, store_last_good};
 pub use manifests::{Manifest, ManifestError, Object, parse};
@@ -52,6 +52,17 @@ pub struct Programmed {
     pub vips: BTreeMap<IpAddr, Result<(), NotProgrammed>>,
     /// Whether the packet program is about to be taken away, for good: the agent ends and leaves nothing behind.
     pub leaving: bool,
+    /// How the Services of each LoadBalancingPolicy do.
+    pub policies: BTreeMap<ObjectName, PolicyReport>,
+}
+
+/// How the Services of a LoadBalancingPolicy do on a gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyReport {
+    /// By Service, region and zone: what is there and what it gets.
+    pub areas: Vec<AreaStatus>,
+    /// Why more is used than the policy asks for, or less served; `None`: all is well.
+    pub degraded: Option<String>,
 }
 
 /// Why a VIP is not forwarded.

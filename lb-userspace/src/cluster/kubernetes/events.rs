@@ -75,6 +75,10 @@ impl Lookup<'_> {
                 let mut pools = self.gateway?.pools.iter().flatten().map(|pool| &pool.metadata);
                 Some(("kanmon.dev/v1alpha1".to_owned(), pools.find(is_it)?))
             }
+            "LoadBalancingPolicy" => {
+                let policies = self.gateway?.policies.iter().flatten();
+                Some(("kanmon.dev/v1alpha1".to_owned(), policies.map(|policy| &policy.metadata).find(is_it)?))
+            }
             "MemberCluster" => {
                 let mut members = self.gateway?.members.iter().flatten().map(|member| &member.metadata);
                 Some(("kanmon.dev/v1alpha1".to_owned(), members.find(is_it)?))

@@ -23,7 +23,8 @@ use super::remote_secret::{ISTIO_LABEL, LABEL_VALUE, MEMBER_LABEL};
 use super::store::Store;
 use super::strip;
 use crate::desired::{
-    AddressAllocation, AddressPool, GatewayObjects, MemberCluster, Place, Problem, Reason, Severity,
+    AddressAllocation, AddressPool, GatewayObjects, LoadBalancingPolicy, MemberCluster, Place, Problem,
+    Reason, Severity,
 };
 
 /// Changes that come within this time are told together.
@@ -40,6 +41,8 @@ pub(super) struct View {
     pub(super) lacks_crds: bool,
     /// With status; `None` until they have been read.
     pub(super) pools: Option<Vec<AddressPool>>,
+    /// With status; `None` until they have been read.
+    pub(super) policies: Option<Vec<LoadBalancingPolicy>>,
     /// Who has which address, with status and resourceVersion; `None` until that has been read.
     pub(super) allocations: Option<Vec<AddressAllocation>>,
     /// Whether it does not know what an AddressAllocation is, so that nobody can write one down there; or whether they
@@ -156,6 +159,7 @@ async fn until(time: Option<Instant>) {
 enum GatewayEvent {
     Member(Told<DeserializeGuard<MemberCluster>>),
     Pool(Told<DeserializeGuard<AddressPool>>),
+    Policy(Told<DeserializeGuard<LoadBalancingPolicy>>),
     Allocation(Told<DeserializeGuard<AddressAllocation>>),
     Service(Told<Service>),
     Node(Told<PartialObjectMeta<Node>>),
@@ -172,6 +176,7 @@ impl GatewayEvent {
         match self {
             Self::Member(_) => "memberclusters",
             Self::Pool(_) => "addresspools",
+            Self::Policy(_) => "loadbalancingpolicies",
             Self::Allocation(_) => "addressallocations",
             Self::Service(_) => "services",
             Self::Node(_) => "nodes",
@@ -186,6 +191,7 @@ fn watches(client: &Client, version: &Version, scope: &Scope) -> BoxStream<'stat
     let mut streams = vec![
         follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Member).boxed(),
         follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Pool).boxed(),
+        follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Policy).boxed(),
         follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Allocation).boxed(),
         follow(Api::all(client.clone()), all(), streaming).map(GatewayEvent::Service).boxed(),
     ];
@@ -216,6 +222,8 @@ struct State {
     unreadable_members: Unreadable,
     pools: Store<AddressPool>,
     unreadable_pools: Unreadable,
+    policies: Store<LoadBalancingPolicy>,
+    unreadable_policies: Unreadable,
     allocations: Store<AddressAllocation>,
     unreadable_allocations: Unreadable,
     /// Whether an earlier run went by allocations.
@@ -237,6 +245,8 @@ impl State {
             unreadable_members: Unreadable::default(),
             pools: Store::recalling(known.pools.iter().cloned()),
             unreadable_pools: Unreadable::default(),
+            policies: Store::recalling(known.policies.iter().cloned()),
+            unreadable_policies: Unreadable::default(),
             allocations: Store::recalling(known.allocations.iter().flatten().cloned()),
             unreadable_allocations: Unreadable::default(),
             had_allocations: known.allocations.is_some(),
@@ -257,6 +267,9 @@ impl State {
             }
             GatewayEvent::Pool(told) => {
                 take_guarded(&mut self.pools, told, &mut self.unreadable_pools, troubles, strip::pool)
+            }
+            GatewayEvent::Policy(told) => {
+                take_guarded(&mut self.policies, told, &mut self.unreadable_policies, troubles, strip::policy)
             }
             GatewayEvent::Allocation(told) => {
                 let unreadable = &mut self.unreadable_allocations;
@@ -279,6 +292,7 @@ impl State {
         let known = |kind: &str| self.trouble(kind).is_some();
         let answered = (self.members.is_synced() || known("MemberCluster"))
             && (self.pools.is_synced() || known("AddressPool"))
+            && (self.policies.is_synced() || known("LoadBalancingPolicy"))
             && (self.allocations.is_synced() || known("AddressAllocation"))
             && (self.services.is_synced() || known("Service"))
             && (self.node_name.is_none() || self.nodes.is_synced() || known("Node"))
@@ -291,6 +305,7 @@ impl State {
             members: self.members.is_synced().then(|| self.members.values()),
             lacks_crds: self.lacks("MemberCluster"),
             pools: self.pools.is_synced().then(|| self.pools.values()),
+            policies: self.policies.is_synced().then(|| self.policies.values()),
             allocations: self.allocations.is_synced().then(|| self.allocations.values()),
             lacks_allocations: self.lacks_allocations(),
             services: self.services.is_synced().then(|| self.services.values()),
@@ -335,8 +350,9 @@ impl State {
     fn problems(&self) -> Vec<Problem> {
         let members = self.unreadable_members.problems("MemberCluster");
         let pools = self.unreadable_pools.problems("AddressPool");
+        let policies = self.unreadable_policies.problems("LoadBalancingPolicy");
         let allocations = self.unreadable_allocations.problems("AddressAllocation");
-        let mut problems: Vec<Problem> = members.chain(pools).chain(allocations).collect();
+        let mut problems: Vec<Problem> = members.chain(pools).chain(policies).chain(allocations).collect();
         for ((kind, namespace), fault) in &self.troubles {
             let place =
                 if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace}") };

@@ -36,6 +36,7 @@ fn fault(kind: FaultKind) -> Fault {
 fn all(state: &mut State) {
     list(state, GatewayEvent::Member, vec![]);
     list(state, GatewayEvent::Pool, vec![]);
+    list(state, GatewayEvent::Policy, vec![]);
     list(state, GatewayEvent::Allocation, vec![]);
     list(state, GatewayEvent::Service, vec![]);
     let labels = json!({"topology.kubernetes.io/region": "r", "topology.kubernetes.io/zone": "z"});
@@ -51,6 +52,7 @@ fn everything_is_told_once_it_has_been_read() {
     let mut state = State::new(&scope(), &GatewayObjects::default());
     let before = state.view(health());
     assert_eq!((before.members, before.pools, before.answered), (None, None, false));
+    assert_eq!(before.policies, None);
     all(&mut state);
     let view = state.view(health());
     assert_eq!((view.members, view.answered), (Some(vec![]), true));
@@ -126,13 +128,16 @@ fn a_cluster_that_cannot_hold_allocations_is_told_and_what_it_held_is_not_made_u
 }
 
 #[test]
-fn pools_and_allocations_keep_what_is_compared_before_it_is_written() {
+fn pools_policies_and_allocations_keep_what_is_compared_before_it_is_written() {
     let mut state = State::new(&scope(), &GatewayObjects::default());
     let metadata = json!({"name": "p", "generation": 3, "uid": "u", "resourceVersion": "7",
         "managedFields": [{"manager": "kubectl"}], "labels": {"kanmon.dev/cluster-set-id": "s"}});
     let pool = json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "AddressPool", "metadata": metadata.clone(),
         "spec": {"cidrs": ["192.0.2.0/24"]}, "status": {"used": 1}});
     list(&mut state, GatewayEvent::Pool, vec![parse(pool)]);
+    let policy = json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "LoadBalancingPolicy",
+        "metadata": metadata.clone(), "spec": {"targetRefs": []}, "status": {"mode": "Even"}});
+    list(&mut state, GatewayEvent::Policy, vec![parse(policy)]);
     let allocation = json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "AddressAllocation",
         "metadata": metadata, "spec": {"address": "192.0.2.1", "services": [{"namespace": "a", "name": "b"}]},
         "status": {"gateways": []}});
@@ -141,6 +146,9 @@ fn pools_and_allocations_keep_what_is_compared_before_it_is_written() {
     let pool = view.pools.unwrap().remove(0);
     assert_eq!((pool.metadata.generation, pool.metadata.resource_version.as_deref()), (Some(3), None));
     assert_eq!(pool.status.unwrap().used, Some(1));
+    let policy = view.policies.unwrap().remove(0);
+    assert_eq!((policy.metadata.generation, policy.metadata.resource_version.as_deref()), (Some(3), None));
+    assert_eq!(policy.status.unwrap().mode.as_deref(), Some("Even"));
     let allocation = view.allocations.unwrap().remove(0);
     assert_eq!(allocation.metadata.resource_version.as_deref(), Some("7"));
     assert!(allocation.metadata.managed_fields.is_none() && allocation.status.is_some());
@@ -199,4 +207,37 @@ fn allocations_that_an_account_could_never_read_are_lacking_and_those_that_it_co
     never.apply(GatewayEvent::Allocation(Err(fault(FaultKind::Forbidden))));
     let view = never.view(health());
     assert!(!view.lacks_allocations && view.allocations.is_some(), "what was read stays");
+}
+
+#[test]
+fn a_cluster_from_before_there_were_policies_is_told_and_holds_nothing_up() {
+    let mut state = State::new(&scope(), &GatewayObjects::default());
+    all(&mut state);
+    assert_eq!(state.view(health()).policies, Some(vec![]));
+    state.policies = Store::default();
+    state.apply(GatewayEvent::Policy(Err(fault(FaultKind::NotFound))));
+    let view = state.view(health());
+    assert!(view.answered && view.policies.is_none());
+    assert_eq!(view.problems[0].object, "LoadBalancingPolicy");
+    assert!(view.problems[0].message.contains("kanmon crds | kubectl apply -f -"), "{:?}", view.problems);
+}
+
+#[test]
+fn a_policy_that_this_agent_cannot_read_keeps_its_last_form_and_is_not_taken_for_its_namesake() {
+    let policy = |namespace: &str, spec: serde_json::Value| {
+        json!({"apiVersion": "kanmon.dev/v1alpha1", "kind": "LoadBalancingPolicy",
+            "metadata": {"namespace": namespace, "name": "p"}, "spec": spec})
+    };
+    let target = |name: &str| json!({"targetRefs": [{"group": "", "kind": "Service", "name": name}]});
+    let policies = vec![parse(policy("a", target("of-a"))), parse(policy("b", target("of-b")))];
+    let known = GatewayObjects { policies, ..GatewayObjects::default() };
+    let mut state = State::new(&scope(), &known);
+    let newer = policy("b", json!({"flavour": "of tomorrow"}));
+    list(&mut state, GatewayEvent::Policy, vec![parse(policy("a", target("new"))), parse(newer)]);
+    let view = state.view(health());
+    let targets: Vec<String> =
+        view.policies.unwrap().iter().map(|policy| policy.spec.target_refs[0].name.clone()).collect();
+    assert_eq!(targets, ["new", "of-b"]);
+    assert_eq!(view.problems.len(), 1, "{:?}", view.problems);
+    assert_eq!(view.problems[0].object, "LoadBalancingPolicy b/p");
 }

@@ -3,16 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use kube::Resource;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
-use kube::{Resource, ResourceExt};
 
-use super::store::Store;
+use super::store::{Key, Store, key};
 use crate::desired::{Problem, Reason, Severity};
 
-/// What is wrong with the objects of one kind that cannot be read, by name.
+/// What is wrong with the objects of one kind that cannot be read, by namespace and name.
 #[derive(Debug, Default)]
-pub(super) struct Unreadable(BTreeMap<String, String>);
+pub(super) struct Unreadable(BTreeMap<Key, String>);
 
 impl Unreadable {
     /// The event as the store takes it: with what the object said before where it cannot be read now. `None`:
@@ -34,9 +34,9 @@ impl Unreadable {
             Event::InitDone => Some(Event::InitDone),
             Event::Apply(object) => self.read(object, known).map(Event::Apply),
             Event::Delete(object) => {
-                let name = object.name_any();
-                self.0.remove(&name);
-                object.0.ok().or_else(|| known.get("", &name).cloned()).map(Event::Delete)
+                let key = key(&object);
+                self.0.remove(&key);
+                object.0.ok().or_else(|| known.get(&key.0, &key.1).cloned()).map(Event::Delete)
             }
         }
     }
@@ -46,15 +46,15 @@ impl Unreadable {
     where
         K: Resource<DynamicType = ()> + Clone + PartialEq,
     {
-        let name = object.name_any();
+        let key = key(&object);
         match object.0 {
             Ok(object) => {
-                self.0.remove(&name);
+                self.0.remove(&key);
                 Some(object)
             }
             Err(invalid) => {
-                let before = known.get("", &name).cloned();
-                self.0.insert(name, invalid.error);
+                let before = known.get(&key.0, &key.1).cloned();
+                self.0.insert(key, invalid.error);
                 before
             }
         }
@@ -62,9 +62,12 @@ impl Unreadable {
 
     /// A problem for each.
     pub(super) fn problems(&self, kind: &str) -> impl Iterator<Item = Problem> {
-        self.0.iter().map(move |(name, error)| Problem {
+        self.0.iter().map(move |((namespace, name), error)| Problem {
             cluster: String::new(),
-            object: format!("{kind} {name}"),
+            object: match namespace.is_empty() {
+                true => format!("{kind} {name}"),
+                false => format!("{kind} {namespace}/{name}"),
+            },
             reason: Reason::Unreadable,
             severity: Severity::Error,
             message: format!(

@@ -21,8 +21,8 @@ use super::report;
 use crate::cluster::{Connection, LastGood, Programmed, Snapshot, log_changes};
 use crate::desired::mcs::ServiceExport;
 use crate::desired::{
-    AddressAllocation, AddressPool, ClusterObjects, Desired, GatewayObjects, Knowledge, MemberCluster,
-    MemberState, Problem,
+    AddressAllocation, AddressPool, ClusterObjects, Desired, GatewayObjects, Knowledge, LoadBalancingPolicy,
+    MemberCluster, MemberState, Problem,
 };
 
 /// How long the first snapshot waits for members that are new to this gateway. What is known from before is
@@ -183,6 +183,9 @@ impl Hub {
     fn remember(&mut self, gateway: &gateway::View) -> bool {
         if let Some(pools) = &gateway.pools {
             self.known.pools = pools.iter().map(offered).collect();
+        }
+        if let Some(policies) = &gateway.policies {
+            self.known.policies = policies.iter().map(asked).collect();
         }
         if let Some(allocations) = &gateway.allocations {
             self.known.allocations = Some(allocations.iter().map(written).collect());
@@ -405,6 +408,13 @@ fn declared(object: &MemberCluster) -> MemberCluster {
 /// An AddressPool as the merge reads it: without its status and what else changes for reasons of its own.
 fn offered(object: &AddressPool) -> AddressPool {
     let mut object = AddressPool { status: None, ..object.clone() };
+    object.metadata.generation = None;
+    object
+}
+
+/// A LoadBalancingPolicy as the merge reads it: without its status and what else changes for reasons of its own.
+fn asked(object: &LoadBalancingPolicy) -> LoadBalancingPolicy {
+    let mut object = LoadBalancingPolicy { status: None, ..object.clone() };
     object.metadata.generation = None;
     object
 }

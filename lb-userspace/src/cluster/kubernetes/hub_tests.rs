@@ -16,6 +16,7 @@ fn gateway_cluster() -> gateway::View {
         members: Some(vec![]),
         lacks_crds: false,
         pools: Some(vec![]),
+        policies: Some(vec![]),
         allocations: Some(vec![]),
         lacks_allocations: false,
         services: Some(vec![]),

@@ -1,7 +1,7 @@
 //! What is to be written into the clusters, and by whom. In each cluster only the holder of a Lease writes: one of the
 //! gateways' for what is about them, one of the cluster set's for what is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,15 @@ pub(super) struct Situation<'a> {
 impl<'a> Situation<'a> {
     fn view(&self, cluster: &str) -> Option<&'a View> {
         if cluster == GATEWAY { self.own } else { self.views.get(cluster) }
+    }
+
+    /// The gateways of a cluster set that said something of themselves.
+    fn gateways(&self, cluster_set_id: &str) -> BTreeSet<String> {
+        let allocations = self.gateway.allocations.as_deref().unwrap_or_default();
+        let policies = self.gateway.policies.as_deref().unwrap_or_default();
+        let mut gateways = publish::programmed::gateways(allocations, cluster_set_id);
+        gateways.extend(publish::policies::gateways(policies, cluster_set_id));
+        gateways
     }
 
     /// The endpoints that exported Services give.
@@ -121,9 +130,7 @@ impl Outbox {
     pub(super) fn send(&mut self, situation: &Situation<'_>) -> Option<Instant> {
         let now = whole_seconds();
         self.keep_targets(situation);
-        let allocations = situation.gateway.allocations.as_deref().unwrap_or_default();
-        let set = &self.publisher.cluster_set_id;
-        self.heartbeat.expect(publish::programmed::gateways(allocations, set));
+        self.heartbeat.expect(situation.gateways(&self.publisher.cluster_set_id));
         let absences = self.heartbeat.absences();
         let (writes, notices, next) = if self.lease.is_held() {
             let (mut writes, notices, next) = self.of_gateway(situation, now);
@@ -136,7 +143,8 @@ impl Outbox {
         };
         self.gateway.order(writes);
         self.notifier.tell(notices);
-        self.own.order(self.of_this_gateway(situation, now));
+        let (own, own_next) = self.of_this_gateway(situation, now);
+        self.own.order(own);
         let mut sources = None;
         for (name, target) in &self.targets {
             let (writes, notices) = if target.leads() {
@@ -147,7 +155,7 @@ impl Outbox {
             };
             target.order(writes, notices);
         }
-        next
+        next.into_iter().chain(own_next).min()
     }
 
     /// Publishes to the clusters where that is allowed, and to no others.
@@ -211,6 +219,9 @@ impl Outbox {
             let pools = gateway.pools.as_deref().unwrap_or_default();
             writes.extend(publish::pools::writes(pools, allocations, now));
         }
+        if let Some(policies) = gateway.policies.as_ref().filter(|_| desired.complete) {
+            writes.extend(publish::policies::writes(policies, desired, now));
+        }
         let lookup = Lookup { gateway: Some(gateway), ..Lookup::default() };
         let problems = desired.problems.iter().filter(|problem| problem.cluster.is_empty());
         let conflicts = self.gateway.conflicts();
@@ -225,21 +236,31 @@ impl Outbox {
         (writes, notices, next)
     }
 
-    /// What this gateway alone says: whether its packet program forwards each address.
-    fn of_this_gateway(&self, situation: &Situation<'_>, now: Timestamp) -> Vec<Write> {
-        let Some(allocations) = &situation.gateway.allocations else { return Vec::new() };
-        let owner = &situation.snapshot.gateway.owner;
-        publish::programmed::writes(&self.publisher.gateway, situation.programmed, allocations, owner, now)
+    /// What this gateway alone says: whether its packet program forwards each address, and how the Services of each
+    /// policy do. When there is more to say at the latest.
+    fn of_this_gateway(&self, situation: &Situation<'_>, now: Timestamp) -> (Vec<Write>, Option<Instant>) {
+        let Situation { gateway, snapshot, desired, programmed, .. } = *situation;
+        let (name, owner) = (&self.publisher.gateway, &snapshot.gateway.owner);
+        let allocations = gateway.allocations.as_deref().unwrap_or_default();
+        let mut writes = publish::programmed::writes(name, programmed, allocations, owner, now);
+        let policies = gateway.policies.as_deref().unwrap_or_default();
+        let this = (owner.cluster_set_id.as_str(), name.as_str());
+        let (of_policies, next) = publish::policies::own_writes(this, programmed, desired, policies, now);
+        writes.extend(of_policies);
+        let next = next.map(|next| Instant::now() + next.duration_since(now).unsigned_abs());
+        (writes, next)
     }
 
     /// Takes back what gateways said that are gone for good. What is still to be deleted after that: their Leases.
     fn forget_gone(&mut self, situation: &Situation<'_>, absences: &Absences) -> Vec<Write> {
         let mut estates = std::mem::take(&mut self.estates);
         let Some(allocations) = &situation.gateway.allocations else { return Vec::new() };
+        let policies = situation.gateway.policies.as_deref().unwrap_or_default();
         let Publisher { cluster_set_id, changed, .. } = &self.publisher;
         let mut deletions = Vec::new();
         for (gateway, absence) in absences.gone.iter().filter(|(_, absence)| absence.for_good) {
-            let removals = publish::programmed::removals(gateway, allocations, cluster_set_id);
+            let mut removals = publish::programmed::removals(gateway, allocations, cluster_set_id);
+            removals.extend(publish::policies::removals(gateway, policies, cluster_set_id));
             if removals.is_empty() {
                 deletions.extend(absence.lease.as_ref().map(deletion));
                 continue;

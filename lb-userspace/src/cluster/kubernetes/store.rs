@@ -113,7 +113,8 @@ impl<V: PartialEq> Store<V> {
     }
 }
 
-fn key<K: ResourceExt>(object: &K) -> Key {
+/// Namespace, empty where it has none, and name.
+pub(super) fn key<K: ResourceExt>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 

@@ -5,11 +5,14 @@ use k8s_openapi::api::core::v1::{ObjectReference, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::ObjectMeta;
 
-use crate::desired::{AddressAllocation, AddressPool, LOAD_BALANCER_CLASS, MemberCluster, Place};
+use crate::desired::{
+    AddressAllocation, AddressPool, LOAD_BALANCER_CLASS, LoadBalancingPolicy, MemberCluster, Place,
+};
 
 /// Annotations that are read begin like this, or are one of these.
 pub(super) const OUR_ANNOTATIONS: &str = "kanmon.dev/";
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 
 const REGION_LABEL: &str = "topology.kubernetes.io/region";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -58,6 +61,14 @@ pub(super) fn pool(mut pool: AddressPool) -> AddressPool {
     pool
 }
 
+/// A LoadBalancingPolicy with its status, which is compared with what it should be.
+pub(super) fn policy(mut policy: LoadBalancingPolicy) -> LoadBalancingPolicy {
+    let generation = policy.metadata.generation;
+    strip(&mut policy.metadata);
+    policy.metadata.generation = generation;
+    policy
+}
+
 /// An AddressAllocation with its status, and with its version, which is named when it is changed.
 pub(super) fn allocation(mut allocation: AddressAllocation) -> AddressAllocation {
     let version = allocation.metadata.resource_version.take();
@@ -89,7 +100,9 @@ pub(super) fn strip(metadata: &mut ObjectMeta) {
     metadata.self_link = None;
     metadata.finalizers = None;
     if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|key, _| key.starts_with(OUR_ANNOTATIONS) || key == SOURCE_RANGES);
+        let is_read =
+            |key: &str| key.starts_with(OUR_ANNOTATIONS) || [SOURCE_RANGES, TOPOLOGY_MODE].contains(&key);
+        annotations.retain(|key, _| is_read(key));
     }
     metadata.annotations = metadata.annotations.take().filter(|annotations| !annotations.is_empty());
 }
@@ -109,7 +122,8 @@ mod tests {
                 "metadata": {
                     "namespace": "demo", "name": "web", "uid": "u", "resourceVersion": version,
                     "managedFields": [{"manager": seen}],
-                    "annotations": {"controller/seen": seen, "kanmon.dev/addresses": "192.0.2.1"}
+                    "annotations": {"controller/seen": seen, "kanmon.dev/addresses": "192.0.2.1",
+                        "service.kubernetes.io/topology-mode": "Auto"}
                 },
                 "spec": {"ports": [{"port": 80}]},
                 "status": {"loadBalancer": {"ingress": [{"ip": seen}]}}
@@ -117,7 +131,7 @@ mod tests {
         };
         let kept = written("1", "192.0.2.8");
         assert_eq!(kept, written("2", "192.0.2.9"));
-        assert_eq!(kept.metadata.annotations.unwrap().len(), 1);
+        assert_eq!(kept.metadata.annotations.unwrap().len(), 2);
         assert_eq!(kept.metadata.uid.as_deref(), Some("u"));
         assert!(kept.spec.unwrap().ports.is_some());
     }

@@ -11,6 +11,7 @@ mod condition;
 mod exports;
 mod imports;
 mod members;
+pub(super) mod policies;
 pub(super) mod pools;
 pub(super) mod present;
 pub(super) mod programmed;

@@ -25,7 +25,7 @@ fn front(name: &str) -> Desired {
 }
 
 /// Waits until several heartbeats went by without a write.
-async fn until_quiet(api: &FakeApi) {
+pub(super) async fn until_quiet(api: &FakeApi) {
     loop {
         let (before, beats) = (api.writes().len(), api.requests("GET /version"));
         until("heartbeats", || api.requests("GET /version") > beats + 20).await;
@@ -35,7 +35,7 @@ async fn until_quiet(api: &FakeApi) {
     }
 }
 
-fn front_service() -> serde_json::Value {
+pub(super) fn front_service() -> serde_json::Value {
     json!({"metadata": {"namespace": "demo", "name": "web", "uid": "u", "generation": 1},
         "spec": {"type": "LoadBalancer", "loadBalancerClass": "kanmon.dev/xdp", "ports": [{"port": 80}]}})
 }

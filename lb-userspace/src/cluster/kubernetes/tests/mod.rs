@@ -4,6 +4,7 @@ mod fake;
 mod gone;
 mod guest;
 mod members;
+mod policies;
 mod source;
 mod writing;
 
