@@ -1,6 +1,7 @@
 //! Services for tests.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::desired::{BackendId, Endpoint, HealthCheck, Protocol, Service, ServiceId};
 
@@ -40,5 +41,6 @@ pub(super) fn service(vip: u8, endpoints: Vec<Endpoint>) -> Service {
         port_name: String::new(),
         endpoints,
         health_check: HealthCheck::default(),
+        policy: Arc::default(),
     }
 }
