@@ -288,6 +288,15 @@ fn without_a_policy_nothing_is_held_back() {
 }
 
 #[test]
+fn a_share_that_follows_the_number_of_endpoints_is_no_move() {
+    let mut story = Story::begin(World::new(Locality::Even).with("hangzhou", 2).with("shanghai", 2));
+    story.world.endpoints.pop();
+    assert_eq!(story.look(), [67, 33]);
+    assert_eq!(story.log.len(), 2);
+    assert_eq!(story.moves("hangzhou"), []);
+}
+
+#[test]
 fn a_policy_with_other_areas_starts_anew() {
     let mut story = Story::begin(pair());
     story.fail("hangzhou", 4);

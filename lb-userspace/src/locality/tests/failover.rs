@@ -104,6 +104,11 @@ fn a_failed_probe_does_not_change_the_ring_of_the_only_level_that_serves() {
     world.fail("shanghai", 0);
     world.fail("hangzhou", 1);
     assert_eq!(world.shares().weights, weights);
+    // Nowhere to spill over to.
+    world.ill("shanghai", 4, Ill::Unready);
+    let weights = world.shares().weights;
+    world.fail("hangzhou", 3);
+    assert_eq!(world.shares().weights, weights);
 }
 
 #[test]
