@@ -13,11 +13,13 @@ use tokio::time::sleep_until;
 
 use super::first_plan::FirstPlan;
 use super::log;
+use super::policies;
 use super::problems;
 use super::programmed::programmed;
 use super::published::{Gone, MemberCluster, Published};
 use super::queue::{Next, StepQueue};
 use super::signals::{Ending, Signals};
+use super::steering::Steering;
 use super::sweep::{Orders, Pass};
 use super::target::target;
 use crate::bpf::{self, Kernel};
@@ -25,7 +27,7 @@ use crate::cluster::{self, LastGood, Programmed};
 use crate::config::XdpMode;
 use crate::desired::{self, BackendId, Desired, Place, ServiceId};
 use crate::health::probe::Targets;
-use crate::health::{Ejections, ProbeTarget, Sources, Usability, Verdict, Verdicts, evaluate, probe_targets};
+use crate::health::{ProbeTarget, Usability, Verdict, Verdicts, probe_targets};
 use crate::network::{LocalAddresses, NetworkWatcher, NextHopError, NextHops};
 use crate::plan::{FlowUsage, Limits, Model, Step, Target, plan};
 use crate::status::view;
@@ -89,6 +91,7 @@ struct State {
     unwanted: HashSet<u32>,
     clusters: Arc<cluster::Snapshot>,
     desired: Arc<Desired>,
+    steering: Steering,
     usability: Arc<Usability>,
     verdicts: Arc<Verdicts>,
     next_hops: Arc<NextHops>,
@@ -125,6 +128,7 @@ impl State {
             grace: None,
             unwanted: HashSet::new(),
             desired: Arc::default(),
+            steering: Steering::default(),
             usability: Arc::default(),
             verdicts: Arc::default(),
             next_hops: Arc::default(),
@@ -189,14 +193,21 @@ impl State {
                 _ = changed(&mut inputs.addresses) => self.merge(),
                 verdicts = changed(&mut inputs.verdicts) => {
                     log::verdicts(&self.verdicts, &verdicts, &self.desired);
+                    let agree = self.verdicts.agree_with(&verdicts);
                     self.verdicts = verdicts;
-                    self.wake();
+                    if self.steer() || !agree {
+                        self.wake();
+                    }
                 }
                 next_hops = changed(&mut inputs.next_hops) => {
                     self.next_hops = next_hops;
                     self.wake();
                 }
                 _ = changed(&mut inputs.passes) => self.wake(),
+                () = until(self.steering.poll_timeout()) => {
+                    self.steer();
+                    self.wake();
+                }
                 () = until(self.grace) => self.grace = None,
                 () = until(self.plan_at) => self.plan()?,
                 () = until(self.deadline) => self.plan()?,
@@ -209,12 +220,19 @@ impl State {
         self.plan_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
     }
 
+    /// Decides what to eject and which clusters have failed; whether anything came of it.
+    fn steer(&mut self) -> bool {
+        let news = self.steering.advance(Instant::now(), &self.desired, &self.verdicts);
+        log::steering(&news);
+        !news.is_empty()
+    }
+
     /// From what the clusters say to desired state.
     fn merge(&mut self) {
         self.first_plan.told(self.clusters.complete, Instant::now());
         let held = self.first_plan == FirstPlan::Held;
         let addresses = self.core.inputs.addresses.borrow().iter().map(|local| local.address).collect();
-        let clusters = &self.clusters;
+        let clusters = self.clusters.clone();
         let place = clusters.place.or(&self.core.place);
         let mut desired =
             desired::merge(&clusters.clusters, &clusters.gateway, &addresses, &place, &self.core.allocations);
@@ -225,6 +243,8 @@ impl State {
         }
         log::services(&self.desired, &desired);
         self.desired = Arc::new(desired);
+        self.steering.set_services(Instant::now(), &self.desired);
+        self.steer();
         self.core.outputs.desired.send_replace(self.desired.clone());
         for service in self.desired.services.values() {
             for endpoint in &service.endpoints {
@@ -276,17 +296,12 @@ impl State {
         }
         self.first_plan = FirstPlan::Made;
         let next_hops = self.next_hops.clone();
-        let reachable = |address: IpAddr| !matches!(next_hops.get(&address), Some(Err(_)));
-        let sources = Sources {
-            verdicts: &self.verdicts,
-            ejections: &Ejections::default(),
-            failed_clusters: &BTreeSet::new(),
-        };
-        self.usability = Arc::new(evaluate(self.desired.services.values(), &sources, reachable));
+        self.usability = Arc::new(self.steering.usability(&self.desired, &self.verdicts, &next_hops));
+        log::moves(&self.steering.share(now, &self.desired, &self.usability));
         let target = self.target();
         let usage = self.usage();
         let plan = plan(&mut self.model, &target, &usage, now);
-        self.deadline = plan.next;
+        self.deadline = [plan.next, self.steering.next_share()].into_iter().flatten().min();
         if !plan.steps.is_empty() {
             tracing::debug!("plan {}: {} steps", plan.number, plan.steps.len());
         }
@@ -320,6 +335,7 @@ impl State {
         target(
             &self.desired,
             &self.usability,
+            &self.steering.shares(),
             &self.next_hops,
             &self.core.inputs.addresses.borrow(),
             &self.core.snat_addresses,
@@ -332,6 +348,8 @@ impl State {
     }
 
     fn degraded(&self) -> Vec<view::Problem> {
+        let shares = self.steering.shares();
+        let of_shares = |id: &ServiceId| shares.get(id).and_then(|shares| shares.degraded.clone());
         let services = self.usability.services.iter();
         services
             .filter_map(|(id, health)| {
@@ -339,7 +357,7 @@ impl State {
                     cluster: None,
                     object: format!("service {id}"),
                     reason: "Degraded".to_owned(),
-                    message: health.degraded.clone()?,
+                    message: health.degraded.clone().or_else(|| of_shares(id))?,
                 })
             })
             .collect()
@@ -414,7 +432,8 @@ impl State {
             return;
         }
         let services = self.model.services().map(|service| service.id).collect();
-        let told = programmed(&self.desired, &services, &self.problems, &self.core.snat_addresses);
+        let mut told = programmed(&self.desired, &services, &self.problems, &self.core.snat_addresses);
+        told.policies = policies::reports(&self.desired, &self.usability, &self.steering.shares());
         self.core.outputs.programmed.send_if_modified(|present| {
             let differs = **present != told;
             if differs {

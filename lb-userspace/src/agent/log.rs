@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::steering::News;
 use crate::bpf::{AttachedMode, Attachment};
-use crate::desired::{Desired, Endpoint, Service};
-use crate::health::{Verdict, Verdicts};
+use crate::desired::{Desired, Endpoint, Service, ServiceId};
+use crate::health::{Change, Decision, Ending, Verdict, Verdicts};
+use crate::locality::Transition;
 
 /// An interface got the program.
 pub(super) fn attached(attachment: &Attachment) {
@@ -80,6 +82,49 @@ pub(super) fn verdicts(before: &Verdicts, now: &Verdicts, desired: &Desired) {
             Verdict::Unhealthy { reason } => {
                 tracing::warn!("{backend} ({cluster} {pod}) is unhealthy: {reason}");
             }
+        }
+    }
+}
+
+/// Ejections, and clusters that fail or return.
+pub(super) fn steering(news: &News) {
+    for decision in &news.decisions {
+        match decision {
+            Decision::Ejected { service, backend, ejection } => {
+                let left = ejection.until.saturating_duration_since(news.at);
+                tracing::warn!("service {service}: {backend} is ejected for {} s", left.as_secs());
+            }
+            Decision::Refused { service, backend, limit } => tracing::warn!(
+                "service {service}: {backend} fails, and is not ejected: only {limit} of its endpoints may be at once"
+            ),
+            Decision::Returned { service, backend, why } => {
+                let why = match why {
+                    Ending::Time => "its time is over",
+                    Ending::Policy => "there is no outlier detection any more",
+                    Ending::Limit => "fewer may be ejected now",
+                };
+                tracing::info!("service {service}: {backend} is not ejected any more: {why}");
+            }
+            Decision::Reset { .. } => {}
+        }
+    }
+    for change in &news.changes {
+        match change {
+            Change::Failed { cluster, failing, pods } => {
+                tracing::warn!("cluster {cluster} has failed: {failing} of its {pods} pods do not answer");
+            }
+            Change::Returned { cluster } => tracing::info!("cluster {cluster} is back"),
+        }
+    }
+}
+
+/// New flows that go elsewhere because of health.
+pub(super) fn moves(moves: &[(ServiceId, Transition)]) {
+    for (service, transition) in moves {
+        if transition.is_move() {
+            tracing::info!("service {service}: {transition}");
+        } else {
+            tracing::debug!("service {service}: {transition}");
         }
     }
 }

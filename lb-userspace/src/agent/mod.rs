@@ -14,6 +14,7 @@ mod core;
 mod events;
 mod first_plan;
 mod log;
+mod policies;
 mod problems;
 mod programmed;
 mod published;
@@ -21,6 +22,7 @@ mod queue;
 mod report;
 mod signals;
 mod start;
+mod steering;
 mod sweep;
 mod target;
 

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::desired::{Desired, Policy, Service};
+use crate::desired::{Desired, Service, ServiceId};
 use crate::health::Usability;
-use crate::locality::{self, Shares};
+use crate::locality::Shares;
 use crate::network::{LocalAddresses, NextHops, is_local};
 use crate::plan::{Target, TargetMember, TargetService};
 
@@ -13,6 +14,7 @@ use crate::plan::{Target, TargetMember, TargetService};
 pub(super) fn target(
     desired: &Desired,
     usability: &Usability,
+    shares: &BTreeMap<ServiceId, Arc<Shares>>,
     next_hops: &NextHops,
     addresses: &LocalAddresses,
     snat_addresses: &BTreeSet<IpAddr>,
@@ -24,7 +26,7 @@ pub(super) fn target(
         services: desired
             .services
             .values()
-            .map(|service| (service.id, target_service(service, &shares(service, usability))))
+            .map(|service| (service.id, target_service(service, shares.get(&service.id))))
             .collect(),
         usable: usability.backends.clone(),
         next_hops: next_hops.clone(),
@@ -34,21 +36,10 @@ pub(super) fn target(
     }
 }
 
-fn shares(service: &Service, usability: &Usability) -> Shares {
-    let healthy = usability.services.get(&service.id).map(|health| &health.usable);
-    locality::shares(&locality::Input {
-        endpoints: &service.endpoints,
-        policy: &Policy::default(),
-        healthy: healthy.unwrap_or(&BTreeSet::new()),
-        ejected: &BTreeSet::new(),
-        ramps: &BTreeMap::new(),
-    })
-}
-
 /// Members that have no weight, not even 0, are kept for their flows only.
-fn target_service(service: &Service, shares: &Shares) -> TargetService {
+fn target_service(service: &Service, shares: Option<&Arc<Shares>>) -> TargetService {
     let members = service.endpoints.iter().map(|endpoint| {
-        let weight = shares.weights.get(&endpoint.backend);
+        let weight = shares.and_then(|shares| shares.weights.get(&endpoint.backend));
         let draining = weight.is_none();
         (endpoint.backend, TargetMember { weight: weight.copied().unwrap_or_default(), draining })
     });
@@ -57,8 +48,9 @@ fn target_service(service: &Service, shares: &Shares) -> TargetService {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::Instant;
 
+    use super::super::steering::Steering;
     use super::*;
     use crate::desired::{BackendId, Endpoint, HealthCheck, Protocol, ServiceId};
     use crate::network::LocalAddress;
@@ -95,7 +87,10 @@ mod tests {
 
     fn of(desired: &Desired, addresses: &LocalAddresses) -> Target {
         let none = BTreeSet::new();
-        target(desired, &Usability::default(), &NextHops::new(), addresses, &none, &BTreeSet::new())
+        let usability = Usability::default();
+        let mut steering = Steering::default();
+        steering.share(Instant::now(), desired, &usability);
+        target(desired, &usability, &steering.shares(), &NextHops::new(), addresses, &none, &BTreeSet::new())
     }
 
     #[test]
