@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::abi::{ADDRESS_FILTER_SIZE, LOCK_STRIPES};
+use crate::abi::{ADDRESS_FILTER_SIZE, LOCK_STRIPES, MOST_SYN_COPIES};
 
 /// Key of a [`FlowHash`]: sixteen random words.
 #[repr(C)]
@@ -25,6 +25,8 @@ const _: () = assert!(size_of::<HashKey>() == 64);
 /// | `low` 52–63 | lock stripe |
 /// | `high` 0–47 | tag |
 /// | `high` 48–63 | where the search for a port starts |
+///
+/// The element of a SYN's copy shares bits with the first bucket: a copy proves whose it is by its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowHash {
     /// First half.
@@ -46,6 +48,13 @@ impl FlowHash {
     #[inline(always)]
     pub const fn second_bucket(self, mask: u32) -> u32 {
         (self.low >> 26) as u32 & 0x3ff_ffff & mask
+    }
+
+    /// Element of the copy of the flow's SYN.
+    #[must_use]
+    #[inline(always)]
+    pub const fn syn_copy(self, flow_bucket_mask: u32) -> u32 {
+        self.first_bucket(flow_bucket_mask) & (MOST_SYN_COPIES - 1)
     }
 
     /// Lock stripe.

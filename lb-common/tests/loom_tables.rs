@@ -281,3 +281,72 @@ fn a_fin_against_a_fin_closes_or_stays_half_closed() {
         assert_eq!(model.check(), [FlowState::Closed]);
     });
 }
+
+/// A second, after which a SYN that comes again is due for another backend.
+const SECOND: u64 = 1_000_000_000;
+
+#[test]
+fn a_rescue_against_the_answer_is_one_or_the_other() {
+    explore(2, |model| {
+        let old = open(model, 1);
+        model.wait(SECOND);
+        let (syn, answer) =
+            model.race(|model| model.send(&syn(1)), move |model| model.send(&reply(&old, SYN | ACK)));
+        match model.check()[..] {
+            // The client has heard of the old backend, and stays there.
+            [FlowState::SynAcked] => {
+                assert!(answer.is_some_and(|answer| answer.destination == client(1)));
+                assert!(syn.is_none_or(|syn| syn == old));
+                assert_eq!(model.send(&ack(1)), Some(old));
+                assert_eq!(model.check(), [FlowState::Established]);
+            }
+            // It has not, and never will.
+            [FlowState::SynSent] => {
+                let new = syn.expect("the SYN goes on");
+                assert_ne!(new.destination, old.destination);
+                assert_eq!(answer, None);
+                assert_eq!(model.send(&reply(&old, SYN | ACK)), None);
+                assert!(model.send(&reply(&new, SYN | ACK)).is_some());
+                assert_eq!(model.send(&ack(1)), Some(new));
+            }
+            ref states => panic!("{states:?}"),
+        }
+    });
+}
+
+#[test]
+fn two_syns_that_are_due_move_the_flow_once() {
+    explore_first(MANY, 2, |model| {
+        let old = open(model, 1);
+        model.wait(SECOND);
+        let (one, two) = model.race(|model| model.send(&syn(1)), |model| model.send(&syn(1)));
+        assert_eq!(model.check(), [FlowState::SynSent]);
+        let new = model.send(&syn(1)).expect("it has a backend");
+        assert_ne!(new.destination, old.destination);
+        // One may have read the flow's word just before the other moved it.
+        let paths: Vec<_> = [one, two].into_iter().flatten().collect();
+        assert!(paths.contains(&new) && paths.iter().all(|path| *path == new || *path == old), "{paths:?}");
+    });
+}
+
+#[test]
+fn a_rescue_against_the_sweep_leaves_pairs() {
+    explore_first(MANY, 2, |model| {
+        let old = open(model, 1);
+        model.wait(SECOND);
+        let (new, ()) = model.race(|model| model.send(&syn(1)), Model::sweep);
+        assert!(new.is_some_and(|new| new.destination != old.destination));
+        assert_eq!(model.check(), [FlowState::SynSent]);
+    });
+}
+
+#[test]
+fn a_rescue_against_displacement_leaves_pairs() {
+    explore_first(MANY, 2, |model| {
+        let _ = (open(model, 1), open(model, 2));
+        model.wait(SECOND);
+        let (one, three) = model.race(|model| model.send(&syn(1)), |model| model.send(&syn(3)));
+        assert!(one.is_some() || three.is_some());
+        model.check();
+    });
+}

@@ -211,6 +211,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn syn(&self, index: u32) -> Option<KernelCells> {
+        element(&maps::SYNS, index)
+    }
+
+    #[inline(always)]
     fn ring_pair(&self, index: u32) -> Option<KernelCells> {
         element(&maps::RINGS, index)
     }

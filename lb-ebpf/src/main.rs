@@ -19,14 +19,27 @@ use crate::{kernel::Kernel, maps::EGRESS, packet::Packet};
 const NEW_FLOW_V4: u32 = 0;
 /// Index in `PROGRAMS` of [`kanmon_new_v6`].
 const NEW_FLOW_V6: u32 = 1;
+/// Index in `PROGRAMS` of [`kanmon_retry_v4`].
+const RETRY_V4: u32 = 2;
+/// Index in `PROGRAMS` of [`kanmon_retry_v6`].
+const RETRY_V6: u32 = 3;
+/// Index in `PROGRAMS` of [`kanmon_refused_v4`].
+const REFUSED_V4: u32 = 4;
+/// Index in `PROGRAMS` of [`kanmon_refused_v6`].
+const REFUSED_V6: u32 = 5;
+/// Index in `PROGRAMS` of [`kanmon`] itself.
+const ENTRY: u32 = 6;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
 pub fn kanmon(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::new(&ctx);
-    match datapath::forward(&mut packet, &Kernel) {
+    match datapath::forward(&mut Packet::new(&ctx), &Kernel) {
         Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
         Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
+        Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),
+        Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
+        Verdict::RefusedV4 => tail_call(&ctx, REFUSED_V4),
+        Verdict::RefusedV6 => tail_call(&ctx, REFUSED_V6),
         verdict => action(verdict),
     }
 }
@@ -34,13 +47,52 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
 /// Where [`kanmon`] sends what may begin an IPv4 flow.
 #[xdp]
 pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
-    action(datapath::new_flow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+    again(&ctx, datapath::new_flow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// Where [`kanmon`] sends what may begin an IPv6 flow.
 #[xdp]
 pub fn kanmon_new_v6(ctx: XdpContext) -> u32 {
-    action(datapath::new_flow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+    again(&ctx, datapath::new_flow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] sends an IPv4 client's SYN that its backend may have left unanswered, and [`kanmon_refused_v4`]
+/// one that it refused.
+#[xdp]
+pub fn kanmon_retry_v4(ctx: XdpContext) -> u32 {
+    again(&ctx, datapath::retry::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// The same over IPv6.
+#[xdp]
+pub fn kanmon_retry_v6(ctx: XdpContext) -> u32 {
+    again(&ctx, datapath::retry::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] sends an IPv4 backend's RST to a SYN.
+#[xdp]
+pub fn kanmon_refused_v4(ctx: XdpContext) -> u32 {
+    match datapath::refused::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),
+        verdict => action(verdict),
+    }
+}
+
+/// The same over IPv6.
+#[xdp]
+pub fn kanmon_refused_v6(ctx: XdpContext) -> u32 {
+    match datapath::refused::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
+        verdict => action(verdict),
+    }
+}
+
+#[inline(always)]
+fn again(ctx: &XdpContext, verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Again => tail_call(ctx, ENTRY),
+        verdict => action(verdict),
+    }
 }
 
 #[inline(always)]
@@ -57,7 +109,8 @@ fn action(verdict: Verdict) -> u32 {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Transmit => xdp_action::XDP_TX,
         Verdict::Redirect(ifindex) => EGRESS.redirect(ifindex, 0).unwrap_or(xdp_action::XDP_ABORTED),
-        Verdict::Drop | Verdict::NewFlowV4 | Verdict::NewFlowV6 => xdp_action::XDP_DROP,
+        // What asks for another program never gets here.
+        _ => xdp_action::XDP_DROP,
     }
 }
 

@@ -12,7 +12,7 @@ use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
     EventBudget, FlowBucket, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock,
     Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
-    ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
+    ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.
@@ -48,6 +48,8 @@ pub(crate) static FLOWS: Array<FlowBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static HANDSHAKES: Array<HandshakeBucket, 1, SHARED> = Array::new();
 #[btf_map]
+pub(crate) static SYNS: Array<SynCopy, 1, SHARED> = Array::new();
+#[btf_map]
 pub(crate) static LOCKS: Array<Lock, { LOCK_STRIPES as usize }, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static REVERSE_V4: Array<ReverseBucketV4, 1, SHARED> = Array::new();
@@ -74,7 +76,7 @@ pub(crate) static EVENTS: RingBuf<(), { 256 * 1024 }> = RingBuf::new();
 #[btf_map]
 pub(crate) static EGRESS: DevMapHash<64> = DevMapHash::new();
 #[btf_map]
-pub(crate) static PROGRAMS: ProgramArray<4> = ProgramArray::new();
+pub(crate) static PROGRAMS: ProgramArray<8> = ProgramArray::new();
 
 /// The clock of a program that was loaded with [`INJECT_CLOCK`], in nanoseconds.
 #[btf_map]

@@ -41,9 +41,9 @@ pub struct Backend {
     pub flags: u32,
     /// Always 0.
     pub pad: u32,
-    /// Cell 1: until when the kernel itself keeps new flows away, in nanoseconds of the monotonic clock.
+    /// Cell 1: until when the packet program itself keeps new flows away, in nanoseconds of the monotonic clock.
     pub tripped_until: u64,
-    /// Cell 2: consecutive connect errors that the path has seen.
+    /// Cell 2: connect errors in a row that the packet program has seen; from 0 again after a trip.
     pub errors: u64,
     /// Cells 3 and 4: address, network order; IPv4 in the first four bytes.
     pub address: [u8; 16],
@@ -53,8 +53,11 @@ pub struct Backend {
     pub protocol: u8,
     /// 4 or 6.
     pub family: u8,
+    /// A number of the cluster that it is in, the same for all of that cluster's; 0: unknown. A SYN that failed
+    /// twice goes to another cluster where there is one.
+    pub cluster: u32,
     /// Always 0.
-    pub reserved: [u8; 20],
+    pub reserved: [u8; 16],
 }
 
 /// Bits of [`Backend::flags`].

@@ -87,10 +87,24 @@ counters! {
     PortReclaimed = 24, "port_reclaimed";
     /// An event was not sent: rate limit, or the agent is not reading.
     EventLost = 25, "event_lost";
+    /// Dropped: a backend's RST to a SYN, which the client's next SYN takes to another backend.
+    DropRefused = 26, "drop_refused";
+    /// Dropped: from a backend whose flow has gone to another one, or changed at this very moment.
+    DropMoved = 27, "drop_moved";
+    /// A backend refused a connection.
+    ConnectRefused = 28, "connect_refused";
+    /// A backend left a SYN unanswered until the client sent it again.
+    ConnectUnanswered = 29, "connect_unanswered";
+    /// A SYN that failed at one backend went to another.
+    FlowRescued = 30, "flow_rescued";
+    /// A backend got no new flows for a time, because too many connections to it failed in a row.
+    BackendTripped = 31, "backend_tripped";
+    /// A new flow went to a tripped backend, because no other one takes new flows.
+    FlowFailedOpen = 32, "flow_failed_open";
 }
 
 /// Room for counters in [`CpuCounters`].
-const COUNTER_SLOTS: usize = 32;
+const COUNTER_SLOTS: usize = 64;
 const _: () = assert!(Counter::ALL.len() <= COUNTER_SLOTS);
 
 /// Element of the array `COUNTERS`: one CPU's. The index is the CPU's number.
@@ -121,6 +135,6 @@ pub struct MemberStats {
 }
 
 assert_layout! {
-    CpuCounters: 256,
+    CpuCounters: 512,
     MemberStats: 64,
 }

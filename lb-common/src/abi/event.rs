@@ -16,6 +16,11 @@ pub enum EventKind {
     TableFull = 3,
     /// A new flow found no SNAT port.
     PortsExhausted = 4,
+    /// Connections to the member's backend failed so often in a row (`detail`) that it gets no new flow for a time;
+    /// this flow's was the last of them.
+    Tripped = 5,
+    /// A flow's SYN failed at one member (`detail`) and went to another, which is `member`.
+    Rescued = 6,
 }
 
 /// One event.
@@ -42,6 +47,10 @@ pub struct Event {
     pub snat: u8,
     /// The service's index.
     pub service: u32,
+    /// What [`EventKind`] says about it; else 0.
+    pub detail: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// Element of the array `EVENT_BUDGET`, one for each CPU: how many events it has sent in the current tick.
@@ -55,6 +64,6 @@ pub struct EventBudget {
 }
 
 assert_layout! {
-    Event: 40,
+    Event: 48,
     EventBudget: 8,
 }

@@ -37,14 +37,12 @@ pub struct FlowBucket {
     pub entries: [FlowEntry; FLOW_WAYS as usize],
 }
 
-/// What a half-open TCP flow must prove: the client's ACK equals the server's initial sequence number + 1.
+/// What is known of a half-open TCP flow's handshake.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Handshake {
-    /// The server's initial sequence number, host order.
-    pub server_isn: u32,
-    /// Version of the flow's slot that it belongs to.
-    pub version: u32,
+    /// [`HandshakeWord`].
+    pub word: u64,
 }
 
 /// Element of the array `HANDSHAKES`, beside the bucket of the same index.
@@ -100,11 +98,13 @@ pub enum FlowState {
     UdpReplied = 10,
     /// TCP: a RST came from the backend's side; see [`FlowState::ClientReset`].
     BackendReset = 11,
+    /// TCP, half-open: the backend refused, and the next SYN goes to another one.
+    Refused = 12,
 }
 
 impl FlowState {
     /// All states, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Empty,
         Self::Claimed,
         Self::SynSent,
@@ -117,6 +117,7 @@ impl FlowState {
         Self::UdpNew,
         Self::UdpReplied,
         Self::BackendReset,
+        Self::Refused,
     ];
 
     /// The state of a number; numbers that mean nothing read as [`FlowState::Empty`].
@@ -135,6 +136,7 @@ impl FlowState {
             9 => Self::UdpNew,
             10 => Self::UdpReplied,
             11 => Self::BackendReset,
+            12 => Self::Refused,
             _ => Self::Empty,
         }
     }
@@ -151,7 +153,7 @@ impl FlowState {
     #[must_use]
     #[inline(always)]
     pub const fn is_half_open(self) -> bool {
-        matches!(self, Self::SynSent | Self::SynAcked | Self::UdpNew)
+        matches!(self, Self::SynSent | Self::SynAcked | Self::UdpNew | Self::Refused)
     }
 }
 
@@ -161,7 +163,7 @@ impl FlowState {
 /// |---|---|
 /// | 0–3 | state |
 /// | 4 | doomed: the sweep found it idle and will evict it unless a packet clears this bit |
-/// | 5–6 | attempt: how many candidates refused before this one |
+/// | 5–6 | attempt: how many backends refused or were silent before this one; 3: no other one is tried |
 /// | 7–16 | version of the slot |
 /// | 17–24 | generation of the member |
 /// | 25–44 | member |
@@ -198,6 +200,13 @@ impl FlowWord {
     #[inline(always)]
     pub const fn with_state(self, state: FlowState) -> Self {
         Self((self.0 & !0x1f) | state as u64)
+    }
+
+    /// The same word with another attempt, 0–3.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_attempt(self, attempt: u8) -> Self {
+        Self((self.0 & !0x60) | (((attempt & 3) as u64) << 5))
     }
 
     /// The same word, doomed.
@@ -269,6 +278,98 @@ impl FlowWord {
     #[inline(always)]
     pub const fn masked_tag(self, tag: u64) -> u64 {
         (tag ^ (self.version() as u64).wrapping_mul(0x9e37_79b9_7f4b)) & 0xffff_ffff_ffff
+    }
+}
+
+/// What is known of a half-open TCP flow's handshake, beside its slot.
+///
+/// | bits | before the backend's answer | after it |
+/// |---|---|---|
+/// | 0–11 | when the SYN went to the backend, in units of 2^24 ns, modulo 2^12 | the server's initial |
+/// | 12–31 | member that it went to before; 0: none | sequence number |
+/// | 32–41 | version of the slot | the same |
+/// | 42–62 | low 21 bits of the client's initial sequence number | 0 |
+/// | 63 | 0 | 1 |
+///
+/// The client's ACK proves the handshake when it equals the server's number + 1. A backend's RST is the answer to
+/// the SYN when it acknowledges the client's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandshakeWord(pub u64);
+
+impl HandshakeWord {
+    const ANSWERED: u64 = 1 << 63;
+    const CLIENT_MASK: u32 = 0x1f_ffff;
+    const TIME_SHIFT: u32 = 24;
+    const TIME_MASK: u64 = 0xfff;
+
+    /// A SYN with this sequence number (host order) goes to a backend at this time (nanoseconds), after it had
+    /// gone to the member `before`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sent(version: u16, isn: u32, time: u64, before: u32) -> Self {
+        Self(
+            ((time >> Self::TIME_SHIFT) & Self::TIME_MASK)
+                | (((before & 0xf_ffff) as u64) << 12)
+                | (((version & VERSION_MASK) as u64) << 32)
+                | (((isn & Self::CLIENT_MASK) as u64) << 42),
+        )
+    }
+
+    /// The backend answered with this sequence number, host order.
+    #[must_use]
+    #[inline(always)]
+    pub const fn answered(version: u16, isn: u32) -> Self {
+        Self(Self::ANSWERED | isn as u64 | (((version & VERSION_MASK) as u64) << 32))
+    }
+
+    /// The same, gone to another backend at this time, after it had gone to the member `before`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sent_again(self, time: u64, before: u32) -> Self {
+        Self(
+            (self.0 & !0xffff_ffff)
+                | ((time >> Self::TIME_SHIFT) & Self::TIME_MASK)
+                | (((before & 0xf_ffff) as u64) << 12),
+        )
+    }
+
+    /// Whether it belongs to this version of the slot, and the backend has not answered.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_unanswered(self, version: u16) -> bool {
+        self.0 & Self::ANSWERED == 0 && (self.0 >> 32) as u16 & VERSION_MASK == version
+    }
+
+    /// Whether an acknowledgement (host order) proves that its sender has seen the backend's answer to the flow
+    /// of this version of the slot.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_proven_by(self, version: u16, ack: u32) -> bool {
+        self.0 == Self::answered(version, ack.wrapping_sub(1)).0
+    }
+
+    /// Whether an acknowledgement (host order) is one of the unanswered SYN of the flow of this version of the
+    /// slot.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_acknowledged_by(self, version: u16, ack: u32) -> bool {
+        self.is_unanswered(version)
+            && (self.0 >> 42) as u32 & Self::CLIENT_MASK == ack.wrapping_sub(1) & Self::CLIENT_MASK
+    }
+
+    /// Whether so many units have passed since the SYN went to the backend. Time counts modulo 69 s: a
+    /// SYN that comes long after the last one may have to come once more.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_older_than(self, units: u64, now: u64) -> bool {
+        (now >> Self::TIME_SHIFT).wrapping_sub(self.0) & Self::TIME_MASK > units
+    }
+
+    /// The member that the SYN went to before; 0: none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn before(self) -> u32 {
+        (self.0 >> 12) as u32 & 0xf_ffff
     }
 }
 

@@ -17,14 +17,15 @@ mod member;
 mod reverse;
 mod ring;
 mod service;
+mod syn;
 
 pub use backend::{Backend, BackendKeyV4, BackendKeyV6, PORT_BITMAP_WORDS, PortBitmap, backend_flags};
 pub use config::{Config, MAX_SNAT_ADDRESSES, Timeouts};
 pub use counter::{Counter, CpuCounters, MemberStats};
 pub use event::{Event, EventBudget, EventKind};
 pub use flow::{
-    FLOW_WAYS, FlowBucket, FlowEntry, FlowRef, FlowState, FlowWord, Handshake, HandshakeBucket, LOCK_STRIPES,
-    Lock, MAX_FLOW_SLOT, VERSION_MASK,
+    FLOW_WAYS, FlowBucket, FlowEntry, FlowRef, FlowState, FlowWord, Handshake, HandshakeBucket,
+    HandshakeWord, LOCK_STRIPES, Lock, MAX_FLOW_SLOT, VERSION_MASK,
 };
 pub use last_hop::{LAST_HOP_WAYS, LAST_HOPS, LastHop, LastHopWord};
 pub use member::{MAX_MEMBER_INDEX, Member, member_flags};
@@ -35,13 +36,14 @@ pub use reverse::{
 };
 pub use ring::{RING_SIZES, RingPair, RingWord};
 pub use service::{
-    ADDRESS_FILTER_SIZE, AddressFilter, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
-    address_filter, vip_flags,
+    ADDRESS_FILTER_SIZE, AddressFilter, ReactionWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6,
+    VipKeyV4, VipKeyV6, address_filter, vip_flags,
 };
+pub use syn::{MOST_SYN_COPIES, SynCopy, SynWord};
 
 /// Version of everything in this module. It is part of the pin path, so an agent never adopts maps of another
 /// layout. Any change of a size, an offset, a meaning or a hash must raise it (a test fails otherwise).
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IP protocol number of TCP (RFC 9293).
 pub const TCP: u8 = 6;

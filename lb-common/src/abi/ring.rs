@@ -95,6 +95,13 @@ impl RingWord {
     #[must_use]
     #[inline(always)]
     pub const fn slot(self, hash: u32) -> u32 {
-        ((hash as u64 * self.slots() as u64) >> 32) as u32
+        Self::slot_of(hash, self.slots())
+    }
+
+    /// The same, of a ring with so many slots.
+    #[must_use]
+    #[inline(always)]
+    pub const fn slot_of(hash: u32, slots: u32) -> u32 {
+        ((hash as u64 * slots as u64) >> 32) as u32
     }
 }

@@ -73,7 +73,54 @@ pub struct ServiceDescriptor {
     /// 4 or 6.
     pub family: u8,
     /// Always 0.
-    pub reserved: [u8; 28],
+    pub pad: [u8; 4],
+    /// Cell 5: [`ReactionWord`].
+    pub reaction: u64,
+    /// Always 0.
+    pub reserved: [u8; 16],
+}
+
+/// What connections of a service that fail at a backend lead to; one word, so that a reader sees one policy.
+///
+/// | bits | field |
+/// |---|---|
+/// | 0–15 | connect errors in a row at which a backend is tripped; 0: never |
+/// | 16 | a refused SYN goes to another backend at once |
+/// | 17–31 | 0 |
+/// | 32–63 | for how long a backend is tripped, in milliseconds |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReactionWord(pub u64);
+
+impl ReactionWord {
+    const RETRY_ON_RESET: u64 = 1 << 16;
+
+    /// Packs a reaction.
+    #[must_use]
+    pub const fn new(errors: u16, trip_milliseconds: u32, retry_on_reset: bool) -> Self {
+        let retry = if retry_on_reset { Self::RETRY_ON_RESET } else { 0 };
+        Self(errors as u64 | retry | (trip_milliseconds as u64) << 32)
+    }
+
+    /// Connect errors in a row at which a backend is tripped; 0: never.
+    #[must_use]
+    #[inline(always)]
+    pub const fn errors(self) -> u64 {
+        self.0 & 0xffff
+    }
+
+    /// Whether a refused SYN goes to another backend at once.
+    #[must_use]
+    #[inline(always)]
+    pub const fn retries_on_reset(self) -> bool {
+        self.0 & Self::RETRY_ON_RESET != 0
+    }
+
+    /// For how long a backend is tripped, in nanoseconds.
+    #[must_use]
+    #[inline(always)]
+    pub const fn trip_nanoseconds(self) -> u64 {
+        (self.0 >> 32) * 1_000_000
+    }
 }
 
 /// Number of elements of the array `ADDRESS_FILTER`.

@@ -15,7 +15,7 @@ pub(super) fn of_flow<F: Family, M: Maps>(
     flow: FlowWord,
 ) {
     let service = maps.member(flow.member()).map_or(0, member::service);
-    send(maps, config, kind, client, client_port, ip, flow, service);
+    send(maps, config, kind, client, client_port, ip, flow, service, 0);
 }
 
 /// Tells the agent about a flow of a known service, or one that could not be made.
@@ -30,6 +30,7 @@ pub(super) fn send<F: Family, M: Maps>(
     ip: &Ip<F>,
     flow: FlowWord,
     service: u32,
+    detail: u32,
 ) {
     // Put together from whole words: byte-wise building would cost the kernel's stack and a `memset`.
     let [client_high, client_low] = F::raw(client);
@@ -39,6 +40,6 @@ pub(super) fn send<F: Family, M: Maps>(
         | (ip.protocol as u64) << 16
         | (flow.snat() as u64) << 24
         | (service as u64) << 32;
-    let event: Event = bytemuck::cast([maps.now(), client_high, client_low, ends, what]);
+    let event: Event = bytemuck::cast([maps.now(), client_high, client_low, ends, what, detail as u64]);
     maps.event(&event, config.events_per_tick);
 }

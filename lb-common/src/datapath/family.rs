@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, ServiceKeyV4, ServiceKeyV6, VipKeyV4,
+        BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4,
         VipKeyV6, address_check,
     },
     hash::{self, FlowHash, HashKey},
@@ -82,6 +82,24 @@ pub trait Family: Sized + Copy {
         destination: Self::Address,
         header_delta: Sum,
     ) -> Option<()>;
+    /// Length of the network header without options or extension headers.
+    const HEADER: usize;
+    /// Bytes from the network header's first to the packet's last.
+    #[doc(hidden)]
+    fn total_length<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u32>;
+    /// What a copy of a SYN keeps of the network header; see [`crate::abi::SynCopy`].
+    #[doc(hidden)]
+    fn network_fields<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u64>;
+    /// Writes the network header of a TCP segment of that many bytes.
+    #[doc(hidden)]
+    fn write_new_header<P: PacketMut>(
+        packet: &mut P,
+        network_offset: usize,
+        fields: u64,
+        source: Self::Address,
+        destination: Self::Address,
+        segment: u16,
+    ) -> Option<()>;
     /// The address as two words whose bytes in memory are in network order, IPv4 in the first four.
     fn raw(address: Self::Address) -> [u64; 2];
 }
@@ -99,6 +117,43 @@ impl Family for V4 {
     const NUMBER: u8 = 4;
     const REVERSE_CELLS: usize = 4;
     const NETWORK: Network = Network::V4;
+
+    const HEADER: usize = Ipv4Hdr::LEN;
+
+    #[inline(always)]
+    fn total_length<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u32> {
+        Some(u16::from_be(packet.read::<u16, { offset_of!(Ipv4Hdr, tot_len) }>(network_offset)?) as u32)
+    }
+
+    #[inline(always)]
+    fn network_fields<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u64> {
+        let service: u8 = packet.read::<_, { offset_of!(Ipv4Hdr, tos) }>(network_offset)?;
+        let ttl: u8 = packet.read::<_, { offset_of!(Ipv4Hdr, ttl) }>(network_offset)?;
+        let id: u16 = packet.read::<_, { offset_of!(Ipv4Hdr, id) }>(network_offset)?;
+        let fragment: u16 = packet.read::<_, { offset_of!(Ipv4Hdr, frags) }>(network_offset)?;
+        Some(service as u64 | (ttl as u64) << 8 | (id as u64) << 16 | (fragment as u64) << 32)
+    }
+
+    #[inline(always)]
+    fn write_new_header<P: PacketMut>(
+        packet: &mut P,
+        network_offset: usize,
+        fields: u64,
+        source: u32,
+        destination: u32,
+        segment: u16,
+    ) -> Option<()> {
+        // Words as they lie in memory.
+        let first = u16::from_ne_bytes([0x45, fields as u8]);
+        let total = (Ipv4Hdr::LEN as u16).wrapping_add(segment).to_be();
+        let (id, fragment) = ((fields >> 16) as u16, (fields >> 32) as u16);
+        let ttl = u16::from_ne_bytes([(fields >> 8) as u8, TCP]);
+        let sum = Sum::ZERO.add16(first).add16(total).add16(id).add16(fragment).add16(ttl);
+        let check = !sum.add32(source).add32(destination).fold();
+        packet.write::<[u16; 4], 0>(network_offset, [first, total, id, fragment])?;
+        packet.write::<[u16; 2], { offset_of!(Ipv4Hdr, ttl) }>(network_offset, [ttl, check])?;
+        packet.write::<[u32; 2], { offset_of!(Ipv4Hdr, src_addr) }>(network_offset, [source, destination])
+    }
 
     #[inline(always)]
     fn parse<P: PacketMut>(packet: &P, _config: &Config, offset: usize) -> Option<Ip<Self>> {
@@ -237,6 +292,40 @@ impl Family for V6 {
     const NUMBER: u8 = 6;
     const REVERSE_CELLS: usize = 8;
     const NETWORK: Network = Network::V6;
+
+    const HEADER: usize = Ipv6Hdr::LEN;
+
+    #[inline(always)]
+    fn total_length<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u32> {
+        let payload: u16 = packet.read::<_, { offset_of!(Ipv6Hdr, payload_len) }>(network_offset)?;
+        Some(Ipv6Hdr::LEN as u32 + u16::from_be(payload) as u32)
+    }
+
+    #[inline(always)]
+    fn network_fields<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u64> {
+        let first: u32 = packet.read::<_, 0>(network_offset)?;
+        let hop_limit: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, hop_limit) }>(network_offset)?;
+        Some(first as u64 | (hop_limit as u64) << 32)
+    }
+
+    #[inline(always)]
+    fn write_new_header<P: PacketMut>(
+        packet: &mut P,
+        network_offset: usize,
+        fields: u64,
+        source: [u64; 2],
+        destination: [u64; 2],
+        segment: u16,
+    ) -> Option<()> {
+        let last = u16::from_ne_bytes([TCP, (fields >> 32) as u8]);
+        packet.write::<u32, 0>(network_offset, fields as u32)?;
+        packet.write::<[u16; 2], { offset_of!(Ipv6Hdr, payload_len) }>(
+            network_offset,
+            [segment.to_be(), last],
+        )?;
+        packet.write::<[u64; 2], { offset_of!(Ipv6Hdr, src_addr) }>(network_offset, source)?;
+        packet.write::<[u64; 2], { offset_of!(Ipv6Hdr, dst_addr) }>(network_offset, destination)
+    }
 
     #[inline(always)]
     fn parse<P: PacketMut>(packet: &P, config: &Config, offset: usize) -> Option<Ip<Self>> {

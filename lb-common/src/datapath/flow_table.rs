@@ -250,7 +250,7 @@ fn score(config: &Config, state: FlowState, age: Age, used: u32, quota_left: boo
 pub(super) const fn timeout(config: &Config, state: FlowState) -> u16 {
     let timeouts = &config.timeouts;
     match state {
-        FlowState::SynSent | FlowState::SynAcked => timeouts.half_open,
+        FlowState::SynSent | FlowState::SynAcked | FlowState::Refused => timeouts.half_open,
         FlowState::Closed => timeouts.closed,
         FlowState::ClientReset | FlowState::BackendReset => timeouts.reset,
         FlowState::UdpNew => timeouts.udp_new,

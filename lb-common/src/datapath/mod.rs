@@ -12,15 +12,19 @@ mod member;
 mod packet;
 mod parse;
 mod ports;
+mod refusal;
 mod reply;
 mod request;
+mod rescue;
 mod reverse_table;
 mod rewrite;
 mod select;
 mod setup;
 pub mod sweep;
+mod syn;
 mod tables;
 pub mod tcp;
+mod trip;
 
 pub use family::{Family, V4, V6};
 pub use packet::{MAX_OFFSET, PacketMut, Verdict};
@@ -42,10 +46,16 @@ enum Outcome {
     Send(u32),
     /// Untouched: it begins a flow of this family.
     NewFlow(Network),
+    /// A SYN whose flow may have to go to another backend.
+    Retry(Network),
+    /// Untouched: a backend's RST to a SYN.
+    Refused(Network),
+    /// It has a flow now.
+    Again,
 }
 
-/// Decides on a packet and rewrites it. [`Verdict::NewFlowV4`] and [`Verdict::NewFlowV6`] ask for [`new_flow`],
-/// which the kernel enters by a tail call so that the common path stays short.
+/// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`retry`] or [`refused`], which the
+/// kernel enters by tail calls so that the common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
@@ -56,24 +66,68 @@ pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     conclude(packet, maps, outcome)
 }
 
-/// Makes the flow of a packet for which [`forward`] said so, and forwards it.
+/// Makes the flow of a packet for which [`forward`] said so, which then forwards it.
 #[inline(always)]
 pub fn new_flow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
-        Some(link) if link.network == F::NETWORK => open::<F, P, M>(packet, maps, &link),
+        Some(link) if link.network == F::NETWORK => {
+            once_more::<F, P, M>(packet, maps, &link, |packet, maps, config, link, ip| {
+                setup::open(packet, maps, config, link, ip)
+            })
+        }
         _ => Outcome::Pass(Counter::PassNotIp),
     };
     conclude(packet, maps, outcome)
 }
 
-/// Both, one after the other: the whole program, as the host runs it.
-pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    match forward(packet, maps) {
-        Verdict::NewFlowV4 => new_flow::<V4, P, M>(packet, maps),
-        Verdict::NewFlowV6 => new_flow::<V6, P, M>(packet, maps),
-        verdict => verdict,
-    }
+/// Gives the flow of a SYN for which [`forward`] or [`refused`] said so another backend, where it is time for that;
+/// then [`forward`] forwards it.
+#[inline(always)]
+pub fn retry<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == F::NETWORK => {
+            once_more::<F, P, M>(packet, maps, &link, |packet, maps, config, _, ip| {
+                rescue::retry(packet, maps, config, ip)
+            })
+        }
+        _ => Outcome::Pass(Counter::PassNotIp),
+    };
+    conclude(packet, maps, outcome)
 }
+
+/// Decides on a backend's RST for which [`forward`] said so.
+#[inline(always)]
+pub fn refused<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == F::NETWORK => {
+            once_more::<F, P, M>(packet, maps, &link, refusal::refused)
+        }
+        _ => Outcome::Pass(Counter::PassNotIp),
+    };
+    conclude(packet, maps, outcome)
+}
+
+/// All of them, one after the other: the whole program, as the host runs it.
+pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let mut verdict = forward(packet, maps);
+    for _ in 0..MOST_CALLS {
+        verdict = match verdict {
+            Verdict::Again => forward(packet, maps),
+            Verdict::NewFlowV4 => new_flow::<V4, P, M>(packet, maps),
+            Verdict::NewFlowV6 => new_flow::<V6, P, M>(packet, maps),
+            Verdict::RetryV4 => retry::<V4, P, M>(packet, maps),
+            Verdict::RetryV6 => retry::<V6, P, M>(packet, maps),
+            Verdict::RefusedV4 => refused::<V4, P, M>(packet, maps),
+            Verdict::RefusedV6 => refused::<V6, P, M>(packet, maps),
+            verdict => return verdict,
+        };
+    }
+    maps.count(Counter::DropNotReady);
+    Verdict::Drop
+}
+
+/// Tail calls that the kernel lets one packet take (`MAX_TAIL_CALL_CNT`).
+const MOST_CALLS: u32 = 33;
 
 #[inline(always)]
 fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Verdict {
@@ -90,11 +144,22 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Ve
         Outcome::Send(ifindex) => Verdict::Redirect(ifindex),
         Outcome::NewFlow(Network::V4) => Verdict::NewFlowV4,
         Outcome::NewFlow(Network::V6) => Verdict::NewFlowV6,
+        Outcome::Again => Verdict::Again,
+        Outcome::Retry(Network::V4) => Verdict::RetryV4,
+        Outcome::Retry(Network::V6) => Verdict::RetryV6,
+        Outcome::Refused(Network::V4) => Verdict::RefusedV4,
+        Outcome::Refused(Network::V6) => Verdict::RefusedV6,
     }
 }
 
+/// Parses a packet that has been parsed before, and does with it what is left to do.
 #[inline(always)]
-fn open<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
+fn once_more<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    link: &Link,
+    rest: impl FnOnce(&mut P, &M, &Config, &Link, &Ip<F>) -> Outcome,
+) -> Outcome {
     let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
     // Five kinds of tagging, two protocols: each would be explored on its own all the way down.
     let tags = config.forget(link.vlan_count as u32 | (link.service_tag as u32) << 8);
@@ -106,7 +171,7 @@ fn open<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link)
     if ip.shape != Shape::Whole {
         return Outcome::Drop(Counter::DropMalformed);
     }
-    setup::open::<F, P, M>(packet, maps, config, link, &ip)
+    rest(packet, maps, config, link, &ip)
 }
 
 /// To a VIP, to a SNAT address, or neither. One read of the filter settles it for foreign traffic, before any

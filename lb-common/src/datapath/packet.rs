@@ -45,4 +45,14 @@ pub enum Verdict {
     NewFlowV4,
     /// Untouched IPv6, likewise.
     NewFlowV6,
+    /// Untouched, and its flow exists now: [`super::forward`] has to look at it again.
+    Again,
+    /// An IPv4 SYN: [`super::retry`] has to look at it.
+    RetryV4,
+    /// An IPv6 SYN, likewise.
+    RetryV6,
+    /// An untouched RST over IPv4: [`super::refused`] has to look at it.
+    RefusedV4,
+    /// Over IPv6, likewise.
+    RefusedV6,
 }

@@ -1,24 +1,29 @@
 //! A backend's packet: back to the client that it is for.
 
-use core::mem::offset_of;
-
-use network_types::tcp::TcpHdr;
-
 use super::{
     Cells, Family, Maps, Outcome, PacketMut, events, flow_table,
     flow_table::Slot,
     last_hop,
     member::{self, MemberHead},
-    parse::{self, Ip, Link, Shape},
+    parse::{self, Ip, Link, Ports, Shape},
     request::TCP_FLAGS,
     reverse_table::{self, Reverse},
     rewrite::{Constant, Covered, Tuple, rewrite},
+    syn,
     tcp::{self, BackendStep, Flags},
+    trip,
 };
 use crate::{
-    abi::{Config, Counter, EventKind, FlowState, ReverseState, TCP, member_flags},
+    abi::{Config, Counter, EventKind, FlowState, HandshakeWord, ReverseState, TCP, member_flags},
     clock,
 };
+
+/// A backend's packet, its reverse entry, and its member's line.
+pub(super) struct Located<F: Family, C> {
+    pub ports: Ports,
+    pub entry: Reverse<F, C>,
+    pub member: C,
+}
 
 /// Forwards it; `None` where it is not the reply of a live flow.
 #[inline(always)]
@@ -32,6 +37,29 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     if ip.shape != Shape::Whole {
         return None;
     }
+    let Located { ports, entry, member } = locate(packet, maps, config, ip)?;
+    let head = MemberHead::load(member);
+    if !head.has(member_flags::VALID) || head.generation() != entry.generation {
+        return Some(Outcome::Drop(Counter::DropStaleMember));
+    }
+    if ip.ttl <= 1 {
+        return Some(Outcome::Drop(Counter::DropTtl));
+    }
+    if let Some(outcome) = learn(packet, maps, config, ip, &entry)? {
+        return Some(outcome);
+    }
+    entry.touch(clock::tick(maps.now()));
+    Some(send(packet, maps, config, link, ip, ports, &entry, member))
+}
+
+/// Finds the reverse entry of a packet.
+#[inline(always)]
+pub(super) fn locate<F: Family, P: PacketMut, M: Maps>(
+    packet: &P,
+    maps: &M,
+    config: &Config,
+    ip: &Ip<F>,
+) -> Option<Located<F, M::Cells>> {
     let ports = parse::ports(packet, ip.transport_offset)?;
     let port = u16::from_be(ports.destination);
     if port.wrapping_sub(config.port_base) >= config.port_words.wrapping_mul(64) {
@@ -41,20 +69,24 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     let backend = F::backend(maps, ip.source, ports.source, ip.protocol)?;
     let entry = reverse_table::find::<F, M>(maps, config, backend, snat, port)?;
     let member = maps.member(entry.member)?;
-    let head = MemberHead::load(member);
-    if !head.has(member_flags::VALID) || head.generation() != entry.generation {
-        return Some(Outcome::Drop(Counter::DropStaleMember));
-    }
-    if ip.ttl <= 1 {
-        return Some(Outcome::Drop(Counter::DropTtl));
-    }
-    learn(packet, maps, config, ip, &entry)?;
-    entry.touch(clock::tick(maps.now()));
-    Some(send(packet, maps, config, link, ip, ports, &entry, member))
+    Some(Located { ports, entry, member })
 }
 
-/// Lets the packet move the flow's state. Only the first reply and segments with FIN, SYN or RST need the
-/// forward entry.
+/// The flow that an entry belongs to, unless it is gone or has another backend by now.
+#[inline(always)]
+pub(super) fn flow_of<F: Family, M: Maps>(maps: &M, entry: &Reverse<F, M::Cells>) -> Option<Slot<M::Cells>> {
+    let slot = flow_table::by_reference(maps, entry.flow)?;
+    is_current(entry, &slot).then_some(slot)
+}
+
+/// Whether a flow still has the path that the entry is of.
+#[inline(always)]
+fn is_current<F: Family, C: Cells>(entry: &Reverse<F, C>, slot: &Slot<C>) -> bool {
+    entry.word.is_of(entry.flow, slot.word) && slot.word.member() == entry.member
+}
+
+/// Lets the packet move the flow's state; an outcome only where it is not to be forwarded. Only the first reply and
+/// segments with FIN, SYN or RST need the forward entry.
 #[inline(always)]
 fn learn<F: Family, P: PacketMut, M: Maps>(
     packet: &P,
@@ -62,7 +94,7 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
     config: &Config,
     ip: &Ip<F>,
     entry: &Reverse<F, M::Cells>,
-) -> Option<()> {
+) -> Option<Option<Outcome>> {
     if ip.protocol != TCP {
         if !entry.word.is_replied() {
             // Only a flow that knows of a reply needs no other one to tell it.
@@ -73,25 +105,42 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
                 entry.set_state(ReverseState::Replied);
             }
         }
-        return Some(());
+        return Some(None);
     }
     let flags = Flags(packet.read::<u8, TCP_FLAGS>(ip.transport_offset)?);
     if entry.word.is_replied() && !tcp::backend_flags_matter(flags) {
-        return Some(());
+        return Some(None);
     }
     // A client that moves the state at the same moment wins once; the second look decides on what it left.
     let mut look = 0;
     while look < 2 {
         look += 1;
-        let Some(slot) = flow_table::by_reference(maps, entry.flow) else { break };
-        if step(packet, maps, config, ip, entry, &slot, flags)? {
-            break;
+        let Some(slot) = flow_table::by_reference(maps, entry.flow) else { return Some(None) };
+        // A flow that is being taken to another backend, or has been: the client must not hear of this one.
+        if slot.word.state() as u8 != FlowState::Empty as u8 && !is_current(entry, &slot) {
+            return Some(Some(Outcome::Drop(Counter::DropMoved)));
+        }
+        match step(packet, maps, config, ip, entry, &slot, flags)? {
+            Learned::Lost => {}
+            Learned::Forward => return Some(None),
+            Learned::Decided(outcome) => return Some(Some(outcome)),
         }
     }
-    Some(())
+    // What has not been allowed to answer does not.
+    Some(flags.is_open_answer().then_some(Outcome::Drop(Counter::DropMoved)))
 }
 
-/// True when nothing is left to do.
+/// What a look at the flow's state led to.
+enum Learned {
+    /// Somebody else moved the state.
+    Lost,
+    /// The packet is forwarded.
+    Forward,
+    /// It is not.
+    Decided(Outcome),
+}
+
+/// One look.
 #[inline(always)]
 fn step<F: Family, P: PacketMut, M: Maps>(
     packet: &P,
@@ -101,66 +150,59 @@ fn step<F: Family, P: PacketMut, M: Maps>(
     entry: &Reverse<F, M::Cells>,
     slot: &Slot<M::Cells>,
     flags: Flags,
-) -> Option<bool> {
+) -> Option<Learned> {
     match tcp::from_backend(slot.word.state(), flags) {
         BackendStep::Stay => {
             if !entry.word.is_replied() && !flags.is_reset() {
                 entry.set_state(ReverseState::Replied);
             }
-            Some(true)
+            Some(Learned::Forward)
         }
         BackendStep::Answer => {
-            let isn: u32 = packet.read::<_, { offset_of!(TcpHdr, seq) }>(ip.transport_offset)?;
-            let kept = u32::from_be(isn) as u64 | (slot.word.version() as u64) << 32;
-            maps.handshakes(slot.bucket)?.store(slot.way as usize, kept);
+            let isn = syn::sequence(packet, ip.transport_offset)?;
+            let handshakes = maps.handshakes(slot.bucket)?;
+            if slot.word.state() as u8 != FlowState::SynAcked as u8 {
+                // First: whoever takes the flow to another backend must not find its handshake overwritten.
+                if !slot.advance(FlowState::SynAcked) {
+                    return Some(Learned::Lost);
+                }
+                trip::answered(maps, entry.word.backend());
+            }
+            handshakes.store(slot.way as usize, HandshakeWord::answered(slot.word.version(), isn).0);
             entry.set_state(ReverseState::Replied);
-            Some(slot.word.state() == FlowState::SynAcked || slot.advance(FlowState::SynAcked))
+            Some(Learned::Forward)
         }
+        BackendStep::Refuse => Some(Learned::Decided(Outcome::Refused(F::NETWORK))),
+        BackendStep::Swallow => Some(Learned::Decided(Outcome::Drop(Counter::DropRefused))),
         BackendStep::To(state) => {
             if !slot.advance(state) {
-                return Some(false);
+                return Some(Learned::Lost);
+            }
+            if matches!(state, FlowState::Closed | FlowState::BackendReset) {
+                let (client, port) = (entry.client, entry.client_port);
+                events::of_flow(maps, config, EventKind::Closed, client, port, ip, slot.word);
             }
             match state {
-                FlowState::Closed => {
-                    events::of_flow(
-                        maps,
-                        config,
-                        EventKind::Closed,
-                        entry.client,
-                        entry.client_port,
-                        ip,
-                        slot.word,
-                    );
-                }
-                FlowState::BackendReset => {
-                    // What comes next from this side has to be looked at: it may revive the flow.
-                    entry.set_state(ReverseState::New);
-                    events::of_flow(
-                        maps,
-                        config,
-                        EventKind::Closed,
-                        entry.client,
-                        entry.client_port,
-                        ip,
-                        slot.word,
-                    );
-                }
+                FlowState::Closed => {}
+                // What comes next from this side has to be looked at: it may revive the flow.
+                FlowState::BackendReset => entry.set_state(ReverseState::New),
                 _ => entry.set_state(ReverseState::Replied),
             }
-            Some(true)
+            Some(Learned::Forward)
         }
     }
 }
 
+/// Rewrites a backend's packet towards its flow's client.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn send<F: Family, P: PacketMut, M: Maps>(
+pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
     maps: &M,
     config: &Config,
     link: &Link,
     ip: &Ip<F>,
-    ports: parse::Ports,
+    ports: Ports,
     entry: &Reverse<F, M::Cells>,
     member: M::Cells,
 ) -> Outcome {

@@ -10,6 +10,7 @@ use super::{
     last_hop::Egress,
     member::{self, MemberHead},
     parse::{Ip, Link, Ports},
+    rescue,
     rewrite::{Constant, Covered, Tuple, rewrite},
     tcp::{self, ClientStep, Flags},
 };
@@ -54,12 +55,16 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     if ip.ttl <= 1 {
         return Outcome::Drop(Counter::DropTtl);
     }
-    if ip.protocol == TCP
-        && let Some(outcome) = step(packet, maps, config, ip, ports, &slot, flags)
-    {
-        return outcome;
+    let now = maps.now();
+    if ip.protocol == TCP {
+        if flags.is_open() && rescue::is_due(maps, &slot, now) {
+            return Outcome::Retry(F::NETWORK);
+        }
+        if let Some(outcome) = step(packet, maps, config, ip, ports, &slot, flags) {
+            return outcome;
+        }
     }
-    slot.touch(clock::tick(maps.now()));
+    slot.touch(clock::tick(now));
     send(packet, maps, config, link, ip, ports, slot.word, member, head)
 }
 
@@ -100,18 +105,16 @@ fn acknowledges_answer<F: Family, P: PacketMut, M: Maps>(
     ip: &Ip<F>,
     slot: &Slot<M::Cells>,
 ) -> bool {
-    let Some(cells) = maps.handshakes(slot.bucket) else { return false };
     let Some(ack) = packet.read::<u32, { offset_of!(TcpHdr, ack_seq) }>(ip.transport_offset) else {
         return false;
     };
-    let kept = cells.load(slot.way as usize);
-    (kept >> 32) as u16 == slot.word.version() && u32::from_be(ack) == (kept as u32).wrapping_add(1)
+    rescue::handshake(maps, slot).is_proven_by(slot.word.version(), u32::from_be(ack))
 }
 
 /// Rewrites a client's packet towards its flow's backend.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
+fn send<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
     maps: &M,
     config: &Config,

@@ -1,4 +1,4 @@
-//! A packet to a VIP that no flow knows: the service, the member, the port, the entries, and off it goes.
+//! A packet to a VIP that no flow knows: the service, the member, the port, the entries.
 
 use super::{
     Cells, Family, Maps, Outcome, PacketMut, events,
@@ -6,13 +6,16 @@ use super::{
     last_hop,
     member::MemberHead,
     parse::{self, Ip, Link, Ports},
-    ports, request,
+    ports, request, rescue,
     reverse_table::NewReverse,
-    select,
+    select::{self, Search},
+    syn,
     tcp::{self, ClientStep, Flags},
 };
 use crate::{
-    abi::{Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, TCP, UDP, member_flags},
+    abi::{
+        Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, HandshakeWord, TCP, UDP, member_flags,
+    },
     clock,
     hash::{FlowHash, HashKey},
 };
@@ -20,10 +23,10 @@ use crate::{
 /// Tries for a flow's lock before the packet is given up.
 const LOCK_TRIES: u64 = 64;
 
-/// Makes a flow and forwards its first packet.
+/// Makes a flow for its first packet.
 #[inline(always)]
 pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
-    packet: &mut P,
+    packet: &P,
     maps: &M,
     config: &Config,
     link: &Link,
@@ -46,57 +49,78 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     if ip.ttl <= 1 {
         return Outcome::Drop(Counter::DropTtl);
     }
-    let now = clock::tick(maps.now());
-    let identity = Identity {
-        source: ip.source,
-        destination: ip.destination,
-        ports: super::port_word(ports),
-        protocol: ip.protocol,
+    // A SYN with data is never taken to another backend: the first one may have read them.
+    let (isn, attempt) = if ip.protocol == TCP {
+        let attempt = if syn::has_data(packet, ip) { rescue::NO_RESCUE } else { 0 };
+        (syn::sequence(packet, ip.transport_offset).unwrap_or(0), config.forget(attempt as u32) as u8)
+    } else {
+        (0, 0)
     };
-    let hash = FlowHash {
-        low: hash_half::<F>(&config.flow_key, &identity, false),
-        high: hash_half::<F>(&config.flow_key, &identity, true),
-    };
-    let ring_hash = hash_half::<F>(&config.ring_key, &identity, false);
-    let Some(last_hop) = last_hop::learn(packet, maps, config, link, now) else {
+    let now = maps.now();
+    let (hash, ring_hash) = hashes::<F>(config, ip.source, ip.destination, ports, ip.protocol);
+    let Some(last_hop) = last_hop::learn(packet, maps, config, link, clock::tick(now)) else {
         return Outcome::Drop(Counter::DropLastHopsFull);
     };
     let last_hop = config.forget(last_hop as u32) as u16;
+    if attempt == 0 && ip.protocol == TCP && rescue::reaction(maps, service).retries_on_reset() {
+        syn::keep(packet, maps, config, ip, hash);
+    }
+    let opening = Opening { service, flags, isn, attempt, hash, ring_hash, last_hop, now };
 
     // A compare-exchange on a slot doesn't make a key unique: two CPUs could insert it into two slots.
-    let Some(lock) = maps.lock(hash.stripe()) else { return Outcome::Drop(Counter::DropNotReady) };
-    let mut tries = 0;
-    while !lock.replace(0, 0, 1) {
-        tries += 1;
-        if tries == LOCK_TRIES {
-            return Outcome::Drop(Counter::DropInsertContended);
-        }
-    }
-    let made = locked::<F, M>(maps, config, ip, ports, service, flags, hash, ring_hash, last_hop, now);
+    let lock = match lock(maps, hash) {
+        Ok(lock) => lock,
+        Err(counter) => return Outcome::Drop(counter),
+    };
+    let made = locked::<F, M>(maps, config, ip, ports, &opening);
     lock.compare_exchange(0, 1, 0);
 
     // One place that tells the agent, outside the lock.
     let (kind, word) = match &made {
-        Ok(path) if path.is_new => (Some(EventKind::Opened), path.word),
+        Ok(flow) if flow.is_new => (Some(EventKind::Opened), flow.word),
         Err(Counter::DropTableFull) => (Some(EventKind::TableFull), NO_FLOW),
         Err(Counter::DropPortsExhausted) => (Some(EventKind::PortsExhausted), NO_FLOW),
         _ => (None, NO_FLOW),
     };
     if let Some(kind) = kind {
-        events::send(maps, config, kind, ip.source, ports.source, ip, word, service);
+        events::send(maps, config, kind, ip.source, ports.source, ip, word, service, 0);
     }
-    match made {
-        Ok(path) => {
-            // The compiler keeps every address in the packet that it has computed; there is no room for that.
-            let ip = &Ip {
-                network_offset: config.forget(ip.network_offset as u32) as usize,
-                transport_offset: config.forget(ip.transport_offset as u32) as usize,
-                ..*ip
-            };
-            request::send(packet, maps, config, link, ip, ports, path.word, path.member, path.head)
+    made.map_or_else(Outcome::Drop, |_| Outcome::Again)
+}
+
+/// Takes the lock of a key's stripe; whoever has it gives it back by an exchange from 1 to 0.
+///
+/// # Errors
+/// Why the packet is to be dropped.
+#[inline(always)]
+pub(super) fn lock<M: Maps>(maps: &M, hash: FlowHash) -> Result<M::Cells, Counter> {
+    let Some(lock) = maps.lock(hash.stripe()) else { return Err(Counter::DropNotReady) };
+    let mut tries = 0;
+    while !lock.replace(0, 0, 1) {
+        tries += 1;
+        if tries == LOCK_TRIES {
+            return Err(Counter::DropInsertContended);
         }
-        Err(counter) => Outcome::Drop(counter),
     }
+    Ok(lock)
+}
+
+/// A flow's hash, and its place in rings. Ports are the client's and the service's.
+#[inline(always)]
+pub(super) fn hashes<F: Family>(
+    config: &Config,
+    client: F::Address,
+    vip: F::Address,
+    ports: Ports,
+    protocol: u8,
+) -> (FlowHash, u64) {
+    let identity =
+        Identity::<F> { source: client, destination: vip, ports: super::port_word(ports), protocol };
+    let hash = FlowHash {
+        low: hash_half::<F>(&config.flow_key, &identity, false),
+        high: hash_half::<F>(&config.flow_key, &identity, true),
+    };
+    (hash, hash_half::<F>(&config.ring_key, &identity, false))
 }
 
 /// What makes a flow that flow.
@@ -117,38 +141,44 @@ fn hash_half<F: Family>(key: &HashKey, identity: &Identity<F>, high: bool) -> u6
 /// The word of a flow that could not be made.
 const NO_FLOW: FlowWord = FlowWord::new(FlowState::Empty, 0);
 
-/// Where a packet goes.
-struct Path<C> {
-    /// Its flow's word.
+/// A packet's flow.
+struct Opened {
     word: FlowWord,
-    /// Its member's line.
-    member: C,
-    /// The line's cell 2.
-    head: MemberHead,
-    /// The flow was made for this packet.
+    /// It was made for this packet.
     is_new: bool,
+}
+
+/// What is known of a new flow before it has the key's lock.
+struct Opening {
+    service: u32,
+    flags: Flags,
+    /// The SYN's sequence number, host order.
+    isn: u32,
+    /// The flow's attempt.
+    attempt: u8,
+    hash: FlowHash,
+    ring_hash: u64,
+    last_hop: u16,
+    /// In nanoseconds.
+    now: u64,
 }
 
 /// What happens under the key's lock: find the flow after all, or make it.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn locked<F: Family, M: Maps>(
     maps: &M,
     config: &Config,
     ip: &Ip<F>,
     ports: Ports,
-    service: u32,
-    flags: Flags,
-    hash: FlowHash,
-    ring_hash: u64,
-    last_hop: u16,
-    now: u16,
-) -> Result<Path<M::Cells>, Counter> {
+    opening: &Opening,
+) -> Result<Opened, Counter> {
+    let &Opening { service, flags, isn, attempt, hash, ring_hash, last_hop, now: time } = opening;
+    let now = clock::tick(time);
     if let Some(found) = flow_table::find(maps, config, hash) {
         let existing = Slot { way: config.forget(found.way) & (FLOW_WAYS - 1), ..found };
-        if let Some(path) = join(maps, ip.protocol, flags, &existing) {
+        if is_joined(maps, ip.protocol, flags, &existing) {
             existing.touch(now);
-            return Ok(path);
+            return Ok(Opened { word: existing.word, is_new: false });
         }
         // Somebody moved the old flow at this very moment: making the new one beside it would give its key two
         // entries. The client will send again.
@@ -157,7 +187,15 @@ fn locked<F: Family, M: Maps>(
         }
         maps.count(Counter::FlowReclaimed);
     }
-    let selected = select::select(maps, service, ring_hash).ok_or(Counter::DropNoBackend)?;
+    let search = Search {
+        service,
+        ring_hash,
+        now: time,
+        tried: [0; 2],
+        cluster: 0,
+        candidates: select::FALLBACK_CANDIDATES,
+    };
+    let selected = select::select(maps, config, &search).ok_or(Counter::DropNoBackend)?;
     let Some((slot, displaced)) = flow_table::claim(maps, config, hash, now) else {
         return Err(Counter::DropTableFull);
     };
@@ -183,31 +221,36 @@ fn locked<F: Family, M: Maps>(
         maps.count(Counter::PortReclaimed);
     }
     let state = if ip.protocol == UDP { FlowState::UdpNew } else { FlowState::SynSent };
-    let word = FlowWord::new(state, slot.word.version()).with_path(
+    let word = FlowWord::new(state, slot.word.version()).with_attempt(attempt).with_path(
         selected.index,
         selected.head.generation(),
         allocation.snat,
         allocation.port,
     );
+    if ip.protocol == TCP
+        && let Some(cells) = maps.handshakes(slot.bucket)
+    {
+        cells.store(slot.way as usize, HandshakeWord::sent(word.version(), isn, time, 0).0);
+    }
     flow_table::publish(slot, hash, word, now);
     maps.count(Counter::FlowOpened);
+    if selected.tripped {
+        maps.count(Counter::FlowFailedOpen);
+    }
     if let Some(stats) = maps.member_stats(selected.index, config.member_count) {
         stats.add(0, 1);
     }
-    Ok(Path { word, member: selected.cells, head: selected.head, is_new: true })
+    Ok(Opened { word, is_new: true })
 }
 
-/// The path of a flow that another CPU made meanwhile, or that this packet belongs to after all; `None` where
-/// the packet begins a new flow in its place.
+/// Whether a packet belongs to a flow, which perhaps another CPU made meanwhile; else it begins a new one in its
+/// place.
 #[inline(always)]
-fn join<M: Maps>(maps: &M, protocol: u8, flags: Flags, existing: &Slot<M::Cells>) -> Option<Path<M::Cells>> {
-    let member = maps.member(existing.word.member())?;
+fn is_joined<M: Maps>(maps: &M, protocol: u8, flags: Flags, existing: &Slot<M::Cells>) -> bool {
+    let Some(member) = maps.member(existing.word.member()) else { return false };
     let head = MemberHead::load(member);
     if !head.is_of(existing.word) || (protocol == UDP && head.has(member_flags::REMOVED)) {
-        return None;
+        return false;
     }
-    if protocol == TCP && tcp::from_client(existing.word.state(), flags) == ClientStep::NewFlow {
-        return None;
-    }
-    Some(Path { word: existing.word, member, head, is_new: false })
+    protocol != TCP || tcp::from_client(existing.word.state(), flags) != ClientStep::NewFlow
 }

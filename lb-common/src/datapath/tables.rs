@@ -82,6 +82,8 @@ pub trait Maps: Tables {
     fn address_filter(&self, index: u32) -> u64;
     /// Element of `DESCRIPTORS`, eight cells.
     fn descriptor(&self, index: u32) -> Option<Self::Cells>;
+    /// Element of `SYNS`, eight cells.
+    fn syn(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `RINGS`, one cell: two slots.
     fn ring_pair(&self, index: u32) -> Option<Self::Cells>;
     /// This CPU's element of `MEMBER_STATS` for a member, eight cells.

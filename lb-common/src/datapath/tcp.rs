@@ -43,6 +43,13 @@ impl Flags {
         self.0 & (Self::FIN | Self::RST) == Self::FIN
     }
 
+    /// ACK, whatever else: the acknowledgement number means something.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_acknowledging(self) -> bool {
+        self.0 & Self::ACK != 0
+    }
+
     /// ACK without SYN or RST: what can prove a handshake.
     #[must_use]
     #[inline(always)]
@@ -99,22 +106,28 @@ pub enum BackendStep {
     To(FlowState),
     /// The flow goes to [`FlowState::SynAcked`], and the segment's sequence number is kept.
     Answer,
+    /// A refusal, if it acknowledges the SYN; another backend may get the SYN then.
+    Refuse,
+    /// Nothing, and the segment is dropped: the client's next SYN goes to another backend.
+    Swallow,
 }
 
 /// A segment from the backend.
 #[must_use]
 #[inline(always)]
 pub const fn from_backend(state: FlowState, flags: Flags) -> BackendStep {
-    use FlowState::{BackendFin, BackendReset, ClientFin, Closed, Established, SynAcked, SynSent};
+    use FlowState::{BackendFin, BackendReset, ClientFin, Closed, Established, Refused, SynAcked, SynSent};
     if flags.is_reset() {
         return match state {
+            SynSent => BackendStep::Refuse,
+            Refused => BackendStep::Swallow,
             // Nothing was established that a blind RST could cut: the backend refused.
-            SynSent | SynAcked => BackendStep::To(Closed),
+            SynAcked => BackendStep::To(Closed),
             Established | ClientFin | BackendFin => BackendStep::To(BackendReset),
             _ => BackendStep::Stay,
         };
     }
-    if flags.is_open_answer() && matches!(state, SynSent | SynAcked) {
+    if flags.is_open_answer() && matches!(state, SynSent | SynAcked | Refused) {
         return BackendStep::Answer;
     }
     match state {

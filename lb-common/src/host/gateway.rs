@@ -10,9 +10,9 @@ use bytemuck::Zeroable;
 use super::maps::{HostMaps, Sizes};
 use crate::{
     abi::{
-        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, Member, RING_SIZES, RingPair, RingWord,
-        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, TCP, Timeouts, VipKeyV4, VipKeyV6, address_filter,
-        backend_flags, member_flags,
+        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, Member, RING_SIZES, ReactionWord,
+        RingPair, RingWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, TCP, Timeouts, VipKeyV4, VipKeyV6,
+        address_filter, backend_flags, member_flags,
     },
     clock::ticks_from_millis,
     datapath::checksum::Sum,
@@ -304,6 +304,18 @@ impl Gateway {
         let line: Backend = self.maps.backends.read(backend);
         let flags = if usable { backend_flags::USABLE } else { 0 };
         self.maps.backends.write(backend, &Backend { flags, ..line });
+    }
+
+    /// Says what failed connections of a service lead to.
+    pub fn set_reaction(&mut self, service: u32, reaction: ReactionWord) {
+        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
+        self.maps.descriptors.write(service, &ServiceDescriptor { reaction: reaction.0, ..descriptor });
+    }
+
+    /// Says in which cluster a backend is.
+    pub fn set_cluster(&mut self, backend: u32, cluster: u32) {
+        let line: Backend = self.maps.backends.read(backend);
+        self.maps.backends.write(backend, &Backend { cluster, ..line });
     }
 
     /// Gives a service a new ring of the smallest size, its slots dealt to the members in turn.

@@ -14,9 +14,9 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     abi::{
         ADDRESS_FILTER_SIZE, Backend, BackendKeyV4, BackendKeyV6, Config, Counter, CpuCounters, Event,
-        EventBudget, FlowBucket, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, Member, MemberStats,
-        PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
-        ServiceKeyV6, VipKeyV4, VipKeyV6,
+        EventBudget, FlowBucket, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, MOST_SYN_COPIES, Member,
+        MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+        ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},
@@ -189,6 +189,7 @@ pub struct HostMaps {
     pub ports: Array,
     pub flows: Array,
     pub handshakes: Array,
+    pub syns: Array,
     pub locks: Array,
     pub reverse_v4: Array,
     pub reverse_v6: Array,
@@ -222,6 +223,7 @@ impl HostMaps {
             ports: Array::of::<PortBitmap>(sizes.backends * sizes.snat_stride),
             flows: Array::of::<FlowBucket>(sizes.flow_buckets),
             handshakes: Array::of::<HandshakeBucket>(sizes.flow_buckets),
+            syns: Array::of::<SynCopy>(sizes.flow_buckets.min(MOST_SYN_COPIES)),
             locks: Array::of::<u64>(LOCK_STRIPES),
             reverse_v4: Array::of::<ReverseBucketV4>(sizes.reverse_v4_buckets),
             reverse_v6: Array::of::<ReverseBucketV6>(sizes.reverse_v6_buckets),
@@ -386,6 +388,10 @@ impl Maps for HostCpu<'_> {
 
     fn descriptor(&self, index: u32) -> Option<Self::Cells> {
         self.maps.descriptors.get(index)
+    }
+
+    fn syn(&self, index: u32) -> Option<Self::Cells> {
+        self.maps.syns.get(index)
     }
 
     fn ring_pair(&self, index: u32) -> Option<Self::Cells> {

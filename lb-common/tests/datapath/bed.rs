@@ -269,7 +269,7 @@ impl Bed {
     #[track_caller]
     pub(crate) fn refuse(&self, client: SocketAddr, vip: SocketAddr) -> Flow {
         let flow = self.open(client, vip);
-        self.send(&flow.reply(RST | ACK)).sends(&[]).reaches_client_of(&flow);
+        self.send(&flow.reply(RST | ACK)).sends(&[Counter::ConnectRefused]).reaches_client_of(&flow);
         assert_eq!(self.state(&flow), Some(FlowState::Closed));
         flow
     }

@@ -30,6 +30,8 @@ fn expected(bed: &Bed, flow: &Flow, kind: EventKind, service: u32) -> Event {
         protocol: flow.protocol,
         snat: 0,
         service,
+        detail: 0,
+        reserved: 0,
     }
 }
 

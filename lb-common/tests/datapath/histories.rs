@@ -6,7 +6,7 @@
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use lb_common::{
-    abi::{Counter, FlowState, TCP, UDP},
+    abi::{Counter, FlowState, ReactionWord, TCP, UDP},
     datapath::Verdict,
     host::{ACK, FIN, Frame, GatewayConfig, RST, SYN},
 };
@@ -76,8 +76,10 @@ impl Model {
     fn request(&mut self, bed: &Bed, frame: &Frame, protocol: u8) {
         let established = self.live(bed, frame.source, protocol);
         let opened = bed.gateway.maps.counter(Counter::FlowOpened);
+        let rescues = bed.gateway.maps.counter(Counter::FlowRescued);
         let step = bed.send(frame);
         let is_new = bed.gateway.maps.counter(Counter::FlowOpened) > opened;
+        let rescued = bed.gateway.maps.counter(Counter::FlowRescued) > rescues;
         assert!(!(is_new && established.is_some()), "an established flow is not made anew");
         if step.verdict != Verdict::Transmit {
             assert!(established.is_none(), "{frame:?} of an established flow: {step:?}");
@@ -91,23 +93,34 @@ impl Model {
             snat: seen.source,
             backend: seen.destination,
         };
-        if is_new {
+        if is_new || rescued {
             self.owners.insert((path.backend, path.snat, protocol), path.client);
             self.flows.insert((path.client, protocol), path);
         }
         assert_eq!(self.flows.get(&(path.client, protocol)), Some(&path), "the flow's own path");
     }
 
-    fn answer(&self, bed: &Bed, flow: &Flow, frame: &Frame) {
+    fn answer(&mut self, bed: &Bed, flow: &Flow, frame: &Frame) {
         let established = self.live(bed, flow.client, flow.protocol);
+        let refusals = bed.gateway.maps.counter(Counter::DropRefused);
+        let rescues = bed.gateway.maps.counter(Counter::FlowRescued);
         let step = bed.send(frame);
         if step.verdict != Verdict::Transmit {
-            assert_eq!(step.verdict, Verdict::Pass);
+            let swallowed = bed.gateway.maps.counter(Counter::DropRefused) > refusals;
+            assert_eq!(step.verdict, if swallowed { Verdict::Drop } else { Verdict::Pass });
             assert!(established.is_none(), "{frame:?} of an established flow: {step:?}");
             return;
         }
         let owner = self.owners[&(flow.backend, flow.snat, flow.protocol)];
         let seen = step.seen();
+        if bed.gateway.maps.counter(Counter::FlowRescued) > rescues {
+            // The refusal has become the owner's SYN, to another backend.
+            assert_eq!((seen.flags, seen.destination != flow.backend), (SYN, true));
+            let path = Flow { client: owner, snat: seen.source, backend: seen.destination, ..*flow };
+            self.owners.insert((path.backend, path.snat, TCP), owner);
+            self.flows.insert((owner, TCP), path);
+            return;
+        }
         assert_eq!((seen.source, seen.destination), (flow.vip, owner), "to nobody but the port's owner");
     }
 
@@ -125,26 +138,28 @@ impl Model {
 }
 
 fn run(net: Net, settings: &GatewayConfig, history: &[Action]) {
-    let bed = Bed::sized(net, 2, settings);
+    let mut bed = Bed::sized(net, 3, settings);
+    bed.gateway.set_reaction(0, ReactionWord::new(3, 2_000, true));
     let mut model = Model::default();
     for action in history {
         let established = model.established(&bed);
         match *action {
             Action::Segment { client, flags, right } => {
                 let frame = Frame::tcp(net.client(client), net.vip(), flags);
-                model.request(&bed, &frame.numbers(1001, if right { 5001 } else { 9 }), TCP);
+                let sequence = if flags & SYN != 0 { 1000 } else { 1001 };
+                model.request(&bed, &frame.numbers(sequence, if right { 5001 } else { 9 }), TCP);
             }
             Action::Datagram { client } => {
                 model.request(&bed, &Frame::udp(net.client(client), net.vip()), UDP);
             }
             Action::Answer { client, flags } => {
-                if let Some(flow) = model.flows.get(&(net.client(client), TCP)) {
-                    model.answer(&bed, flow, &flow.reply(flags));
+                if let Some(flow) = model.flows.get(&(net.client(client), TCP)).copied() {
+                    model.answer(&bed, &flow, &flow.reply(flags));
                 }
             }
             Action::UdpAnswer { client } => {
-                if let Some(flow) = model.flows.get(&(net.client(client), UDP)) {
-                    model.answer(&bed, flow, &flow.answer());
+                if let Some(flow) = model.flows.get(&(net.client(client), UDP)).copied() {
+                    model.answer(&bed, &flow, &flow.answer());
                 }
             }
             Action::Wait { milliseconds } => bed.wait(Duration::from_millis(milliseconds)),

@@ -162,7 +162,7 @@ fn a_dead_flow_goes_before_a_half_open_one() {
         assert_eq!(verdict, Verdict::Transmit);
         if n % 2 == 0 {
             let seen = Seen::parse(packet.bytes()).unwrap();
-            let refusal = Frame::tcp(seen.destination, seen.source, RST | ACK);
+            let refusal = Frame::tcp(seen.destination, seen.source, RST | ACK).numbers(0, 1001);
             assert_eq!(bed.send_unchecked(&refusal).0, Verdict::Transmit);
         }
         n += 1;
@@ -280,7 +280,7 @@ fn closed_flows_keep_no_new_one_out_however_full_the_tables_are() {
                 let (verdict, packet) = bed.send_unchecked(&Frame::tcp(client, net.vip(), SYN));
                 assert_eq!(verdict, Verdict::Transmit, "{n} beside {live}: {:?}", bed.gateway.maps.counts());
                 let seen = Seen::parse(packet.bytes()).unwrap();
-                let refusal = Frame::tcp(seen.destination, seen.source, RST | ACK);
+                let refusal = Frame::tcp(seen.destination, seen.source, RST | ACK).numbers(0, 1001);
                 assert_eq!(bed.send_unchecked(&refusal).0, Verdict::Transmit);
             }
             bed.check();
@@ -478,7 +478,7 @@ fn each_use_of_a_reverse_slot_has_a_version_of_its_own() {
         for n in 0..12 {
             let (_, packet) = bed.send_unchecked(&Frame::tcp(net.client(n), net.vip(), SYN));
             let seen = Seen::parse(packet.bytes()).unwrap();
-            bed.send_unchecked(&Frame::tcp(seen.destination, seen.source, RST | ACK));
+            bed.send_unchecked(&Frame::tcp(seen.destination, seen.source, RST | ACK).numbers(0, 1001));
         }
         let versions = ledger::backwards(&bed.gateway.maps).into_iter().map(|entry| entry.word.version());
         assert_eq!(versions.sum::<u16>(), 12, "one more each time");

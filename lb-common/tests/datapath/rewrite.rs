@@ -90,7 +90,7 @@ fn another_interface_is_a_redirect_both_ways() {
 fn options_and_extension_headers_travel_along_untouched() {
     for length in (4..=40).step_by(4) {
         let bed = Bed::with_backends(Net::V4, 1);
-        let options: Vec<u8> = (0..length).map(|n| n * 7 + 1).collect();
+        let options: Vec<u8> = (0..length).map(|n: u8| n.wrapping_mul(7) + 1).collect();
         let frame = Frame::tcp(Net::V4.client(1), Net::V4.vip(), SYN).ip_options(&options).payload(b"x");
         let step = bed.send(&frame).sends(&[Counter::FlowOpened]);
         assert_eq!(step.bytes()[34..34 + length as usize], options);

@@ -1,7 +1,7 @@
 //! TCP states: only proof promotes, a RST only shortens, one FIN is not closing.
 
 use lb_common::{
-    abi::{Counter, FlowState, HandshakeBucket},
+    abi::{Counter, FlowState, HandshakeBucket, HandshakeWord},
     host::{ACK, FIN, Frame, RST, SYN},
 };
 
@@ -74,9 +74,10 @@ fn a_number_kept_for_another_flow_of_the_slot_proves_nothing() {
         let handshakes = &bed.gateway.maps.handshakes;
         let (bucket, HandshakeBucket { mut ways }) = (0..handshakes.len())
             .map(|bucket| (bucket, handshakes.read::<HandshakeBucket>(bucket)))
-            .find(|(_, bucket)| bucket.ways.iter().any(|way| way.server_isn == SERVER_ISN))
+            .find(|(_, bucket)| bucket.ways.iter().any(|way| way.word as u32 == SERVER_ISN))
             .unwrap();
-        ways.iter_mut().for_each(|way| way.version ^= 1);
+        let other = |word| HandshakeWord::answered((word >> 32) as u16 ^ 1, SERVER_ISN).0;
+        ways.iter_mut().for_each(|way| way.word = other(way.word));
         handshakes.write(bucket, &HandshakeBucket { ways });
         assert_eq!(from_client(&bed, &flow, ACK), FlowState::SynAcked);
     }

@@ -145,14 +145,16 @@ impl Cells for ModelCells<'_> {
     }
 }
 
-/// What is the same in every run of a model: one service with one backend.
+/// What is the same in every run of a model: one service with one backend, and another one for rescues.
 static GATEWAY: LazyLock<Gateway> = LazyLock::new(|| {
     let mut settings = GatewayConfig { port_words: 1, ..GatewayConfig::default() };
     settings.sizes.flow_buckets = 1;
     settings.sizes.reverse_v4_buckets = 1;
     settings.sizes.reverse_v6_buckets = 1;
     let mut gateway = Gateway::new(&settings, 3);
-    gateway.add_service(vip(), TCP, &[([10, 0, 0, 1], 8080).into()]);
+    let service = gateway.add_service(vip(), TCP, &[([10, 0, 0, 1], 8080).into()]);
+    let spare = gateway.add_member(service, ([10, 0, 0, 2], 8080).into());
+    gateway.set_fallback(service, &[spare]);
     gateway
 });
 
@@ -174,8 +176,9 @@ pub(crate) struct Model {
     handshakes: Row,
     locks: Vec<Row>,
     reverse: Row,
-    ports: Row,
-    /// Ports that are taken from the start, by nobody.
+    /// Of each backend.
+    ports: [Row; 2],
+    /// Ports of the first backend that are taken from the start, by nobody.
     blocked: std::sync::atomic::AtomicU64,
     now: std::sync::atomic::AtomicU64,
     established: std::sync::atomic::AtomicU64,
@@ -215,7 +218,7 @@ impl Model {
             handshakes: row(4, |_| false),
             locks: (0..LOCKS).map(|_| row(1, |_| false)).collect(),
             reverse: row(REVERSE_CELLS, |cell| cell % 4 == 1),
-            ports: row(PORT_CELLS, |_| false),
+            ports: [row(PORT_CELLS, |_| false), row(PORT_CELLS, |_| false)],
             blocked: 0.into(),
             now: GATEWAY.maps.clock().into(),
             established: 0.into(),
@@ -259,20 +262,25 @@ impl Model {
     /// Takes all ports but the first few.
     pub(crate) fn leave_ports(&self, count: u32) {
         let blocked = u64::MAX << count;
-        self.ports[0].body.store(blocked, Ordering::Relaxed);
+        self.ports[0][0].body.store(blocked, Ordering::Relaxed);
         self.blocked.store(blocked, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Takes the first port, for nobody.
     pub(crate) fn block_first_port(&self) {
-        self.ports[0].body.fetch_or(1, Ordering::Relaxed);
+        self.ports[0][0].body.fetch_or(1, Ordering::Relaxed);
         self.blocked.fetch_or(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Gives it back.
     pub(crate) fn unblock_first_port(&self) {
-        self.ports[0].body.fetch_and(!1, Ordering::Relaxed);
+        self.ports[0][0].body.fetch_and(!1, Ordering::Relaxed);
         self.blocked.fetch_and(!1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Lets so many nanoseconds pass.
+    pub(crate) fn wait(&self, nanoseconds: u64) {
+        self.now.fetch_add(nanoseconds, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Lets every flow's time run out.
@@ -311,7 +319,7 @@ impl Model {
         let words = (0..16).step_by(4).map(|first| ReverseWord(reverse.load(first)));
         let mut ports = BTreeSet::new();
         for word in words.filter(|word| word.is_live()) {
-            assert!(ports.insert(word.port()), "one port in two entries");
+            assert!(ports.insert((word.backend(), word.port())), "one port in two entries");
         }
     }
 
@@ -333,15 +341,16 @@ impl Model {
             }
         }
         let mut named = Vec::new();
-        let mut taken = self.blocked.load(std::sync::atomic::Ordering::Relaxed);
+        let mut taken = [self.blocked.load(std::sync::atomic::Ordering::Relaxed), 0];
         for first in (0..16).step_by(4) {
             let word = ReverseWord(reverse.load(first));
             if word.is_live() {
                 let (flow, _) = unpack_forward(reverse.load(first + 1));
                 named.push((flow.slot, flow.version, word.port()));
                 let bit = 1 << (word.port() - config.port_base);
-                assert_eq!(taken & bit, 0, "one port in two entries");
-                taken |= bit;
+                let taken = &mut taken[word.backend() as usize - 1];
+                assert_eq!(*taken & bit, 0, "one port in two entries");
+                *taken |= bit;
             } else {
                 assert!(word.is_empty(), "nobody is at work");
             }
@@ -349,7 +358,8 @@ impl Model {
         live.sort_unstable();
         named.sort_unstable();
         assert_eq!(live, named, "forward entries, and what reverse entries name");
-        assert_eq!(ModelCells::Modelled(&self.ports).load(0), taken, "ports taken, and those of entries");
+        let ports = [0, 1].map(|backend| ModelCells::Modelled(&self.ports[backend]).load(0));
+        assert_eq!(ports, taken, "ports taken, and those of entries");
         assert!(self.locks.iter().all(|lock| ModelCells::Modelled(lock).load(0) == 0), "a lock is held");
         words.iter().map(|word| word.state()).filter(|state| state.is_live()).collect()
     }
@@ -397,7 +407,8 @@ impl<'a> Tables for &'a Model {
     }
 
     fn ports(&self, index: u32) -> Option<Self::Cells> {
-        (index == 1).then_some(ModelCells::Modelled(&self.ports))
+        let row = self.ports.get((index as usize).wrapping_sub(1))?;
+        Some(ModelCells::Modelled(row))
     }
 
     fn last_hop(&self, index: u32) -> Option<Self::Cells> {
@@ -444,6 +455,10 @@ impl Maps for &Model {
 
     fn descriptor(&self, index: u32) -> Option<Self::Cells> {
         GATEWAY.maps.descriptors.get(index).map(ModelCells::Plain)
+    }
+
+    fn syn(&self, index: u32) -> Option<Self::Cells> {
+        GATEWAY.maps.syns.get(index).map(ModelCells::Plain)
     }
 
     fn ring_pair(&self, index: u32) -> Option<Self::Cells> {

@@ -380,7 +380,7 @@ fn flow_totals(pass: &Pass, capacity: u64) -> view::FlowTotals {
 const fn group(state: FlowState) -> &'static str {
     match state {
         FlowState::Empty | FlowState::Claimed => "none",
-        FlowState::SynSent | FlowState::SynAcked => "half_open",
+        FlowState::SynSent | FlowState::SynAcked | FlowState::Refused => "half_open",
         FlowState::Established => "established",
         FlowState::ClientFin | FlowState::BackendFin => "closing",
         FlowState::Closed => "closed",
@@ -402,6 +402,7 @@ const fn state_name(state: FlowState) -> &'static str {
         FlowState::Closed => "closed",
         FlowState::ClientReset => "client-reset",
         FlowState::BackendReset => "backend-reset",
+        FlowState::Refused => "refused",
         FlowState::UdpNew => "udp-new",
         FlowState::UdpReplied => "udp-replied",
     }

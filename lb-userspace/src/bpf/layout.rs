@@ -6,9 +6,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
     EventBudget, FLOW_WAYS, FlowBucket, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, Lock,
-    MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, Member, MemberStats, PortBitmap, REVERSE_WAYS,
-    RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6,
-    VipKeyV4, VipKeyV6,
+    MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
+    REVERSE_WAYS, RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+    ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 use crate::config;
@@ -16,7 +16,7 @@ use crate::config;
 /// Slots of the flow tables for each flow promised: at half load 0.001% of new flows find both of their
 /// buckets full.
 const SLOTS_PER_FLOW: u64 = 2;
-/// Bytes of the ring buffer `EVENTS`: 21,845 events of 48 bytes each, header included.
+/// Bytes of the ring buffer `EVENTS`: 18,724 events of 56 bytes each, header included.
 const EVENT_BYTES: u32 = 1 << 20;
 /// Interfaces that `EGRESS` has room for.
 const EGRESS_INTERFACES: u32 = 256;
@@ -158,6 +158,13 @@ impl TableSizes {
         buckets(self.flows, FLOW_WAYS)
     }
 
+    /// Elements of `SYNS`: a power of two.
+    #[must_use]
+    pub const fn syn_copies(&self) -> u32 {
+        let buckets = self.flow_buckets();
+        if buckets < MOST_SYN_COPIES { buckets } else { MOST_SYN_COPIES }
+    }
+
     /// Buckets of `REVERSE_V4`: a power of two.
     #[must_use]
     pub const fn reverse_v4_buckets(&self) -> u32 {
@@ -212,6 +219,7 @@ impl TableSizes {
             array::<PortBitmap>("PORTS", self.backend_count() * self.snat_count),
             array::<FlowBucket>("FLOWS", self.flow_buckets()),
             array::<HandshakeBucket>("HANDSHAKES", self.flow_buckets()),
+            array::<SynCopy>("SYNS", self.syn_copies()),
             array::<Lock>("LOCKS", LOCK_STRIPES),
             array::<ReverseBucketV4>("REVERSE_V4", self.reverse_v4_buckets()),
             array::<ReverseBucketV6>("REVERSE_V6", self.reverse_v6_buckets()),

@@ -22,12 +22,19 @@ pub static EBPF_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("KANMON_EBPF_OB
 
 /// `BPF_F_RDONLY_PROG`, which the kernel adds to device maps by itself.
 const RDONLY_PROG: u32 = 1 << 7;
-/// The program that links run.
+/// The program that links run. The others call it too: it comes after them in [`PROGRAM_ARRAY`].
 pub(super) const ENTRY_PROGRAM: &str = "kanmon";
 /// The map of programs that the entry program calls.
 const PROGRAM_ARRAY: &str = "PROGRAMS";
 /// Those programs, by index.
-const CALLED_PROGRAMS: [&str; 2] = ["kanmon_new_v4", "kanmon_new_v6"];
+const CALLED_PROGRAMS: [&str; 6] = [
+    "kanmon_new_v4",
+    "kanmon_new_v6",
+    "kanmon_retry_v4",
+    "kanmon_retry_v6",
+    "kanmon_refused_v4",
+    "kanmon_refused_v6",
+];
 
 /// The loaded packet program with its maps. Dropping it closes descriptors and nothing else: what is pinned
 /// and attached stays so.
@@ -222,7 +229,7 @@ fn load(pins: &PinDir, sizes: TableSizes, lock: AgentLock, adopted: bool) -> Res
     let egress = take(&mut ebpf, "EGRESS")?;
     let events = Some(take(&mut ebpf, "EVENTS")?);
     // Last, because nothing removes its pin should something fail after it.
-    let program_array = fill_program_array(&mut ebpf, pins, &called)?;
+    let program_array = fill_program_array(&mut ebpf, pins, called.iter().chain([&entry]))?;
     Ok(Kernel {
         hashes,
         egress,
@@ -343,14 +350,18 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, LoadEr
 /// Fills the array of called programs and pins it: unpinned, it would be emptied when the agent ends, under a
 /// program that is still attached. Each program version has one of its own, so that an update never shows an
 /// old program a new callee.
-fn fill_program_array(ebpf: &mut Ebpf, pins: &PinDir, called: &[ProgramFd]) -> Result<PathBuf, LoadError> {
+fn fill_program_array<'a>(
+    ebpf: &mut Ebpf,
+    pins: &PinDir,
+    programs: impl Iterator<Item = &'a ProgramFd>,
+) -> Result<PathBuf, LoadError> {
     let failed = |source| LoadError::Map { name: PROGRAM_ARRAY, source };
     let Some(Map::ProgramArray(data)) = ebpf.take_map(PROGRAM_ARRAY) else {
         return Err(LoadError::Missing(PROGRAM_ARRAY));
     };
     let path = pins.programs().join(data.info().map_err(failed)?.id().to_string());
     let mut array = ProgramArray::try_from(Map::ProgramArray(data)).map_err(failed)?;
-    for (index, program) in (0..).zip(called) {
+    for (index, program) in (0..).zip(programs) {
         array.set(index, program, 0).map_err(failed)?;
     }
     array.pin(&path).map_err(|error| failed(MapError::PinError { name: None, error }))?;

@@ -270,7 +270,7 @@ pub struct Flow {
     /// Name of the pod, while it is known.
     pub pod: Option<String>,
     /// `syn-sent`, `syn-acked`, `established`, `client-fin`, `backend-fin`, `closed`, `client-reset`,
-    /// `backend-reset`, `udp-new` or `udp-replied`.
+    /// `backend-reset`, `refused`, `udp-new` or `udp-replied`.
     pub state: String,
     /// The source that the pod sees.
     pub snat: SocketAddr,

@@ -12,12 +12,24 @@ use aya::{
     maps::{DevMapHash, HashMap, Map, MapData, MapInfo, ProgramArray, RingBuf},
     programs::{ProgramFd, Xdp},
 };
-use lb_common::{abi::Event, host::Sizes};
+use lb_common::{
+    abi::{Event, MOST_SYN_COPIES},
+    host::Sizes,
+};
 
 use super::{KernelTables, Runner};
 
-/// Programs that the entry program calls, by their index in `PROGRAMS`.
-const CALLED: [&str; 2] = ["kanmon_new_v4", "kanmon_new_v6"];
+/// The program that packets enter by. The others call it too: it comes after them in `PROGRAMS`.
+const ENTRY: &str = "kanmon";
+/// The other programs, by their index in `PROGRAMS`.
+const CALLED: [&str; 6] = [
+    "kanmon_new_v4",
+    "kanmon_new_v6",
+    "kanmon_retry_v4",
+    "kanmon_retry_v6",
+    "kanmon_refused_v4",
+    "kanmon_refused_v6",
+];
 
 /// What the program takes for the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +86,7 @@ impl KernelProgram {
         }
         maps.retain(|(name, _)| !name.starts_with('.'));
         maps.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let entry = load(&mut ebpf, "kanmon")?;
+        let entry = load(&mut ebpf, ENTRY)?;
         let called = CALLED.iter().map(|name| load(&mut ebpf, name)).collect::<Result<Vec<_>>>()?;
         let mut program = Self {
             tables: KernelTables::take(&mut ebpf)?,
@@ -114,7 +126,7 @@ impl KernelProgram {
     /// # Errors
     /// When the kernel refuses.
     pub fn install_called_programs(&mut self) -> Result<()> {
-        for (index, program) in (0..).zip(&self.called) {
+        for (index, program) in (0..).zip(self.called.iter().chain([&self.entry])) {
             self.programs.set(index, program, 0)?;
         }
         Ok(())
@@ -125,7 +137,7 @@ impl KernelProgram {
     /// # Errors
     /// When they are not there.
     pub fn remove_called_programs(&mut self) -> Result<()> {
-        for (index, _) in (0..).zip(&self.called) {
+        for (index, _) in (0..).zip(self.called.iter().chain([&self.entry])) {
             self.programs.clear_index(&index)?;
         }
         Ok(())
@@ -187,7 +199,7 @@ fn object_path() -> PathBuf {
 }
 
 /// The arrays whose sizes are set at load.
-fn elements(sizes: &Sizes) -> [(&'static str, u32); 12] {
+fn elements(sizes: &Sizes) -> [(&'static str, u32); 13] {
     [
         ("DESCRIPTORS", sizes.services),
         ("RINGS", sizes.ring_pairs),
@@ -196,6 +208,7 @@ fn elements(sizes: &Sizes) -> [(&'static str, u32); 12] {
         ("PORTS", sizes.backends * sizes.snat_stride),
         ("FLOWS", sizes.flow_buckets),
         ("HANDSHAKES", sizes.flow_buckets),
+        ("SYNS", sizes.flow_buckets.min(MOST_SYN_COPIES)),
         ("REVERSE_V4", sizes.reverse_v4_buckets),
         ("REVERSE_V6", sizes.reverse_v6_buckets),
         ("COUNTERS", sizes.cpus),

@@ -10,7 +10,7 @@ use lb_common::{
         AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, Event, EventBudget,
         FlowBucket, FlowEntry, Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap,
         ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor,
-        ServiceKeyV4, ServiceKeyV6, Timeouts, VipKeyV4, VipKeyV6,
+        ServiceKeyV4, ServiceKeyV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
 };
@@ -34,16 +34,16 @@ pub(crate) fn describe(out: &mut String) {
     types!(
         out,
         AddressFilter { flags }
-        Backend { flags, pad, tripped_until, errors, address, port, protocol, family, reserved }
+        Backend { flags, pad, tripped_until, errors, address, port, protocol, family, cluster, reserved }
         BackendKeyV4 { address, port, protocol, pad }
         BackendKeyV6 { address, port, protocol, pad }
         Config { flow_key, ring_key, snat_v4, snat_v6, snat_v4_count, snat_v6_count, snat_stride, flow_bucket_mask, reverse_v4_mask, reverse_v6_mask, member_count, port_base, port_words, timeouts, events_per_tick, zero, reserved }
         CpuCounters { counts }
-        Event { time, client, member, client_port, snat_port, kind, family, protocol, snat, service }
+        Event { time, client, member, client_port, snat_port, kind, family, protocol, snat, service, detail, reserved }
         EventBudget { tick, sent }
         FlowBucket { entries }
         FlowEntry { word, tag, last_seen }
-        Handshake { server_isn, version }
+        Handshake { word }
         HandshakeBucket { ways }
         HashKey { words }
         LastHop { word, destination_mac, vlan_outer, source_mac, vlan_inner, ifindex, vlan_count, vlan_service_tag, reserved }
@@ -56,9 +56,10 @@ pub(crate) fn describe(out: &mut String) {
         ReverseEntryV4 { word, forward, client, path }
         ReverseEntryV6 { word, forward, client, path, client_address, check, reserved }
         RingPair { slots }
-        ServiceDescriptor { ring, fallback, vip, port, protocol, family, reserved }
+        ServiceDescriptor { ring, fallback, vip, port, protocol, family, pad, reaction, reserved }
         ServiceKeyV4 { vip, port, protocol, pad }
         ServiceKeyV6 { vip, port, protocol, pad }
+        SynCopy { word, seq, flags, window, check, network, options }
         Timeouts { half_open, established, closed, reset, udp_new, udp_replied }
         VipKeyV4 { vip }
         VipKeyV6 { vip }

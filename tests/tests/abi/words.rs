@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use lb_common::{
     abi::{
-        ADDRESS_FILTER_SIZE, Counter, EventKind, FLOW_WAYS, FlowRef, FlowState, FlowWord, LAST_HOP_WAYS,
-        LAST_HOPS, LOCK_STRIPES, LastHopWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES,
-        PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReverseState, ReverseWord, RingWord, VERSION_MASK,
-        address_check, address_filter, backend_flags, member_flags, pack_client, pack_forward, pack_path,
-        vip_flags,
+        ADDRESS_FILTER_SIZE, Counter, EventKind, FLOW_WAYS, FlowRef, FlowState, FlowWord, HandshakeWord,
+        LAST_HOP_WAYS, LAST_HOPS, LOCK_STRIPES, LastHopWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX,
+        MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReactionWord,
+        ReverseState, ReverseWord, RingWord, SynWord, VERSION_MASK, address_check, address_filter,
+        backend_flags, member_flags, pack_client, pack_forward, pack_path, vip_flags,
     },
     clock::{MAX_TIMEOUT_TICKS, TICK_SHIFT},
     datapath::checksum::Sum,
@@ -52,6 +52,37 @@ fn words(out: &mut String) {
     let attempt =
         (0..64).filter(|bit| FlowWord(1 << bit).attempt() != 0).fold(0, |word, bit| word | 1 << bit);
     bits(out, "FlowWord", &[("attempt", attempt)]);
+    bits(
+        out,
+        "HandshakeWord",
+        &[
+            ("time", HandshakeWord::sent(0, 0, u64::MAX, 0).0),
+            ("before", HandshakeWord::sent(0, 0, 0, u32::MAX).0),
+            ("version", HandshakeWord::sent(u16::MAX, 0, 0, 0).0),
+            ("client's number", HandshakeWord::sent(0, u32::MAX, 0, 0).0),
+            ("time of 2^24 ns", HandshakeWord::sent(0, 0, 1 << 24, 0).0),
+            ("server's number", HandshakeWord::answered(0, u32::MAX).0),
+        ],
+    );
+    bits(
+        out,
+        "SynWord",
+        &[
+            ("claimed", SynWord::claimed(0).0),
+            ("complete", SynWord::complete(0, 0).0),
+            ("tag", SynWord::claimed(0xffff_ffff_ffff).0),
+            ("header words", SynWord::complete(0, u8::MAX).0),
+        ],
+    );
+    bits(
+        out,
+        "ReactionWord",
+        &[
+            ("errors", ReactionWord::new(u16::MAX, 0, false).0),
+            ("milliseconds", ReactionWord::new(0, u32::MAX, false).0),
+            ("retry on reset", ReactionWord::new(0, 0, true).0),
+        ],
+    );
     bits(
         out,
         "ReverseWord",
@@ -131,7 +162,14 @@ fn numbers(out: &mut String) {
     for state in [ReverseState::Empty, ReverseState::Claimed, ReverseState::New, ReverseState::Replied] {
         let _ = writeln!(out, "ReverseState::{state:?} = {}", state as u8);
     }
-    for kind in [EventKind::Opened, EventKind::Closed, EventKind::TableFull, EventKind::PortsExhausted] {
+    for kind in [
+        EventKind::Opened,
+        EventKind::Closed,
+        EventKind::TableFull,
+        EventKind::PortsExhausted,
+        EventKind::Tripped,
+        EventKind::Rescued,
+    ] {
         let _ = writeln!(out, "EventKind::{kind:?} = {}", kind as u8);
     }
     for counter in Counter::ALL {
@@ -154,6 +192,7 @@ fn numbers(out: &mut String) {
         ("MAX_FLOW_SLOT", u64::from(MAX_FLOW_SLOT)),
         ("MAX_MEMBER_INDEX", u64::from(MAX_MEMBER_INDEX)),
         ("MAX_SNAT_ADDRESSES", MAX_SNAT_ADDRESSES as u64),
+        ("MOST_SYN_COPIES", u64::from(MOST_SYN_COPIES)),
         ("MAX_TIMEOUT_TICKS", u64::from(MAX_TIMEOUT_TICKS)),
         ("PORT_BITMAP_WORDS", PORT_BITMAP_WORDS as u64),
         ("REVERSE_WAYS", u64::from(REVERSE_WAYS)),

@@ -181,6 +181,10 @@ impl Flow {
             frame.tags = tags(random);
         }
         decorate(random, &mut frame);
+        if flags == SYN && random.chance(85) {
+            // With data it would never go to another backend.
+            frame.payload.clear();
+        }
         frame.build()
     }
 }

@@ -1,7 +1,7 @@
 //! Worlds, and the histories that happen in them: what comes next depends on what came out before.
 
 use lb_common::{
-    abi::{member_flags, vip_flags},
+    abi::{ReactionWord, member_flags, vip_flags},
     clock::TICK_NS,
     datapath::Verdict,
     hash::finish,
@@ -148,6 +148,16 @@ impl World {
                 gateway.add_vip(gateway_vip(index), vip_flags::NODE_ADDRESS);
             }
         }
+        for service in 0..SERVICES.len() as u32 {
+            let errors = random.one_of([0, 1, 2, 4]);
+            gateway.set_reaction(
+                service,
+                ReactionWord::new(errors, 1 + random.next() as u32 % 8_000, random.chance(80)),
+            );
+        }
+        for backend in 1..=frames::backends(self.profile) as u32 {
+            gateway.set_cluster(backend, random.one_of([0, 7, 8]));
+        }
         for member in 1..=frames::members(self.profile) {
             gateway.set_next_hop(member, &self.next_hop(&mut random));
         }
@@ -290,7 +300,15 @@ impl History<'_> {
     ) -> Result<(), String> {
         let ingress = self.random.one_of(self.world.interfaces);
         let bytes = self.flows[index].frame(&mut self.random, Side::Backend, flags);
-        self.send(session, tally, ingress, bytes).map(drop)
+        if let Some(out) = self.send(session, tally, ingress, bytes)?
+            && let Ok(seen) = Seen::parse(&out)
+            && seen.destination != self.flows[index].client
+            && seen.flags == SYN
+        {
+            // A refusal that has become the SYN again, to another backend.
+            self.flows[index].path = Some((seen.destination, seen.source));
+        }
+        Ok(())
     }
 
     /// The next packet of a flow; now and then not the one that would be next.
@@ -320,6 +338,16 @@ impl History<'_> {
             };
         }
         let phase = flow.phase;
+        if phase == 0 && self.random.chance(20) {
+            // No answer, or a refusal.
+            if self.random.chance(40) {
+                return self.backend(session, tally, index, RST | ACK);
+            }
+            let ticks = self.random.one_of([1, 3, 4, 4, 5]);
+            self.apply(session, Op::Pass(ticks * TICK_NS))?;
+            return self.client(session, tally, index, SYN);
+        }
+        let flow = &mut self.flows[index];
         flow.phase = (phase + 1).min(2);
         match phase {
             0 if self.random.chance(8) => self.backend(session, tally, index, RST | ACK),

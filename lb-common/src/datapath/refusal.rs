@@ -1,0 +1,90 @@
+//! A backend's RST to a SYN: the SYN goes to another backend at once, or the client hears of it.
+
+use core::mem::offset_of;
+
+use network_types::tcp::TcpHdr;
+
+use super::{
+    Family, Maps, Outcome, PacketMut, events,
+    member::{self, MemberHead},
+    parse::{Ip, Link, Ports},
+    reply::{self, Located},
+    request::TCP_FLAGS,
+    rescue,
+    select::{self, Search},
+    setup, syn,
+    tcp::Flags,
+    trip,
+};
+use crate::abi::{Config, Counter, EventKind, FlowState, TCP};
+
+/// Makes the frame the flow's SYN again where there is another backend for it; else forwards it.
+#[inline(always)]
+pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    config: &Config,
+    link: &Link,
+    ip: &Ip<F>,
+) -> Outcome {
+    let moved = Outcome::Drop(Counter::DropMoved);
+    let Some(Located { ports, entry, member }) = reply::locate::<F, P, M>(packet, maps, config, ip) else {
+        return moved;
+    };
+    let Some(slot) = reply::flow_of(maps, &entry) else { return moved };
+    if slot.word.state() as u8 != FlowState::SynSent as u8 {
+        return moved;
+    }
+    let Some(flags) = packet.read::<u8, TCP_FLAGS>(ip.transport_offset) else { return moved };
+    let Some(ack) = packet.read::<u32, { offset_of!(TcpHdr, ack_seq) }>(ip.transport_offset) else {
+        return moved;
+    };
+    let ack = u32::from_be(ack);
+    // Any other RST may be blind. A client ignores it, and so do we.
+    let kept = rescue::handshake(maps, &slot);
+    if !Flags(flags).is_acknowledging() || !kept.is_acknowledged_by(slot.word.version(), ack) {
+        return reply::send(packet, maps, config, link, ip, ports, &entry, member);
+    }
+    let ends = syn::Ends::<F> {
+        client: entry.client,
+        client_port: entry.client_port,
+        vip: match F::member_vip(maps, member) {
+            Some(vip) => vip,
+            None => return Outcome::Drop(Counter::DropNotReady),
+        },
+        vip_port: member::vip_port(member),
+    };
+    let service = member::service(member);
+    let reaction = rescue::reaction(maps, service);
+    let now = maps.now();
+    let client_ports = Ports { source: ends.client_port, destination: ends.vip_port };
+    let (hash, ring_hash) = setup::hashes::<F>(config, ends.client, ends.vip, client_ports, TCP);
+    // Whether there is one at all; which one it is decided when the flow moves.
+    let search = Search {
+        cluster: 0,
+        candidates: select::FALLBACK_CANDIDATES,
+        ..rescue::next(maps, &slot, member, ring_hash, now)
+    };
+    let has_heir = reaction.retries_on_reset()
+        && slot.word.attempt() < rescue::MOST_RESCUES
+        && select::select(maps, config, &search).is_some();
+    if !slot.advance(if has_heir { FlowState::Refused } else { FlowState::Closed }) {
+        return moved;
+    }
+    maps.count(Counter::ConnectRefused);
+    let errors = trip::failed(maps, reaction, MemberHead::load(member).backend(), now);
+    if errors != 0 {
+        maps.count(Counter::BackendTripped);
+        let (kind, errors) = (EventKind::Tripped, errors as u32);
+        events::send(maps, config, kind, entry.client, entry.client_port, ip, slot.word, service, errors);
+    }
+    if !has_heir {
+        let kind = EventKind::Closed;
+        events::send(maps, config, kind, entry.client, entry.client_port, ip, slot.word, service, 0);
+        return reply::send(packet, maps, config, link, ip, ports, &entry, member);
+    }
+    match syn::rebuild::<F, P, M>(packet, maps, config, hash, &ends, ack) {
+        Some(()) => Outcome::Retry(F::NETWORK),
+        None => Outcome::Drop(Counter::DropRefused),
+    }
+}

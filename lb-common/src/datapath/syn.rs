@@ -1,0 +1,150 @@
+//! Copies of SYNs: kept when a flow is made, and put together again when its backend refuses.
+
+use core::{hint::black_box, mem::offset_of};
+
+use network_types::{eth::EthHdr, tcp::TcpHdr};
+
+use super::{Cells, Family, Maps, PacketMut, parse, parse::Ip};
+use crate::{
+    abi::{Config, SynWord},
+    hash::FlowHash,
+};
+
+const SEQUENCE: usize = offset_of!(TcpHdr, seq);
+/// Data offset and flags, window, checksum, urgent pointer.
+const REST: usize = 12;
+/// TCP options: up to 40 bytes in five words.
+const OPTIONS: usize = TcpHdr::LEN;
+
+/// Sequence number of a segment, host order.
+#[inline(always)]
+pub(super) fn sequence<P: PacketMut>(packet: &P, transport_offset: usize) -> Option<u32> {
+    Some(u32::from_be(packet.read::<u32, SEQUENCE>(transport_offset)?))
+}
+
+/// Whether a segment carries data.
+#[inline(always)]
+pub(super) fn has_data<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> bool {
+    let Some(total) = F::total_length(packet, ip.network_offset) else { return true };
+    let Some(data_offset) = packet.read::<u8, REST>(ip.transport_offset) else { return true };
+    let headers = (ip.transport_offset - ip.network_offset) as u32 + (data_offset >> 4) as u32 * 4;
+    total != headers
+}
+
+/// Keeps a copy of a flow's SYN, unless it is an unusual one, or another CPU writes to the same element.
+#[inline(always)]
+pub(super) fn keep<F: Family, P: PacketMut, M: Maps>(
+    packet: &P,
+    maps: &M,
+    config: &Config,
+    ip: &Ip<F>,
+    hash: FlowHash,
+) {
+    let _ = write(packet, maps, config, ip, hash);
+}
+
+#[inline(always)]
+fn write<F: Family, P: PacketMut, M: Maps>(
+    packet: &P,
+    maps: &M,
+    config: &Config,
+    ip: &Ip<F>,
+    hash: FlowHash,
+) -> Option<()> {
+    let cells = maps.syn(hash.syn_copy(config.flow_bucket_mask))?;
+    let old = SynWord(cells.load(0));
+    let place = ip.transport_offset;
+    let [sequence, acknowledgement] = packet.read::<[u32; 2], SEQUENCE>(place)?;
+    let [flags, window, check, urgent] = packet.read::<[u16; 4], REST>(place)?;
+    let network = F::network_fields(packet, ip.network_offset)?;
+    if old.is_claimed() || place - ip.network_offset != F::HEADER || acknowledgement != 0 || urgent != 0 {
+        return None;
+    }
+    let claimed = SynWord::claimed(hash.tag());
+    if !cells.replace(0, old.0, claimed.0) {
+        return None;
+    }
+    cells.store(1, sequence as u64 | (flags as u64) << 32 | (window as u64) << 48);
+    cells.store(2, check as u64 | network << 16);
+    cells.store(3, option::<P, OPTIONS>(packet, place));
+    cells.store(4, option::<P, { OPTIONS + 8 }>(packet, place));
+    cells.store(5, option::<P, { OPTIONS + 16 }>(packet, place));
+    cells.store(6, option::<P, { OPTIONS + 24 }>(packet, place));
+    cells.store(7, option::<P, { OPTIONS + 32 }>(packet, place));
+    let header_words = flags.to_be() as u32 >> 12;
+    cells.compare_exchange(0, claimed.0, SynWord::complete(hash.tag(), header_words as u8).0);
+    Some(())
+}
+
+/// Eight bytes of the frame, or the last four, or none.
+#[inline(always)]
+fn option<P: PacketMut, const OFFSET: usize>(packet: &P, place: usize) -> u64 {
+    match packet.read::<u64, OFFSET>(place) {
+        Some(word) => word,
+        None => packet.read::<u32, OFFSET>(place).unwrap_or(0) as u64,
+    }
+}
+
+/// The two ends of a flow as its client knows them, raw.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<F: Family> {
+    pub client: F::Address,
+    pub client_port: u16,
+    pub vip: F::Address,
+    pub vip_port: u16,
+}
+
+/// Makes the frame the SYN that the flow began with, untagged and with no MAC addresses. `acknowledged` is what
+/// the RST in the frame acknowledges, host order: the copy's sequence number + 1, if it is the answer to that SYN.
+/// `None` where no copy is left, or the frame has no room; it must then be dropped.
+#[inline(always)]
+pub(super) fn rebuild<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    config: &Config,
+    hash: FlowHash,
+    ends: &Ends<F>,
+    acknowledged: u32,
+) -> Option<()> {
+    let cells = maps.syn(hash.syn_copy(config.flow_bucket_mask))?;
+    let word = SynWord(cells.load(0));
+    let numbers = cells.load(1);
+    let rest = cells.load(2);
+    let options = [cells.load(3), cells.load(4), cells.load(5), cells.load(6), cells.load(7)];
+    // An exchange sees the latest word: where it is the same, nobody has begun to write meanwhile.
+    if !word.is_of(hash.tag())
+        || !cells.replace(0, word.0, word.0)
+        || u32::from_be(numbers as u32).wrapping_add(1) != acknowledged
+    {
+        return None;
+    }
+    let segment = word.header_words() * 4;
+    let length = (EthHdr::LEN + F::HEADER) as u32 + segment;
+    // The compiler would subtract halves of two pointers, which the verifier does not allow.
+    let before = black_box(packet.len());
+    if !packet.adjust_head(before as i32 - length as i32) {
+        return None;
+    }
+    packet.write::<[u32; 3], 0>(0, [0; 3])?;
+    packet.write::<u16, { offset_of!(EthHdr, ether_type) }>(0, parse::ethertype(F::NETWORK))?;
+    F::write_new_header(packet, EthHdr::LEN, rest >> 16, ends.client, ends.vip, segment as u16)?;
+    let place = EthHdr::LEN + F::HEADER;
+    packet.write::<[u16; 2], 0>(place, [ends.client_port, ends.vip_port])?;
+    packet.write::<[u32; 2], SEQUENCE>(place, [numbers as u32, 0])?;
+    packet
+        .write::<[u16; 4], REST>(place, [(numbers >> 32) as u16, (numbers >> 48) as u16, rest as u16, 0])?;
+    // The frame ends where the options do.
+    write_option::<P, OPTIONS>(packet, place, options[0]);
+    write_option::<P, { OPTIONS + 8 }>(packet, place, options[1]);
+    write_option::<P, { OPTIONS + 16 }>(packet, place, options[2]);
+    write_option::<P, { OPTIONS + 24 }>(packet, place, options[3]);
+    write_option::<P, { OPTIONS + 32 }>(packet, place, options[4]);
+    Some(())
+}
+
+#[inline(always)]
+fn write_option<P: PacketMut, const OFFSET: usize>(packet: &mut P, place: usize, word: u64) {
+    if packet.write::<u64, OFFSET>(place, word).is_none() {
+        let _ = packet.write::<u32, OFFSET>(place, word as u32);
+    }
+}
