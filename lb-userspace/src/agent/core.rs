@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lb_common::abi::member_flags;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
+use super::events::Tripped;
 use super::first_plan::FirstPlan;
 use super::log;
 use super::policies;
@@ -27,7 +28,7 @@ use crate::cluster::{self, LastGood, Programmed};
 use crate::config::XdpMode;
 use crate::desired::{self, BackendId, Desired, Place, ServiceId};
 use crate::health::probe::Targets;
-use crate::health::{ProbeTarget, Usability, Verdict, Verdicts, probe_targets};
+use crate::health::{Decision, Observation, ProbeTarget, Sign, Usability, Verdict, Verdicts, probe_targets};
 use crate::network::{LocalAddresses, NetworkWatcher, NextHopError, NextHops};
 use crate::plan::{FlowUsage, Limits, Model, Step, Target, plan};
 use crate::status::view;
@@ -67,6 +68,8 @@ pub(super) struct Inputs {
     pub(super) next_hops: watch::Receiver<Arc<NextHops>>,
     pub(super) addresses: watch::Receiver<Arc<LocalAddresses>>,
     pub(super) passes: watch::Receiver<Arc<Pass>>,
+    /// What the packet program tripped.
+    pub(super) trips: mpsc::Receiver<Tripped>,
 }
 
 /// What the loop tells the tasks beside it.
@@ -204,6 +207,7 @@ impl State {
                     self.wake();
                 }
                 _ = changed(&mut inputs.passes) => self.wake(),
+                Some(tripped) = inputs.trips.recv() => self.learn(tripped),
                 () = until(self.steering.poll_timeout()) => {
                     self.steer();
                     self.wake();
@@ -220,11 +224,35 @@ impl State {
         self.plan_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
     }
 
+    /// Takes in that the packet program tripped a backend.
+    fn learn(&mut self, tripped: Tripped) {
+        let member = self.model.members().find(|member| member.index == tripped.member);
+        let Some(member) = member else { return };
+        let sign = Sign::Tripped { errors: tripped.errors };
+        let observation = Observation { backend: member.backend, service: member.service, sign };
+        self.steering.observe(Instant::now(), &observation);
+        if self.steer() {
+            self.wake();
+        }
+    }
+
     /// Decides what to eject and which clusters have failed; whether anything came of it.
     fn steer(&mut self) -> bool {
         let news = self.steering.advance(Instant::now(), &self.desired, &self.verdicts);
+        for decision in &news.decisions {
+            if let Decision::Reset { backend } = decision {
+                self.forgive(*backend);
+            }
+        }
         log::steering(&news);
         !news.is_empty()
+    }
+
+    /// Ends what the packet program holds against a backend.
+    fn forgive(&self, backend: BackendId) {
+        if let Some(member) = self.model.members().find(|member| member.backend == backend) {
+            self.core.kernel.memory().clear_trip(member.backend_index);
+        }
     }
 
     /// From what the clusters say to desired state.

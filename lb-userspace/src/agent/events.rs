@@ -3,11 +3,21 @@
 use std::time::{Duration, Instant};
 
 use lb_common::abi::EventKind;
+use tokio::sync::mpsc;
 
 use crate::bpf::Events;
 
 /// The same complaint is logged at most once in this time.
 const QUIET: Duration = Duration::from_secs(10);
+
+/// A backend got so many connect errors in a row that the packet program keeps new flows from it for a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tripped {
+    /// Index of the member whose flow failed last.
+    pub(super) member: u32,
+    /// Errors in a row.
+    pub(super) errors: u32,
+}
 
 /// Complaints of one kind.
 #[derive(Debug, Default)]
@@ -29,8 +39,8 @@ impl Complaint {
 }
 
 /// Reads events for as long as the agent runs. Opened and closed flows are for `--log-level trace`; what is
-/// lost is logged at once.
-pub(super) async fn run(mut events: Events) {
+/// lost is logged at once; trips are told to the loop.
+pub(super) async fn run(mut events: Events, trips: mpsc::Sender<Tripped>) {
     let (mut table_full, mut ports_exhausted) = (Complaint::default(), Complaint::default());
     loop {
         let event = match events.next().await {
@@ -42,6 +52,10 @@ pub(super) async fn run(mut events: Events) {
         };
         tracing::trace!(?event, "event");
         let now = Instant::now();
+        if event.kind == EventKind::Tripped as u8 {
+            // Where the loop is that far behind, the trip ends by itself.
+            let _ = trips.try_send(Tripped { member: event.member, errors: event.detail });
+        }
         if event.kind == EventKind::TableFull as u8
             && let Some(count) = table_full.due(now)
         {

@@ -118,8 +118,9 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
     let (passes_out, passes) = watch::channel(Arc::default());
     tokio::spawn(sweep::run(kernel.memory(), *kernel.config(), ordered, passes_out));
 
+    let (trips_out, trips) = mpsc::channel(TRIPS);
     if let Some(events) = kernel.take_events().context("cannot read events of the packet program")? {
-        tokio::spawn(events::run(events));
+        tokio::spawn(events::run(events, trips_out));
     }
     let (last_good, kept) = watch::channel(None);
     tokio::spawn(keep_last_good(settings.state_dir.clone(), kept));
@@ -157,6 +158,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
             next_hops: network.next_hops(),
             addresses: network.local_addresses(),
             passes,
+            trips,
         },
         outputs: Outputs { targets, orders, published: published_out, last_good, desired, programmed },
         interfaces: Interfaces { names: settings.interfaces, indices: interfaces, mode: settings.xdp_mode },

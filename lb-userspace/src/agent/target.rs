@@ -8,7 +8,7 @@ use crate::desired::{Desired, Service, ServiceId};
 use crate::health::Usability;
 use crate::locality::Shares;
 use crate::network::{LocalAddresses, NextHops, is_local};
-use crate::plan::{Target, TargetMember, TargetService};
+use crate::plan::{Reaction, Target, TargetMember, TargetService, cluster_number};
 
 /// What the maps should say.
 pub(super) fn target(
@@ -22,7 +22,9 @@ pub(super) fn target(
 ) -> Target {
     let vips: BTreeMap<IpAddr, bool> =
         desired.services.keys().map(|id| (id.vip, is_local(addresses, id.vip))).collect();
+    let endpoints = desired.services.values().flat_map(|service| &service.endpoints);
     Target {
+        clusters: endpoints.map(|endpoint| (endpoint.backend, cluster_number(&endpoint.cluster))).collect(),
         services: desired
             .services
             .values()
@@ -43,7 +45,7 @@ fn target_service(service: &Service, shares: Option<&Arc<Shares>>) -> TargetServ
         let draining = weight.is_none();
         (endpoint.backend, TargetMember { weight: weight.copied().unwrap_or_default(), draining })
     });
-    TargetService { members: members.collect() }
+    TargetService { members: members.collect(), reaction: Reaction::from(&*service.policy) }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 use aya::maps::hash_map::HashMap;
 use aya::maps::xdp::XdpMapError;
 use aya::maps::{MapData, MapError};
-use lb_common::abi::{Member, ServiceDescriptor};
+use lb_common::abi::{Backend, Member, ServiceDescriptor};
 use lb_common::datapath::Cells;
 
 use super::load::Kernel;
@@ -19,6 +19,9 @@ const NEXT_HOP_CELLS: std::ops::RangeInclusive<usize> = 3..=6;
 /// Cells of [`ServiceDescriptor`].
 const RING_CELL: usize = std::mem::offset_of!(ServiceDescriptor, ring) / 8;
 const FALLBACK_CELL: usize = std::mem::offset_of!(ServiceDescriptor, fallback) / 8;
+const REACTION_CELL: usize = std::mem::offset_of!(ServiceDescriptor, reaction) / 8;
+/// Cell of [`Backend`] with the cluster, in its upper half.
+const CLUSTER_CELL: usize = std::mem::offset_of!(Backend, cluster) / 8;
 
 /// What is left to do after a step.
 #[must_use]
@@ -146,6 +149,15 @@ impl Kernel {
                 cells.inspect(|cells| cells.store(0, u64::from(*flags)));
                 ("BACKENDS", *index, cells.is_some())
             }
+            Step::SetBackendCluster { index, cluster } => {
+                let cells = memory.backends.get(*index);
+                // The lower half, port and protocol, never changes.
+                cells.inspect(|cells| {
+                    let lower = cells.load(CLUSTER_CELL) & u64::from(u32::MAX);
+                    cells.store(CLUSTER_CELL, lower | u64::from(*cluster) << 32);
+                });
+                ("BACKENDS", *index, cells.is_some())
+            }
             Step::ResetMemberStats { index } => {
                 memory.clear_member_stats(*index);
                 ("MEMBER_STATS", *index, *index < memory.members.len())
@@ -168,6 +180,9 @@ impl Kernel {
             Step::SwapRing { index, ring } => ("DESCRIPTORS", *index, self.swap(*index, RING_CELL, ring.0)),
             Step::SwapFallback { index, ring } => {
                 ("DESCRIPTORS", *index, self.swap(*index, FALLBACK_CELL, ring.0))
+            }
+            Step::SetReaction { index, reaction } => {
+                ("DESCRIPTORS", *index, self.swap(*index, REACTION_CELL, reaction.0))
             }
             Step::SetAddressFilter { index, flags } => {
                 let cells = memory.address_filter.get(*index);

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 
-use lb_common::abi::{Config, Counter, CpuCounters, MemberStats, RingPair};
+use lb_common::abi::{Backend, Config, Counter, CpuCounters, MemberStats, RingPair};
 use lb_common::datapath::{Cells, Tables};
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -214,6 +214,23 @@ impl Memory {
         Counters { sums }
     }
 
+    /// What the packet program has noted of failed connections to a backend; `None` beyond the table.
+    #[must_use]
+    pub fn trip(&self, backend: u32) -> Option<Trip> {
+        let value: Backend = self.backends.read(backend)?;
+        Some(Trip { until: value.tripped_until, errors: value.errors })
+    }
+
+    /// Ends a backend's trip, and counts its errors from 0 again. Nothing happens beyond the table.
+    pub fn clear_trip(&self, backend: u32) {
+        const TRIPPED_UNTIL: usize = std::mem::offset_of!(Backend, tripped_until) / 8;
+        const ERRORS: usize = std::mem::offset_of!(Backend, errors) / 8;
+        if let Some(cells) = self.backends.get(backend) {
+            cells.store(ERRORS, 0);
+            cells.store(TRIPPED_UNTIL, 0);
+        }
+    }
+
     /// What was forwarded for a member, summed over all CPUs; all 0 for an index beyond the table.
     #[must_use]
     pub fn member_stats(&self, member: u32) -> MemberStats {
@@ -263,6 +280,15 @@ impl Memory {
         ring.truncate(slots as usize);
         Some(ring)
     }
+}
+
+/// What the packet program has noted of failed connections to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trip {
+    /// Until when it gets no new flows, in nanoseconds of the monotonic clock; 0 or past: it is not tripped.
+    pub until: u64,
+    /// Connect errors in a row since the last trip.
+    pub errors: u64,
 }
 
 /// All counters, each summed over the CPUs.

@@ -33,6 +33,6 @@ pub use events::Events;
 pub use layout::{MemoryPlan, TableSizes};
 pub use load::{EBPF_OBJECT, Kernel, LoadError};
 pub use lock::{AgentLock, LOCK_DIR, LockError};
-pub use memory::{Counters, Memory};
+pub use memory::{Counters, Memory, Trip};
 pub use pins::{PIN_DIR, PinDir, PinError};
 pub use settings::{Settings, SettingsError, ring_key};

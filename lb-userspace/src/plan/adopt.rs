@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytemuck::Zeroable;
-use lb_common::abi::{Backend, Member, RING_SIZES, RingWord, ServiceDescriptor, member_flags};
+use lb_common::abi::{Backend, Member, RING_SIZES, ReactionWord, RingWord, ServiceDescriptor, member_flags};
 
 use super::encode::{BackendKey, backend_id, descriptor_id};
 use super::free::{IndexPool, Region, Regions};
@@ -110,13 +110,20 @@ impl Adoption<'_> {
 
     /// Backends, as [`Self::services`].
     fn backends(&mut self) {
-        let state = |index, flags| BackendState { index, flags, next_hop: None, members: 0, idle_since: 0 };
+        let state = |index, value: &Backend| BackendState {
+            index,
+            flags: value.flags,
+            cluster: value.cluster,
+            next_hop: None,
+            members: 0,
+            idle_since: 0,
+        };
         let mut states: BTreeMap<BackendId, BackendState> = BTreeMap::new();
         for (key, index) in &self.snapshot.backend_keys {
             let value = self.snapshot.backends.get(index).copied().unwrap_or_default();
             match key.id() {
                 Some(id) if *index != 0 && backend_id(&value) == Some(id) => {
-                    states.insert(id, state(*index, value.flags));
+                    states.insert(id, state(*index, &value));
                 }
                 _ => self.first.push(Step::DeleteBackendKey { key: *key }),
             }
@@ -126,7 +133,7 @@ impl Adoption<'_> {
                 continue;
             }
             let id = backend_id(value).filter(|_| *index != 0);
-            let owner = id.map(|id| states.entry(id).or_insert_with(|| state(*index, value.flags)).index);
+            let owner = id.map(|id| states.entry(id).or_insert_with(|| state(*index, value)).index);
             if owner != Some(*index) {
                 self.last.push(Step::InitBackend { index: *index, value: Backend::default() });
             }
@@ -211,6 +218,7 @@ impl Adoption<'_> {
         let valid: BTreeSet<u32> = self.model.members.values().map(|member| member.index).collect();
         for state in self.model.services.values_mut() {
             let Some(found) = self.snapshot.descriptors.get(&state.index) else { continue };
+            state.reaction = ReactionWord(found.reaction);
             for (ring, word) in [(&mut state.ring, found.ring), (&mut state.fallback, found.fallback)] {
                 *ring = adopt_ring(RingWord(word), self.snapshot, &mut self.model.regions);
                 if let RingContent::Adopted(slots) = &ring.content {

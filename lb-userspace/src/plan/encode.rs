@@ -4,10 +4,12 @@ use std::net::IpAddr;
 
 use bytemuck::Zeroable;
 use lb_common::abi::{
-    Backend, BackendKeyV4, BackendKeyV6, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
+    Backend, BackendKeyV4, BackendKeyV6, ReactionWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6,
+    VipKeyV4, VipKeyV6,
 };
 use lb_common::hash::{filter_index_v4, filter_index_v6};
 
+use super::target::Reaction;
 use crate::desired::{BackendId, Protocol, ServiceId};
 
 /// Key of `SERVICES_V4` or `SERVICES_V6`.
@@ -153,6 +155,13 @@ pub(super) fn descriptor(id: &ServiceId) -> ServiceDescriptor {
     }
 }
 
+/// What a descriptor says of failed connections. What is too large for the map is the largest there.
+pub(super) fn reaction(reaction: &Reaction) -> ReactionWord {
+    let errors = u16::try_from(reaction.trip_errors).unwrap_or(u16::MAX);
+    let milliseconds = u32::try_from(reaction.trip_time.as_millis()).unwrap_or(u32::MAX);
+    ReactionWord::new(errors, milliseconds, reaction.retry_on_reset)
+}
+
 /// The service that a descriptor describes; `None` if none.
 pub(super) fn descriptor_id(value: &ServiceDescriptor) -> Option<ServiceId> {
     Some(ServiceId {
@@ -163,9 +172,10 @@ pub(super) fn descriptor_id(value: &ServiceDescriptor) -> Option<ServiceId> {
 }
 
 /// A backend's entry.
-pub(super) fn backend(id: &BackendId, flags: u32) -> Backend {
+pub(super) fn backend(id: &BackendId, flags: u32, cluster: u32) -> Backend {
     Backend {
         flags,
+        cluster,
         address: address_bytes(id.address),
         port: id.port.to_be_bytes(),
         protocol: id.protocol.ip_number(),

@@ -42,4 +42,4 @@ pub use planner::{Plan, plan};
 pub use problem::PlanProblem;
 pub use snapshot::MapSnapshot;
 pub use step::Step;
-pub use target::{FlowUsage, Target, TargetMember, TargetService};
+pub use target::{FlowUsage, Reaction, Target, TargetMember, TargetService, cluster_number};

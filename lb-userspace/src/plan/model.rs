@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{Member, RING_SIZES, RingWord, backend_flags, member_flags};
+use lb_common::abi::{Member, RING_SIZES, ReactionWord, RingWord, backend_flags, member_flags};
 
 use super::encode::{address_bytes, family};
 use super::free::{IndexPool, Region, Regions};
@@ -59,6 +59,7 @@ pub(super) struct ServiceState {
     pub(super) described: bool,
     /// Its key is in the map.
     pub(super) keyed: bool,
+    pub(super) reaction: ReactionWord,
     pub(super) ring: RingState,
     pub(super) fallback: RingState,
 }
@@ -69,6 +70,7 @@ impl ServiceState {
             index,
             described: false,
             keyed: false,
+            reaction: ReactionWord::default(),
             ring: RingState::default(),
             fallback: RingState::default(),
         }
@@ -126,6 +128,8 @@ pub(super) struct RingMember {
 pub(super) struct BackendState {
     pub(super) index: u32,
     pub(super) flags: u32,
+    /// The number of its cluster; 0: unknown.
+    pub(super) cluster: u32,
     /// How it is reached; kept while it is not resolved anew.
     pub(super) next_hop: Option<NextHop>,
     /// Members that refer to it.

@@ -184,9 +184,10 @@ impl<'a> Planner<'a> {
             };
             let next_hop = self.target.next_hops.get(&id.address).and_then(|result| result.clone().ok());
             let flags = self.backend_flags(id, next_hop.as_ref());
-            self.steps.push(Step::InitBackend { index, value: encode::backend(id, flags) });
+            let cluster = self.target.clusters.get(id).copied().unwrap_or_default();
+            self.steps.push(Step::InitBackend { index, value: encode::backend(id, flags, cluster) });
             self.steps.push(Step::PutBackendKey { key: BackendKey::from(id), index });
-            let state = BackendState { index, flags, next_hop, members: 0, idle_since: 0 };
+            let state = BackendState { index, flags, cluster, next_hop, members: 0, idle_since: 0 };
             self.model.backends.insert(*id, state);
         }
         let model = &mut *self.model;
@@ -218,6 +219,7 @@ impl<'a> Planner<'a> {
             })
             .collect();
         self.set_backend_flags(&flags, |flags| flags & backend_flags::USABLE == 0);
+        self.update_clusters();
         self.update_next_hops();
         self.revive_members();
         self.set_backend_flags(&flags, |flags| flags & backend_flags::USABLE != 0);
@@ -236,6 +238,15 @@ impl<'a> Planner<'a> {
             if state.flags != *flags && which(*flags) {
                 state.flags = *flags;
                 self.steps.push(Step::SetBackendFlags { index: state.index, flags: *flags });
+            }
+        }
+    }
+
+    fn update_clusters(&mut self) {
+        for (id, cluster) in &self.target.clusters {
+            let Some(state) = self.model.backends.get_mut(id) else { continue };
+            if std::mem::replace(&mut state.cluster, *cluster) != *cluster {
+                self.steps.push(Step::SetBackendCluster { index: state.index, cluster: *cluster });
             }
         }
     }

@@ -29,6 +29,12 @@ impl Planner<'_> {
         let (main, fallback) = self.ring_members(id);
         let service = self.model.services.get_mut(id).expect("the caller looked");
         let index = service.index;
+        let reaction = self
+            .target
+            .services
+            .get(id)
+            .map_or(service.reaction, |wanted| encode::reaction(&wanted.reaction));
+        let reacts_anew = std::mem::replace(&mut service.reaction, reaction) != reaction;
         let regions = &mut self.model.regions;
         let mut steps = Vec::new();
         let mut ring = service.ring.update(main, maglev::ring_class, regions, &mut steps);
@@ -38,10 +44,14 @@ impl Planner<'_> {
             let value = ServiceDescriptor {
                 ring: service.ring.word.0,
                 fallback: service.fallback.word.0,
+                reaction: reaction.0,
                 ..encode::descriptor(id)
             };
             self.steps.push(Step::WriteDescriptor { index, value });
         } else {
+            if reacts_anew {
+                self.steps.push(Step::SetReaction { index, reaction });
+            }
             if let Ok(Some(_)) = spare {
                 self.steps.push(Step::SwapFallback { index, ring: service.fallback.word });
             }

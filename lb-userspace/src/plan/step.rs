@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lb_common::abi::{Backend, Member, RingWord, ServiceDescriptor};
+use lb_common::abi::{Backend, Member, ReactionWord, RingWord, ServiceDescriptor};
 
 use super::encode::{BackendKey, ServiceKey, VipKey};
 
@@ -22,6 +22,13 @@ pub enum Step {
         index: u32,
         /// Bits of [`lb_common::abi::backend_flags`].
         flags: u32,
+    },
+    /// Store the number of the cluster of a backend, in its cell 5.
+    SetBackendCluster {
+        /// Index.
+        index: u32,
+        /// The number; 0: unknown.
+        cluster: u32,
     },
     /// Insert a key into `BACKENDS_V4` or `BACKENDS_V6`.
     PutBackendKey {
@@ -90,6 +97,13 @@ pub enum Step {
         index: u32,
         /// Where the fallback ring lies.
         ring: RingWord,
+    },
+    /// Store the `reaction` word of a live descriptor.
+    SetReaction {
+        /// Service.
+        index: u32,
+        /// What failed connections lead to.
+        reaction: ReactionWord,
     },
     /// Insert a key into `SERVICES_V4` or `SERVICES_V6`.
     PutService {

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use crate::desired::{BackendId, ServiceId};
+use crate::desired::{BackendId, Policy, ServiceId};
 use crate::network::NextHops;
 
 /// What the maps should say.
@@ -14,6 +15,9 @@ pub struct Target {
     /// The backends that may get new flows: probe results, with fail-open already applied. It changes the
     /// overlay and the fallback rings, never the rings.
     pub usable: BTreeSet<BackendId>,
+    /// A number of the cluster that a backend is in ([`cluster_number`]); what is missing here keeps the one that
+    /// it has.
+    pub clusters: BTreeMap<BackendId, u32>,
     /// How backends are reached, by address. [`super::Model::backend_addresses`] says which addresses matter,
     /// draining backends included. An address that is missing here is "not resolved yet".
     pub next_hops: NextHops,
@@ -33,6 +37,47 @@ pub struct TargetService {
     /// Its endpoints that exist, whatever their condition. A member that is absent is *removed*: its TCP
     /// flows may finish, its UDP flows are selected anew.
     pub members: BTreeMap<BackendId, TargetMember>,
+    /// What its failed connections lead to.
+    pub reaction: Reaction,
+}
+
+/// What the packet program does when connections of a service fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reaction {
+    /// Connect errors in a row at which a backend gets no new flows for a time; 0: never.
+    pub trip_errors: u32,
+    /// For how long; in the map in milliseconds, at most 49 days.
+    pub trip_time: Duration,
+    /// Whether a refused SYN goes to another backend at once.
+    pub retry_on_reset: bool,
+}
+
+impl Default for Reaction {
+    fn default() -> Self {
+        Self { trip_errors: 0, trip_time: Duration::ZERO, retry_on_reset: true }
+    }
+}
+
+impl From<&Policy> for Reaction {
+    fn from(policy: &Policy) -> Self {
+        let outliers = policy.outlier_detection.as_ref();
+        Self {
+            trip_errors: outliers.map_or(0, |outliers| outliers.consecutive_errors),
+            trip_time: outliers.map_or(Duration::ZERO, |outliers| outliers.base_ejection_time),
+            retry_on_reset: policy.retry_on_reset,
+        }
+    }
+}
+
+/// The number that stands for a cluster in the maps: a function of its name, so that every start and every gateway
+/// gives the same; never 0.
+#[must_use]
+pub fn cluster_number(name: &str) -> u32 {
+    // FNV-1a: two clusters of a set have one number once in two thousand million sets, and then a SYN that fails
+    // for the second time may stay in its cluster.
+    let hash =
+        name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    hash.max(1)
 }
 
 /// An endpoint in a [`TargetService`].

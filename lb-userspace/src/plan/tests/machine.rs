@@ -148,6 +148,9 @@ impl Machine {
                 maps.backends.insert(*index, *value);
             }
             Step::SetBackendFlags { index, flags } => maps.backends.get_mut(index).unwrap().flags = *flags,
+            Step::SetBackendCluster { index, cluster } => {
+                maps.backends.get_mut(index).unwrap().cluster = *cluster;
+            }
             Step::PutBackendKey { key, index } => {
                 assert!(!seen.recycled.contains(&("backends", matches!(key, BackendKey::V4(_)))));
                 assert_eq!(maps.backend_keys.insert(*key, *index), None, "immutable while it exists");
@@ -190,6 +193,9 @@ impl Machine {
                 let expected = keyed || ring.is_some() || !seen.services.contains(index);
                 assert!(expected, "packets in flight are about to look for a ring");
                 maps.descriptors.get_mut(index).unwrap().ring = ring.0;
+            }
+            Step::SetReaction { index, reaction } => {
+                maps.descriptors.get_mut(index).unwrap().reaction = reaction.0;
             }
             Step::SwapFallback { index, ring } => maps.descriptors.get_mut(index).unwrap().fallback = ring.0,
             Step::PutService { key, index } => {

@@ -3,6 +3,7 @@
 mod adoption;
 mod machine;
 mod random;
+mod reactions;
 mod scenarios;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
