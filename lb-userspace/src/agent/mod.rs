@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{Level, Subscriber};
@@ -60,6 +60,8 @@ use start::{Started, remove_unless_adopted, start};
 
 /// How long the end waits for API servers, to let go of Leases.
 const LET_GO: Duration = Duration::from_secs(2);
+/// Trips that may wait for the loop.
+const TRIPS: usize = 256;
 
 /// Runs the agent until a signal ends it.
 ///
