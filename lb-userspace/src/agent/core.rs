@@ -40,6 +40,9 @@ const GRACE: Duration = Duration::from_millis(100);
 /// After a write that failed, the maps are read anew no sooner than this.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Such a member gets no new flows.
+const CLOSED: u8 = member_flags::DRAINING | member_flags::REMOVED;
+
 /// What the loop works with.
 pub(super) struct Core {
     pub(super) kernel: Kernel,
@@ -434,7 +437,7 @@ impl State {
                 Step::WriteMember { index, .. } => {
                     self.unwanted.remove(index);
                 }
-                Step::SetMemberFlags { index, flags } if flags & member_flags::REMOVED == 0 => {
+                Step::SetMemberFlags { index, flags } if flags & CLOSED == 0 => {
                     self.unwanted.remove(index);
                 }
                 _ => {}

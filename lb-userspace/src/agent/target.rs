@@ -43,14 +43,19 @@ fn target_service(service: &Service, shares: Option<&Arc<Shares>>) -> TargetServ
     let members = service.endpoints.iter().map(|endpoint| {
         let weight = shares.and_then(|shares| shares.weights.get(&endpoint.backend));
         let draining = weight.is_none();
-        (endpoint.backend, TargetMember { weight: weight.copied().unwrap_or_default(), draining })
+        let weight = weight.copied().unwrap_or_default();
+        (endpoint.backend, TargetMember { weight, draining, leaving: endpoint.terminating })
     });
-    TargetService { members: members.collect(), reaction: Reaction::from(&*service.policy) }
+    TargetService {
+        members: members.collect(),
+        drain_timeout: service.policy.drain_timeout,
+        reaction: Reaction::from(&*service.policy),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::super::steering::Steering;
     use super::*;
@@ -105,8 +110,18 @@ mod tests {
         let members = &target.services.values().next().unwrap().members;
         let draining: Vec<bool> = members.values().map(|member| member.draining).collect();
         assert_eq!(draining, [false, true, true]);
+        let leaving: Vec<bool> = members.values().map(|member| member.leaving).collect();
+        assert_eq!(leaving, [false, true, false], "one that is not ready may be so again");
         let weights: Vec<u32> = members.values().map(|member| member.weight).collect();
         assert_eq!(weights, [1, 0, 0]);
+    }
+
+    #[test]
+    fn a_policys_drain_time_is_its_services() {
+        let desired = desired([192, 0, 2, 1], Vec::new());
+        let service = desired.services.values().next().unwrap();
+        let policy = Policy { drain_timeout: Some(Duration::from_secs(30)), ..Policy::default() };
+        assert_eq!(target_service(service, &policy).drain_timeout, policy.drain_timeout);
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Adoption<'_> {
             state.members += 1;
             state.next_hop = state.next_hop.take().or_else(|| next_hop_of(&value));
         }
-        self.model.members.insert((service, backend), MemberState { index, value, removed: None });
+        self.model.members.insert((service, backend), MemberState::new(index, value));
     }
 
     /// A backend whose key is missing gets it back if a member needs it; else it was about to go.

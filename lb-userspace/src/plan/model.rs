@@ -14,7 +14,7 @@ use crate::desired::{BackendId, ServiceId};
 use crate::maglev::quotas;
 use crate::network::NextHop;
 
-/// Sizes of the maps, and how long a removed backend's flows may go on.
+/// Sizes of the maps, and how long a removed backend's flows may go on where its service says nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Elements of `DESCRIPTORS`, the unused element 0 included.
@@ -25,7 +25,7 @@ pub struct Limits {
     pub members: u32,
     /// Elements of `RINGS`, two slots each.
     pub ring_pairs: u32,
-    /// Flows of a removed member are evicted after this time.
+    /// Flows of a removed member are evicted after this time, unless its service has a drain time of its own.
     pub drain_timeout: Duration,
 }
 
@@ -62,6 +62,8 @@ pub(super) struct ServiceState {
     pub(super) reaction: ReactionWord,
     pub(super) ring: RingState,
     pub(super) fallback: RingState,
+    /// As the target said last.
+    pub(super) drain_timeout: Option<Duration>,
 }
 
 impl ServiceState {
@@ -73,6 +75,7 @@ impl ServiceState {
             reaction: ReactionWord::default(),
             ring: RingState::default(),
             fallback: RingState::default(),
+            drain_timeout: None,
         }
     }
 }
@@ -143,6 +146,14 @@ pub(super) struct MemberState {
     pub(super) index: u32,
     pub(super) value: Member,
     pub(super) removed: Option<Removed>,
+    /// `None`: its flows may go on.
+    pub(super) leaving: Option<Leaving>,
+}
+
+impl MemberState {
+    pub(super) fn new(index: u32, value: Member) -> Self {
+        Self { index, value, removed: None, leaving: None }
+    }
 }
 
 /// When a member was taken out for good.
@@ -150,6 +161,14 @@ pub(super) struct MemberState {
 pub(super) struct Removed {
     pub(super) plan: u64,
     pub(super) at: Instant,
+}
+
+/// A member that gets no flows any more, and whose flows are to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaving {
+    pub(super) since: Instant,
+    /// Its time was over, and its flows were evicted.
+    pub(super) evicted: bool,
 }
 
 /// A member, for people and for what counts by index.
@@ -169,6 +188,8 @@ pub struct MemberInfo {
     pub flags: u8,
     /// The backend may get new flows.
     pub usable: bool,
+    /// When the flows that it still has are evicted; `None`: they end by themselves.
+    pub drained_by: Option<Instant>,
 }
 
 /// A service, for people and for what counts by index.
@@ -210,14 +231,15 @@ impl Model {
 
     /// All members, those that only wait for the end of their flows included.
     pub fn members(&self) -> impl Iterator<Item = MemberInfo> {
-        self.members.iter().map(|((service, backend), member)| MemberInfo {
-            service: *service,
-            backend: *backend,
+        self.members.iter().map(|(key, member)| MemberInfo {
+            service: key.0,
+            backend: key.1,
             index: member.index,
             backend_index: member.value.backend,
             generation: member.value.generation,
             flags: member.value.flags,
-            usable: self.is_usable(backend),
+            usable: self.is_usable(&key.1),
+            drained_by: self.drained_by(key, member),
         })
     }
 

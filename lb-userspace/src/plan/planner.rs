@@ -124,8 +124,9 @@ impl<'a> Planner<'a> {
     }
 
     fn add_services(&mut self) {
-        for id in self.target.services.keys() {
-            if self.model.services.contains_key(id) {
+        for (id, service) in &self.target.services {
+            if let Some(state) = self.model.services.get_mut(id) {
+                state.drain_timeout = service.drain_timeout;
                 continue;
             }
             let Some(index) = self.model.service_pool.take() else {
@@ -134,7 +135,8 @@ impl<'a> Planner<'a> {
                 self.problems.push(PlanProblem::ServicesFull { service: *id, limit });
                 continue;
             };
-            self.model.services.insert(*id, ServiceState::new(index));
+            let state = ServiceState { drain_timeout: service.drain_timeout, ..ServiceState::new(index) };
+            self.model.services.insert(*id, state);
         }
     }
 
@@ -199,7 +201,7 @@ impl<'a> Planner<'a> {
         let value = with_next_hop(value, backend.next_hop.as_ref());
         self.steps.push(Step::ResetMemberStats { index: member_index });
         self.steps.push(Step::WriteMember { index: member_index, value });
-        model.members.insert((*service.0, *id), MemberState { index: member_index, value, removed: None });
+        model.members.insert((*service.0, *id), MemberState::new(member_index, value));
         Ok(())
     }
 
@@ -268,6 +270,9 @@ impl<'a> Planner<'a> {
             let wanted = self.target.services.get(&key.0).and_then(|service| service.members.get(&key.1));
             let Some(wanted) = wanted else { continue };
             member.removed = None;
+            if !wanted.leaves() {
+                member.leaving = None;
+            }
             let keep = if wanted.draining { !member_flags::REMOVED } else { !gone };
             let flags = member.value.flags & keep;
             if flags != member.value.flags {

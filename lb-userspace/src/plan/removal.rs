@@ -8,16 +8,44 @@ use bytemuck::Zeroable;
 use lb_common::abi::{Backend, Member, RingWord, ServiceDescriptor, member_flags};
 
 use super::encode::{BackendKey, ServiceKey, VipKey};
-use super::model::{MemberKey, Model, Removed};
+use super::model::{Leaving, MemberKey, MemberState, Model, Removed};
 use super::planner::Planner;
 use super::step::Step;
+use super::target::TargetMember;
 use crate::desired::{BackendId, ServiceId};
 
 impl Model {
     /// When the next drain time ends.
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let ends = self.members.values().filter_map(|member| member.removed);
-        ends.map(|removed| removed.at + self.limits.drain_timeout).filter(|end| *end > now).min()
+        let ends = self.members.iter().filter_map(|(key, member)| self.drained_by(key, member));
+        ends.filter(|end| *end > now).min()
+    }
+
+    /// When the flows of a member that leaves, or is gone, have had their time; `None`: never.
+    pub(super) fn drained_by(&self, key: &MemberKey, member: &MemberState) -> Option<Instant> {
+        match self.services.get(&key.0).and_then(|service| service.drain_timeout) {
+            Some(timeout) => member.leaving?.since.checked_add(timeout),
+            None => member.removed?.at.checked_add(self.limits.drain_timeout),
+        }
+    }
+}
+
+/// The members that rings name, by service; `None` where that is not known. Where a new ring found no room, the
+/// old one still names members that have left.
+#[derive(Default)]
+struct RingNames(BTreeMap<ServiceId, Option<HashSet<u32>>>);
+
+impl RingNames {
+    /// Whether new flows of the service may still go to a member.
+    fn may_hold(&mut self, model: &Model, service: &ServiceId, member: u32) -> bool {
+        let names = self.0.entry(*service).or_insert_with(|| {
+            let mut names = HashSet::new();
+            let service = model.services.get(service)?;
+            let known = service.ring.content.collect_names(&mut names)
+                && service.fallback.content.collect_names(&mut names);
+            known.then_some(names)
+        });
+        names.as_ref().is_none_or(|names| names.contains(&member))
     }
 }
 
@@ -27,6 +55,7 @@ impl Planner<'_> {
         self.drain_members();
         self.grace();
         self.drop_rings();
+        self.evict_drained();
         self.clear_members();
         self.clear_backends();
         self.clear_services();
@@ -52,6 +81,9 @@ impl Planner<'_> {
                 Some(_) => member_flags::DRAINING,
                 None => member_flags::DRAINING | member_flags::REMOVED,
             };
+            if wanted.is_none_or(TargetMember::leaves) {
+                member.leaving.get_or_insert(Leaving { since: self.now, evicted: false });
+            }
             if wanted.is_none() && member.removed.is_none() {
                 member.removed = Some(Removed { plan: self.model.number, at: self.now });
             }
@@ -84,6 +116,27 @@ impl Planner<'_> {
         }
     }
 
+    /// Ends the flows of members that leave but are listed still, once their drain time is over. They stay, and
+    /// may come back.
+    fn evict_drained(&mut self) {
+        let mut named = RingNames::default();
+        let model = &*self.model;
+        let over = model.members.iter().filter(|(key, member)| {
+            member.removed.is_none()
+                && member.leaving.is_some_and(|leaving| !leaving.evicted)
+                && model.drained_by(key, member).is_some_and(|end| end <= self.now)
+                && !named.may_hold(model, &key.0, member.index)
+        });
+        let over: Vec<MemberKey> = over.map(|(key, _)| *key).collect();
+        for key in over {
+            let Some(member) = self.model.members.get_mut(&key) else { continue };
+            if let Some(leaving) = &mut member.leaving {
+                leaving.evicted = true;
+            }
+            self.steps.push(Step::EvictFlows { member: member.index });
+        }
+    }
+
     /// Members that no flow refers to, and those whose drain time has ended.
     fn clear_members(&mut self) {
         let (finished, expired) = self.finished_members();
@@ -111,31 +164,20 @@ impl Planner<'_> {
 
     /// Removed members that can be cleared: those without flows, and those whose flows have had their time.
     fn finished_members(&self) -> (Vec<MemberKey>, Vec<MemberKey>) {
-        let mut named: BTreeMap<ServiceId, Option<HashSet<u32>>> = BTreeMap::new();
+        let mut named = RingNames::default();
         let (mut finished, mut expired) = (Vec::new(), Vec::new());
         for (key, member) in &self.model.members {
             let Some(removed) = member.removed else { continue };
-            // Where a new ring found no room, the old one still names members that have left.
-            let names = named.entry(key.0).or_insert_with(|| self.ring_names(&key.0));
-            if names.as_ref().is_none_or(|names| names.contains(&member.index)) {
+            if named.may_hold(self.model, &key.0, member.index) {
                 continue;
             }
             if removed.plan <= self.usage.applied && !self.usage.flows.contains_key(&member.index) {
                 finished.push(*key);
-            } else if self.now >= removed.at + self.model.limits.drain_timeout {
+            } else if self.model.drained_by(key, member).is_some_and(|end| end <= self.now) {
                 expired.push(*key);
             }
         }
         (finished, expired)
-    }
-
-    /// The members that a service's rings name; `None` if that is not known.
-    fn ring_names(&self, id: &ServiceId) -> Option<HashSet<u32>> {
-        let mut names = HashSet::new();
-        let service = self.model.services.get(id)?;
-        let known = service.ring.content.collect_names(&mut names)
-            && service.fallback.content.collect_names(&mut names);
-        known.then_some(names)
     }
 
     /// Backends that are in no service and hold no port.

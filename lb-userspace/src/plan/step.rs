@@ -146,7 +146,8 @@ pub enum Step {
         /// Interface index.
         ifindex: u32,
     },
-    /// Evict all flows of a member, with their reverse entries and ports.
+    /// Evict all flows of a member, with their reverse entries and ports, until it is written anew or takes new
+    /// flows again.
     EvictFlows {
         /// Member.
         member: u32,

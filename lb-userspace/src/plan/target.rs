@@ -37,6 +37,9 @@ pub struct TargetService {
     /// Its endpoints that exist, whatever their condition. A member that is absent is *removed*: its TCP
     /// flows may finish, its UDP flows are selected anew.
     pub members: BTreeMap<BackendId, TargetMember>,
+    /// How long the flows of a member that leaves, or is absent, may go on from then. `None`: those of one that
+    /// leaves to their own end, those of an absent one for [`super::Limits::drain_timeout`].
+    pub drain_timeout: Option<Duration>,
     /// What its failed connections lead to.
     pub reaction: Reaction,
 }
@@ -86,8 +89,17 @@ pub struct TargetMember {
     /// Its share of the service's new flows, relative to the other members'. 0: none, but it is in the
     /// fallback ring.
     pub weight: u32,
-    /// Terminating or not ready: no new flows, not in any ring; existing flows go on.
+    /// No new flows, not in any ring; existing flows go on.
     pub draining: bool,
+    /// Of a draining member: it does so for good, or because a person said so, and the drain time runs. One that
+    /// is merely not ready keeps its flows, however long that takes.
+    pub leaving: bool,
+}
+
+impl TargetMember {
+    pub(super) const fn leaves(&self) -> bool {
+        self.draining && self.leaving
+    }
 }
 
 /// Which indices flows still refer to, as the sweep counted them.

@@ -1,6 +1,7 @@
 //! Plans, applied step by step to a simulated machine whose readers watch after every step.
 
 mod adoption;
+mod drains;
 mod machine;
 mod random;
 mod reactions;
@@ -58,7 +59,7 @@ fn target(services: &[(u8, &[u8])]) -> Target {
         let members = &mut target.services.entry(id).or_default().members;
         for number in *backends {
             let backend = backend(&id, *number);
-            members.insert(backend, TargetMember { weight: 1, draining: false });
+            members.insert(backend, TargetMember { weight: 1, draining: false, leaving: false });
             target.usable.insert(backend);
             target.next_hops.insert(backend.address, Ok(next_hop(2, 1)));
         }

@@ -1,6 +1,7 @@
 //! Random histories: targets, flows and crashes, with every reader satisfied after every step.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -15,6 +16,7 @@ const SERVICES: u8 = 6;
 struct Pod {
     weight: u32,
     draining: bool,
+    leaving: bool,
     usable: bool,
 }
 
@@ -26,6 +28,7 @@ struct Change {
     mac: u8,
     unreachable: Option<u8>,
     node_address: bool,
+    drain_timeout: Option<u64>,
     /// Flows that start after each step, and the share of flows that end after the plan.
     connects: u8,
     ends: u8,
@@ -39,28 +42,33 @@ fn pod() -> impl Strategy<Value = Pod> {
     (
         prop_oneof![3 => Just(1u32), 1 => Just(3), 1 => Just(0)],
         prop::bool::weighted(0.15),
+        any::<bool>(),
         prop::bool::weighted(0.8),
     )
-        .prop_map(|(weight, draining, usable)| Pod { weight, draining, usable })
+        .prop_map(|(weight, draining, leaving, usable)| Pod { weight, draining, leaving, usable })
 }
 
 fn change() -> impl Strategy<Value = Change> {
     let services =
         prop::collection::btree_map(0..SERVICES, prop::collection::btree_map(1..5u8, pod(), 0..4), 0..4);
     let network = (2..4u32, 1..3u8, prop::option::weighted(0.2, 1..5u8), any::<bool>());
+    let drain_timeout = prop::option::of(0..3u64);
     let flows = (0..3u8, 0..4u8, prop_oneof![4 => Just(1u64), 1 => Just(DRAIN.as_secs())]);
     let crash = prop::option::weighted(0.3, any::<prop::sample::Index>());
-    (services, network, flows, crash).prop_map(|(services, network, flows, crash)| Change {
-        services,
-        interface: network.0,
-        mac: network.1,
-        unreachable: network.2,
-        node_address: network.3,
-        connects: flows.0,
-        ends: flows.1,
-        seconds: flows.2,
-        crash,
-    })
+    (services, network, drain_timeout, flows, crash).prop_map(
+        |(services, network, drain_timeout, flows, crash)| Change {
+            services,
+            interface: network.0,
+            mac: network.1,
+            unreachable: network.2,
+            node_address: network.3,
+            drain_timeout,
+            connects: flows.0,
+            ends: flows.1,
+            seconds: flows.2,
+            crash,
+        },
+    )
 }
 
 impl Change {
@@ -69,10 +77,12 @@ impl Change {
         for (number, pods) in &self.services {
             let id = service(*number);
             result.vips.insert(id.vip, self.node_address);
-            let members = &mut result.services.entry(id).or_default().members;
+            let service = result.services.entry(id).or_default();
+            service.drain_timeout = self.drain_timeout.map(Duration::from_secs);
             for (number, pod) in pods {
                 let backend = backend(&id, *number);
-                members.insert(backend, TargetMember { weight: pod.weight, draining: pod.draining });
+                let Pod { weight, draining, leaving, .. } = *pod;
+                service.members.insert(backend, TargetMember { weight, draining, leaving });
                 if pod.usable {
                     result.usable.insert(backend);
                 }
@@ -90,7 +100,7 @@ impl Change {
 
 /// Runs one plan, with clients that connect after every step, killed in the middle where the change says so.
 fn live(agent: &mut Agent, change: &Change) {
-    agent.now += std::time::Duration::from_secs(change.seconds);
+    agent.now += Duration::from_secs(change.seconds);
     let target = change.target();
     let plan = agent.plan(&target);
     let end = change.crash.as_ref().map_or(plan.steps.len(), |index| index.index(plan.steps.len() + 1));
