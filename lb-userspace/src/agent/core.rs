@@ -1,6 +1,6 @@
 //! The loop: one task that owns the model of the maps and reacts to whatever changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,13 +11,14 @@ use lb_common::abi::member_flags;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
+use super::drains::{self, Drains};
 use super::events::Tripped;
 use super::first_plan::FirstPlan;
 use super::log;
 use super::policies;
 use super::problems;
 use super::programmed::programmed;
-use super::published::{Gone, MemberCluster, Published};
+use super::published::{Gone, Published, shown_clusters};
 use super::queue::{Next, StepQueue};
 use super::signals::{Ending, Signals};
 use super::steering::Steering;
@@ -26,7 +27,7 @@ use super::target::target;
 use crate::bpf::{self, Kernel};
 use crate::cluster::{self, LastGood, Programmed};
 use crate::config::XdpMode;
-use crate::desired::{self, BackendId, Desired, Place, ServiceId};
+use crate::desired::{self, BackendId, Desired, Endpoint, Place, ServiceId};
 use crate::health::probe::Targets;
 use crate::health::{Decision, Observation, ProbeTarget, Sign, Usability, Verdict, Verdicts, probe_targets};
 use crate::network::{LocalAddresses, NetworkWatcher, NextHopError, NextHops};
@@ -73,12 +74,16 @@ pub(super) struct Inputs {
     pub(super) passes: watch::Receiver<Arc<Pass>>,
     /// What the packet program tripped.
     pub(super) trips: mpsc::Receiver<Tripped>,
+    /// What is drained by hand.
+    pub(super) drains: watch::Receiver<Arc<Drains>>,
 }
 
 /// What the loop tells the tasks beside it.
 pub(super) struct Outputs {
     pub(super) targets: watch::Sender<Targets>,
     pub(super) orders: watch::Sender<Orders>,
+    /// What packets go by of that which is drained by hand.
+    pub(super) drained: watch::Sender<Arc<Drains>>,
     pub(super) published: watch::Sender<Arc<Published>>,
     pub(super) last_good: watch::Sender<Option<Arc<LastGood>>>,
     /// What became of the clusters' objects, for whoever reports it to the clusters.
@@ -97,6 +102,10 @@ struct State {
     unwanted: HashSet<u32>,
     clusters: Arc<cluster::Snapshot>,
     desired: Arc<Desired>,
+    /// What is drained by hand in it.
+    drains: Arc<Drains>,
+    /// The first plan that was made with them, until it has been applied.
+    drains_planned: Option<u64>,
     steering: Steering,
     usability: Arc<Usability>,
     verdicts: Arc<Verdicts>,
@@ -134,6 +143,8 @@ impl State {
             grace: None,
             unwanted: HashSet::new(),
             desired: Arc::default(),
+            drains: Arc::default(),
+            drains_planned: None,
             steering: Steering::default(),
             usability: Arc::default(),
             verdicts: Arc::default(),
@@ -157,6 +168,7 @@ impl State {
             tracing::info!("repairing {} entries that an agent left half done", repairs.steps.len());
         }
         self.queue.clear();
+        self.drains_planned = None;
         self.grace = None;
         let at_once = self.queue.push(repairs.number, repairs.steps);
         self.apply_all(&at_once)
@@ -197,6 +209,7 @@ impl State {
                     self.merge();
                 }
                 _ = changed(&mut inputs.addresses) => self.merge(),
+                _ = changed(&mut inputs.drains) => self.merge(),
                 verdicts = changed(&mut inputs.verdicts) => {
                     log::verdicts(&self.verdicts, &verdicts, &self.desired);
                     let agree = self.verdicts.agree_with(&verdicts);
@@ -268,6 +281,12 @@ impl State {
         let mut desired =
             desired::merge(&clusters.clusters, &clusters.gateway, &addresses, &place, &self.core.allocations);
         desired.complete = clusters.complete;
+        let drains = self.core.inputs.drains.borrow().clone();
+        if !Arc::ptr_eq(&drains, &self.drains) {
+            self.drains = drains;
+            self.drains_planned = None;
+        }
+        self.drains.apply(&mut desired);
         // What is half known must not give VIPs away, nor be what the next start begins with.
         if !held {
             self.core.allocations.clone_from(&desired.allocations);
@@ -333,6 +352,9 @@ impl State {
         let usage = self.usage();
         let plan = plan(&mut self.model, &target, &usage, now);
         self.deadline = [plan.next, self.steering.next_share()].into_iter().flatten().min();
+        if !Arc::ptr_eq(&self.core.outputs.drained.borrow(), &self.drains) {
+            self.drains_planned.get_or_insert(plan.number);
+        }
         if !plan.steps.is_empty() {
             tracing::debug!("plan {}: {} steps", plan.number, plan.steps.len());
         }
@@ -381,17 +403,19 @@ impl State {
     fn degraded(&self) -> Vec<view::Problem> {
         let shares = self.steering.shares();
         let of_shares = |id: &ServiceId| shares.get(id).and_then(|shares| shares.degraded.clone());
-        let services = self.usability.services.iter();
-        services
-            .filter_map(|(id, health)| {
-                Some(view::Problem {
-                    cluster: None,
-                    object: format!("service {id}"),
-                    reason: "Degraded".to_owned(),
-                    message: health.degraded.clone().or_else(|| of_shares(id))?,
-                })
-            })
-            .collect()
+        let of_health = self.usability.services.iter().filter_map(|(id, health)| {
+            let message = health.degraded.clone().or_else(|| of_shares(id))?;
+            Some(problems::degraded(*id, message))
+        });
+        let clusters = shown_clusters(&self.clusters);
+        let cause = |endpoint: &Endpoint| {
+            let state = clusters.get(&endpoint.cluster).map(|cluster| cluster.state).unwrap_or_default();
+            drains::cause(&self.drains, state, endpoint)
+        };
+        let services = self.desired.services.values();
+        let drained = services
+            .filter_map(|service| Some(problems::degraded(service.id, drains::refusal(service, cause)?)));
+        of_health.chain(drained).collect()
     }
 
     /// Applies what waits, up to the next grace period, and does what was waiting for the end of it.
@@ -404,6 +428,10 @@ impl State {
             }
         }
         self.give_orders();
+        if self.drains_planned.is_some_and(|plan| plan <= self.queue.applied()) {
+            self.drains_planned = None;
+            self.core.outputs.drained.send_replace(self.drains.clone());
+        }
         if self.queue.is_idle()
             && self.grace.is_none()
             && self.first_plan == FirstPlan::Made
@@ -494,6 +522,7 @@ impl State {
             clusters: shown_clusters(&self.clusters),
             place: self.clusters.place.clone(),
             desired: self.desired.clone(),
+            drains: self.drains.clone(),
             usability: self.usability.clone(),
             verdicts: self.verdicts.clone(),
             next_hops: self.next_hops.clone(),
@@ -503,20 +532,6 @@ impl State {
             problems: sources.chain(self.problems.iter().cloned()).collect(),
         }));
     }
-}
-
-/// What is shown of each cluster that is known or declared.
-fn shown_clusters(clusters: &cluster::Snapshot) -> BTreeMap<String, MemberCluster> {
-    let mut members: BTreeMap<String, MemberCluster> =
-        clusters.clusters.keys().map(|name| (name.clone(), MemberCluster::default())).collect();
-    for member in &clusters.gateway.members {
-        if let Some(name) = &member.metadata.name {
-            let connection = clusters.connections.get(name).cloned();
-            let (region, state) = (member.spec.region.clone(), member.spec.state);
-            members.insert(name.clone(), MemberCluster { region, state, connection });
-        }
-    }
-    members
 }
 
 /// The next value of a channel. One whose sender is gone says nothing any more: whoever it was has logged why,

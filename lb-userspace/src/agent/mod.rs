@@ -11,6 +11,7 @@
 mod cleanup;
 mod clock;
 mod core;
+mod drains;
 mod events;
 mod first_plan;
 mod log;
@@ -53,6 +54,7 @@ use crate::health::{Prober, probe};
 use crate::network::NetworkWatcher;
 use crate::plan::Limits;
 use crate::status::view;
+use drains::Keeper;
 use published::{Facts, Published};
 use report::Report;
 use signals::{Ending, Signals};
@@ -110,7 +112,16 @@ async fn serve(settings: Settings) -> Result<()> {
 /// Puts the tasks beside the loop to work and connects them with it.
 fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, Core)> {
     let Started {
-        settings, mut kernel, interfaces, network, clusters, desired, programmed, allocations, ..
+        settings,
+        mut kernel,
+        interfaces,
+        network,
+        clusters,
+        desired,
+        programmed,
+        allocations,
+        drains,
+        ..
     } = started;
     let (targets, probed) = watch::channel(Arc::default());
     let (verdicts_out, verdicts) = watch::channel(Arc::default());
@@ -127,6 +138,8 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
     let (last_good, kept) = watch::channel(None);
     tokio::spawn(keep_last_good(settings.state_dir.clone(), kept));
 
+    let (drains_out, drains) = watch::channel(Arc::new(drains));
+    let (drained, in_force) = watch::channel(Arc::default());
     let (published_out, published) = watch::channel(Arc::new(Published::default()));
     let sizes = *kernel.sizes();
     let plan = sizes.memory();
@@ -152,6 +165,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
         passes: passes.clone(),
         memory: kernel.memory(),
         config: *kernel.config(),
+        keeper: Keeper::new(settings.state_dir, drains_out, in_force),
     };
     let core = Core {
         inputs: Inputs {
@@ -161,8 +175,17 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
             addresses: network.local_addresses(),
             passes,
             trips,
+            drains,
         },
-        outputs: Outputs { targets, orders, published: published_out, last_good, desired, programmed },
+        outputs: Outputs {
+            targets,
+            orders,
+            drained,
+            published: published_out,
+            last_good,
+            desired,
+            programmed,
+        },
         interfaces: Interfaces { names: settings.interfaces, indices: interfaces, mode: settings.xdp_mode },
         snat_addresses: started.snat_addresses,
         place,

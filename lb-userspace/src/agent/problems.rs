@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::desired::{self, Severity};
+use crate::desired::{self, ServiceId, Severity};
 use crate::network::NextHops;
 use crate::plan::PlanProblem;
 use crate::status::view::Problem;
@@ -36,6 +36,11 @@ pub(super) fn held(services: usize) -> Problem {
              problems say what does not answer"
         ),
     }
+}
+
+/// A service that is served otherwise than was asked for, or not at all.
+pub(super) fn degraded(id: ServiceId, message: String) -> Problem {
+    Problem { cluster: None, object: format!("service {id}"), reason: "Degraded".to_owned(), message }
 }
 
 /// A problem of a plan; `None` for what is only a matter of a moment.

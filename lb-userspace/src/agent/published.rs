@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::drains::{self, Drains};
 use super::problems::NO_NEXT_HOP_YET;
-use crate::cluster::Connection;
+use crate::cluster::{self, Connection};
 use crate::desired::{BackendId, Desired, Endpoint, MemberState, Place, Service, ServiceId};
 use crate::health::{Usability, Verdict, Verdicts};
 use crate::network::NextHops;
 use crate::plan::{MemberInfo, ServiceInfo};
-use crate::status::view;
+use crate::status::view::{self, DrainCause};
 
 /// What does not change while the agent runs.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub(super) struct Published {
     /// Where the gateway is, as its Node says.
     pub(super) place: Place,
     pub(super) desired: Arc<Desired>,
+    /// What is drained by hand in it.
+    pub(super) drains: Arc<Drains>,
     pub(super) usability: Arc<Usability>,
     pub(super) verdicts: Arc<Verdicts>,
     pub(super) next_hops: Arc<NextHops>,
@@ -55,6 +58,20 @@ pub(super) struct MemberCluster {
     pub(super) state: MemberState,
     /// `None` for manifests.
     pub(super) connection: Option<Connection>,
+}
+
+/// What is shown of each cluster that is known or declared.
+pub(super) fn shown_clusters(clusters: &cluster::Snapshot) -> BTreeMap<String, MemberCluster> {
+    let mut members: BTreeMap<String, MemberCluster> =
+        clusters.clusters.keys().map(|name| (name.clone(), MemberCluster::default())).collect();
+    for member in &clusters.gateway.members {
+        if let Some(name) = &member.metadata.name {
+            let connection = clusters.connections.get(name).cloned();
+            let (region, state) = (member.spec.region.clone(), member.spec.state);
+            members.insert(name.clone(), MemberCluster { region, state, connection });
+        }
+    }
+    members
 }
 
 /// An endpoint that is gone while its flows go on.
@@ -81,16 +98,32 @@ impl Published {
         allowed && self.members.get(&(service.id, endpoint.backend)).is_some_and(|member| member.usable)
     }
 
+    /// Why an endpoint keeps its flows and gets no new ones; `None` where that is not so.
+    pub(super) fn drain_cause(&self, endpoint: &Endpoint) -> Option<DrainCause> {
+        let state = self.clusters.get(&endpoint.cluster).map(|cluster| cluster.state).unwrap_or_default();
+        drains::cause(&self.drains, state, endpoint)
+    }
+
     /// Why an endpoint takes no new flows; `None` when it does.
     pub(super) fn reason(&self, service: &Service, endpoint: &Endpoint) -> Option<String> {
         if self.is_usable(service, endpoint) {
             return None;
         }
-        if endpoint.terminating {
-            return Some("it is terminating".to_owned());
-        }
-        if !endpoint.ready {
-            return Some("its cluster says that it is not ready".to_owned());
+        match self.drain_cause(endpoint) {
+            Some(DrainCause::ByHand) => {
+                let (name, drain) = self.drains.of(endpoint)?;
+                return Some(format!("{name} is drained by hand since {}", drain.since));
+            }
+            Some(DrainCause::MemberCluster) => {
+                return Some("its MemberCluster says `state: Drain`".to_owned());
+            }
+            Some(DrainCause::Terminating | DrainCause::Removed) => {
+                return Some("it is terminating".to_owned());
+            }
+            Some(DrainCause::NotReady) => {
+                return Some("its cluster says that it is not ready".to_owned());
+            }
+            None => {}
         }
         match self.next_hops.get(&endpoint.backend.address) {
             Some(Ok(_)) => {}
@@ -103,6 +136,11 @@ impl Published {
         }
     }
 
+    /// What is to be said of a service all of whose ready endpoints people have drained.
+    pub(super) fn refusal(&self, service: &Service) -> Option<String> {
+        drains::refusal(service, |endpoint| self.drain_cause(endpoint))
+    }
+
     /// Why a service is not served as it should be.
     pub(super) fn service_problem(&self, service: &Service) -> Option<String> {
         if !self.services.iter().any(|info| info.id == service.id) {
@@ -110,6 +148,9 @@ impl Published {
         }
         if service.endpoints.is_empty() {
             return Some("no cluster has an endpoint for it".to_owned());
+        }
+        if let Some(refusal) = self.refusal(service) {
+            return Some(refusal);
         }
         let health = self.usability.services.get(&service.id)?;
         if health.ready == 0 {

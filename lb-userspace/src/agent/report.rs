@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use lb_common::abi::{ABI_VERSION, Config, FlowState, Member, ServiceDescriptor, member_flags};
 use lb_common::clock::TICK_NS;
@@ -10,6 +11,7 @@ use lb_common::datapath::sweep::{self, FlowView};
 use tokio::sync::watch;
 
 use super::clock;
+use super::drains::{self, Keeper};
 use super::published::{Facts, Gone, Published};
 use super::sweep::Pass;
 use crate::bpf::Memory;
@@ -18,9 +20,9 @@ use crate::desired::{BackendId, Endpoint, Protocol, Service, ServiceId};
 use crate::health::Verdict;
 use crate::network::NextHop;
 use crate::plan::{MemberInfo, ServiceInfo};
-use crate::status::protocol::FlowFilter;
+use crate::status::protocol::{Change, FlowFilter};
 use crate::status::server::Source;
-use crate::status::view;
+use crate::status::view::{self, DrainCause};
 
 /// Where the answers come from.
 pub(super) struct Report {
@@ -29,6 +31,7 @@ pub(super) struct Report {
     pub(super) passes: watch::Receiver<Arc<Pass>>,
     pub(super) memory: Arc<Memory>,
     pub(super) config: Config,
+    pub(super) keeper: Keeper,
 }
 
 impl Source for Report {
@@ -54,6 +57,7 @@ impl Source for Report {
             memory: facts.memory,
             counters: self.memory.counters().iter().map(|(c, sum)| (c.name().to_owned(), sum)).collect(),
             snat: facts.snat,
+            drained: drains::rows(&published, &self.passes.borrow()),
             problems: published.problems.clone(),
         }
     }
@@ -90,7 +94,8 @@ impl Source for Report {
                     clusters: clusters_of(service).into_iter().map(str::to_owned).collect(),
                     ring: ring.map(|ring| view::Ring { slots: ring.slots(), version: ring.version() }),
                     traffic: traffic.get(&service.id).copied().unwrap_or_default(),
-                    degraded: health.is_some_and(|health| health.degraded.is_some()),
+                    degraded: health.is_some_and(|health| health.degraded.is_some())
+                        || published.refusal(service).is_some(),
                     problem: published.service_problem(service),
                 }
             })
@@ -110,6 +115,7 @@ impl Source for Report {
             let member = published.members.get(&(*service, *backend));
             let mut row = blank(&gone.endpoint, &gone.service, service.vip);
             row.draining = true;
+            row.drain_cause = Some(DrainCause::Removed);
             row.reason = Some("its cluster no longer lists it; its flows may finish".to_owned());
             self.fill(&mut row, &pass, &published, member, backend);
             rows.push(row);
@@ -145,6 +151,10 @@ impl Source for Report {
         }
         flows
     }
+
+    fn change(&self, change: &Change) -> Result<view::Drained, String> {
+        self.keeper.carry_out(change, &self.published, &self.passes)
+    }
 }
 
 impl Report {
@@ -174,7 +184,10 @@ impl Report {
             Verdict::Unhealthy { .. } => Some(false),
         };
         row.usable = published.is_usable(service, endpoint);
-        row.draining = !endpoint.takes_new_flows() && member.is_some();
+        row.drain_cause = published.drain_cause(endpoint);
+        // A member that never had a flow is not in the maps; a person still wants to see that it is drained.
+        let by_people = matches!(row.drain_cause, Some(DrainCause::ByHand | DrainCause::MemberCluster));
+        row.draining = by_people || (row.drain_cause.is_some() && member.is_some());
         row.reason = published.reason(service, endpoint);
         self.fill(&mut row, pass, published, member, &endpoint.backend);
         row
@@ -192,6 +205,8 @@ impl Report {
         if let Some(member) = member {
             row.flows = pass.usage.flows.get(&member.index).copied().unwrap_or_default();
             row.traffic = self.traffic(member.index);
+            let left = member.drained_by.map(|end| end.saturating_duration_since(Instant::now()));
+            row.drain_seconds = left.map(|left| left.as_secs());
         }
         if let Some(Ok(hop)) = published.next_hops.get(&backend.address) {
             row.next_hop = Some(next_hop(hop));
@@ -288,6 +303,8 @@ fn blank(endpoint: &Endpoint, service: &str, vip: IpAddr) -> view::Backend {
         healthy: None,
         usable: false,
         draining: false,
+        drain_cause: None,
+        drain_seconds: None,
         flows: 0,
         traffic: view::Traffic::default(),
         next_hop: None,

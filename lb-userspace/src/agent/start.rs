@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
 
+use super::drains::{self, Drains};
 use crate::bpf::{self, AgentLock, Kernel, LOCK_DIR, host};
 use crate::cluster::{self, LastGood, Programmed};
 use crate::config::{Settings, SnatPorts, Source};
@@ -35,6 +36,8 @@ pub(super) struct Started {
     pub(super) programmed: watch::Sender<Arc<Programmed>>,
     /// VIPs that came from pools in an earlier run.
     pub(super) allocations: Allocations,
+    /// What was drained by hand in an earlier run.
+    pub(super) drains: Drains,
     pub(super) snat_addresses: BTreeSet<IpAddr>,
     pub(super) snat_ports: PortRange,
     pub(super) server: Server,
@@ -53,6 +56,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
 
     let last_good = load_last_good(&settings.state_dir);
     let allocations = last_good.as_ref().map(|state| state.allocations.clone()).unwrap_or_default();
+    let drains = load_drains(&settings.state_dir);
     let (desired, merged) = watch::channel(Arc::default());
     let (programmed, forwarded) = watch::channel(Arc::default());
     let clusters = follow(&settings, last_good, merged, forwarded).await?;
@@ -98,6 +102,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
         desired,
         programmed,
         allocations,
+        drains,
         snat_ports,
         server,
     })
@@ -154,6 +159,20 @@ fn load_last_good(directory: &Path) -> Option<LastGood> {
         tracing::warn!("starting without the last good endpoints: {error}");
         None
     })
+}
+
+/// A broken file is not a reason to serve nobody.
+fn load_drains(directory: &Path) -> Drains {
+    let drains = drains::load(directory).unwrap_or_else(|error| {
+        tracing::error!(
+            "what was drained by hand gets new connections again, because it is not known: {error:#}"
+        );
+        Drains::default()
+    });
+    for (name, drain) in drains.iter() {
+        tracing::info!("{name} is drained by hand since {}", drain.since);
+    }
+    drains
 }
 
 fn snat_addresses(settings: &Settings, network: &NetworkWatcher, attached: &[u32]) -> Result<Vec<IpAddr>> {

@@ -59,7 +59,7 @@ mod tests {
 
     use super::super::steering::Steering;
     use super::*;
-    use crate::desired::{BackendId, Endpoint, HealthCheck, Protocol, ServiceId};
+    use crate::desired::{BackendId, Endpoint, HealthCheck, Policy, Protocol, ServiceId};
     use crate::network::LocalAddress;
 
     fn endpoint(last: u8, ready: bool, terminating: bool) -> Endpoint {
@@ -118,10 +118,11 @@ mod tests {
 
     #[test]
     fn a_policys_drain_time_is_its_services() {
-        let desired = desired([192, 0, 2, 1], Vec::new());
-        let service = desired.services.values().next().unwrap();
+        let mut desired = desired([192, 0, 2, 1], Vec::new());
+        let service = desired.services.values_mut().next().unwrap();
         let policy = Policy { drain_timeout: Some(Duration::from_secs(30)), ..Policy::default() };
-        assert_eq!(target_service(service, &policy).drain_timeout, policy.drain_timeout);
+        service.policy = Arc::new(policy.clone());
+        assert_eq!(target_service(service, None).drain_timeout, policy.drain_timeout);
     }
 
     #[test]

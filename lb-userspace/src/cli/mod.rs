@@ -1,6 +1,7 @@
 //! The `kanmon` command line.
 
 mod crds;
+mod drain;
 mod remote_secret;
 mod tables;
 mod uninstall;
@@ -42,6 +43,15 @@ enum Command {
     Backends(Query),
     /// List client connections and the pods that they go to.
     Flows(Flows),
+    /// Give a cluster or a backend no new connections; those that it has go on.
+    ///
+    /// They live to their own end, or as long as the service's drainTimeout allows. `kanmon backends` shows how
+    /// many flows are left. The drain survives restarts of the agent and ends by `kanmon undrain` alone: a service
+    /// all of whose endpoints are drained refuses connections. It holds for this gateway; `state: Drain` of a
+    /// MemberCluster drains on all.
+    Drain(drain::Arguments),
+    /// Give a cluster or a backend that was drained by hand new connections again.
+    Undrain(drain::Arguments),
     /// Print or apply the definitions of Kanmon's resources: `kanmon crds | kubectl apply -f -`.
     Crds(crds::Crds),
     /// Register a Kubernetes cluster as a member: make its account, print the Secret.
@@ -125,6 +135,8 @@ fn dispatch(command: Command) -> Result<()> {
                 FlowFilter { service: flows.service, client: flows.client, limit: Some(flows.limit) };
             show(&flows.query, &Request::Flows(filter), |rows: &Vec<view::Flow>| tables::flows(rows))
         }
+        Command::Drain(arguments) => drain::drain(arguments),
+        Command::Undrain(arguments) => drain::undrain(arguments),
         Command::Crds(args) => crds::run(args),
         Command::RemoteSecret(command) => remote_secret::run(command),
         Command::Uninstall(arguments) => uninstall::run(arguments),

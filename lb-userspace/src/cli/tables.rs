@@ -1,9 +1,11 @@
 //! The views as tables for people.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
+use crate::config::format_duration;
 use crate::status::view::{Backend, Connection, Flow, Service, Status, Traffic};
 
 /// `kanmon status`.
@@ -57,6 +59,17 @@ pub(super) fn status(status: &Status) -> String {
                 number(cluster.services as u64),
                 number(cluster.endpoints as u64),
                 dash(cluster.problem.as_deref()),
+            ]);
+        }
+    });
+    section(&mut text, "DRAINED BY HAND", &["WHAT", "NAME", "SINCE", "BACKENDS", "FLOWS LEFT"], |table| {
+        for drained in &status.drained {
+            table.add_row([
+                Cell::new(&drained.kind),
+                Cell::new(&drained.name),
+                Cell::new(&drained.since),
+                number(drained.backends as u64),
+                number(drained.flows),
             ]);
         }
     });
@@ -162,10 +175,21 @@ pub(super) fn backends(backends: &[Backend]) -> String {
             inward(&backend.traffic),
             outward(&backend.traffic),
             dash(backend.next_hop.as_deref()),
-            dash(backend.reason.as_deref()),
+            dash(reason(backend).as_deref()),
         ]);
     }
     format!("{table}\n")
+}
+
+/// Why a backend takes no new flows, and how long it keeps the others.
+fn reason(backend: &Backend) -> Option<String> {
+    let reason = backend.reason.as_deref()?;
+    Some(match backend.drain_seconds {
+        Some(seconds) if backend.flows > 0 => {
+            format!("{reason}; its flows are ended in {}", format_duration(Duration::from_secs(seconds)))
+        }
+        _ => reason.to_owned(),
+    })
 }
 
 /// `kanmon flows`.
@@ -256,7 +280,7 @@ fn or_none(text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::view::Ring;
+    use crate::status::view::{DrainCause, Ring};
 
     #[test]
     fn bytes_are_rounded_to_a_readable_unit() {
@@ -295,6 +319,37 @@ mod tests {
         ] {
             assert!(table.contains(part), "{part} is missing in\n{table}");
         }
+    }
+
+    #[test]
+    fn a_draining_backend_shows_why_and_how_long_its_flows_have() {
+        let row = Backend {
+            cluster: "hangzhou".into(),
+            region: String::new(),
+            zone: String::new(),
+            service: "demo/httpbin".into(),
+            vip: [192, 168, 100, 10].into(),
+            pod: "hangzhou-1".into(),
+            address: [10, 0, 1, 10].into(),
+            port: 8080,
+            protocol: "TCP".into(),
+            ready: true,
+            healthy: None,
+            usable: false,
+            draining: true,
+            drain_cause: Some(DrainCause::ByHand),
+            drain_seconds: Some(90),
+            flows: 7,
+            traffic: Traffic::default(),
+            next_hop: None,
+            reason: Some("cluster hangzhou is drained by hand".into()),
+        };
+        let table = backends(std::slice::from_ref(&row));
+        for part in ["draining", " 7 ", "cluster hangzhou is drained by hand; its flows are ended in 1m30s"] {
+            assert!(table.contains(part), "{part} is missing in\n{table}");
+        }
+        let done = backends(&[Backend { flows: 0, ..row }]);
+        assert!(!done.contains("are ended"), "it has none left:\n{done}");
     }
 
     #[test]

@@ -6,18 +6,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::protocol::{Answer, Request};
+use super::protocol::Answer;
 
 /// How long the agent may take: a table of a million flows is read in a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks the agent at `socket`.
+/// Asks the agent at `socket`: a [`Request`](super::protocol::Request) or a [`Change`](super::protocol::Change).
 ///
 /// # Errors
 /// When no agent answers there, when the socket may not be used, or when the agent reports an error.
-pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T> {
+pub fn ask<T: DeserializeOwned>(socket: &Path, request: &impl Serialize) -> Result<T> {
     let mut stream = UnixStream::connect(socket).map_err(|error| explain(socket, error))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -52,6 +53,7 @@ fn explain(socket: &Path, error: std::io::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::protocol::Request;
 
     #[test]
     fn without_an_agent_the_error_says_how_to_start_one() {

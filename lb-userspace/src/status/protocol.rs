@@ -5,11 +5,16 @@
 //! {"ok":[{"client":…},…]}
 //! ```
 //!
-//! `{"error":"…"}` is the answer to what could not be served.
+//! `{"error":"…"}` is the answer to what could not be served. What changes something says `do` instead of `get`:
+//!
+//! ```text
+//! {"do":"drain","what":"hangzhou"}
+//! ```
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Longest request, in bytes: a client that sends more is not one of ours.
 pub const MAX_REQUEST: u64 = 4096;
@@ -26,6 +31,48 @@ pub enum Request {
     Backends,
     /// A list of [`super::view::Flow`].
     Flows(FlowFilter),
+}
+
+/// What a client wants changed. The answer is [`super::view::Drained`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "lowercase")]
+pub enum Change {
+    /// No new flows for this.
+    Drain(Named),
+    /// New flows again, unless something else keeps them away.
+    Undrain(Named),
+}
+
+/// What is to be changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// A cluster's name, or a backend's address and port, perhaps with its protocol: `10.0.1.10:8080/TCP`.
+    pub what: String,
+}
+
+/// Whatever a client may send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// A question.
+    Get(Request),
+    /// An order.
+    Do(Change),
+}
+
+impl Message {
+    /// Reads a client's line.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn parse(line: &str) -> serde_json::Result<Self> {
+        let value: Value = serde_json::from_str(line)?;
+        // Tried one after the other, the error would name neither's words.
+        if value.get("do").is_some() {
+            serde_json::from_value(value).map(Self::Do)
+        } else {
+            serde_json::from_value(value).map(Self::Get)
+        }
+    }
 }
 
 /// Which flows a client wants.
@@ -69,7 +116,20 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_request_is_an_error() {
-        assert!(serde_json::from_str::<Request>(r#"{"get":"everything"}"#).is_err());
+    fn an_order_is_told_from_a_question() {
+        let drain = Change::Drain(Named { what: "hangzhou".into() });
+        assert_eq!(serde_json::to_string(&drain).unwrap(), r#"{"do":"drain","what":"hangzhou"}"#);
+        assert_eq!(Message::parse(r#"{"do":"drain","what":"hangzhou"}"#).unwrap(), Message::Do(drain));
+        assert_eq!(Message::parse(r#"{"get":"status"}"#).unwrap(), Message::Get(Request::Status));
+    }
+
+    #[test]
+    fn an_unknown_request_is_an_error_that_names_the_known_ones() {
+        for (line, known) in [(r#"{"get":"everything"}"#, "backends"), (r#"{"do":"everything"}"#, "undrain")]
+        {
+            let error = Message::parse(line).unwrap_err().to_string();
+            assert!(error.contains(known), "{line}: {error}");
+        }
+        assert!(Message::parse("GET / HTTP/1.1").is_err());
     }
 }

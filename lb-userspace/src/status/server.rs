@@ -15,8 +15,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::protocol::{Answer, FlowFilter, MAX_REQUEST, Request};
-use super::view::{Backend, Flow, Service, Status};
+use super::protocol::{Answer, Change, FlowFilter, MAX_REQUEST, Message, Request};
+use super::view::{Backend, Drained, Flow, Service, Status};
 
 /// Clients that are served at once; more wait.
 const CLIENTS: usize = 8;
@@ -33,6 +33,11 @@ pub trait Source: Send + Sync + 'static {
     fn backends(&self) -> Vec<Backend>;
     /// The flows that pass the filter, in no particular order.
     fn flows(&self, filter: &FlowFilter) -> Vec<Flow>;
+    /// Does as it is told. Called within the runtime.
+    ///
+    /// # Errors
+    /// It can't be done, and nothing has changed; a sentence for people.
+    fn change(&self, change: &Change) -> Result<Drained, String>;
 }
 
 /// The socket while it listens; its file goes when this is dropped.
@@ -119,8 +124,8 @@ async fn answer(stream: UnixStream, source: Arc<dyn Source>) -> Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     timeout(PATIENCE, BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line)).await??;
-    let mut text = match serde_json::from_str::<Request>(&line) {
-        Ok(request) => tokio::task::spawn_blocking(move || dispatch(&*source, &request)).await??,
+    let mut text = match Message::parse(&line) {
+        Ok(message) => tokio::task::spawn_blocking(move || dispatch(&*source, &message)).await??,
         Err(error) => serde_json::to_string(&Answer::<()>::Error(format!("not a request: {error}")))?,
     };
     text.push('\n');
@@ -129,15 +134,19 @@ async fn answer(stream: UnixStream, source: Arc<dyn Source>) -> Result<()> {
     Ok(())
 }
 
-fn dispatch(source: &dyn Source, request: &Request) -> serde_json::Result<String> {
+fn dispatch(source: &dyn Source, message: &Message) -> serde_json::Result<String> {
     fn ok<T: Serialize>(value: T) -> serde_json::Result<String> {
         serde_json::to_string(&Answer::Ok(value))
     }
-    match request {
-        Request::Status => ok(source.status()),
-        Request::Services => ok(source.services()),
-        Request::Backends => ok(source.backends()),
-        Request::Flows(filter) => ok(source.flows(filter)),
+    match message {
+        Message::Get(Request::Status) => ok(source.status()),
+        Message::Get(Request::Services) => ok(source.services()),
+        Message::Get(Request::Backends) => ok(source.backends()),
+        Message::Get(Request::Flows(filter)) => ok(source.flows(filter)),
+        Message::Do(change) => match source.change(change) {
+            Ok(done) => ok(done),
+            Err(why) => serde_json::to_string(&Answer::<()>::Error(why)),
+        },
     }
 }
 
@@ -145,6 +154,7 @@ fn dispatch(source: &dyn Source, request: &Request) -> serde_json::Result<String
 mod tests {
     use super::*;
     use crate::status::client;
+    use crate::status::protocol::Named;
 
     struct Fixed;
 
@@ -169,6 +179,7 @@ mod tests {
                 memory: Default::default(),
                 counters: Default::default(),
                 snat: Default::default(),
+                drained: Vec::new(),
                 problems: Vec::new(),
             }
         }
@@ -192,6 +203,20 @@ mod tests {
                 idle_seconds: 0.0,
             };
             vec![flow; filter.limit.unwrap_or(2)]
+        }
+        fn change(&self, change: &Change) -> Result<Drained, String> {
+            match change {
+                Change::Drain(named) => Ok(Drained {
+                    names: vec![named.what.clone()],
+                    drained: true,
+                    changed: true,
+                    in_force: true,
+                    backends: 3,
+                    flows: 200,
+                    notes: Vec::new(),
+                }),
+                Change::Undrain(named) => Err(format!("there is no {}", named.what)),
+            }
         }
     }
 
@@ -217,6 +242,22 @@ mod tests {
         .unwrap();
         assert_eq!(status, Fixed.status());
         assert_eq!(flows.len(), 5);
+    }
+
+    #[tokio::test]
+    async fn an_order_is_carried_out_or_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        let _server = start(&path);
+        let (done, refused) = tokio::task::spawn_blocking(move || {
+            let named = || Named { what: "hangzhou".into() };
+            let done: Drained = client::ask(&path, &Change::Drain(named())).unwrap();
+            (done, client::ask::<Drained>(&path, &Change::Undrain(named())).unwrap_err().to_string())
+        })
+        .await
+        .unwrap();
+        assert_eq!((done.names, done.flows), (vec!["hangzhou".to_owned()], 200));
+        assert_eq!(refused, "the agent says: there is no hangzhou");
     }
 
     #[tokio::test]

@@ -45,8 +45,60 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// What backends see instead of clients.
     pub snat: Snat,
+    /// What is drained by hand.
+    #[serde(default)]
+    pub drained: Vec<ByHand>,
     /// What is wrong now.
     pub problems: Vec<Problem>,
+}
+
+/// Something that `kanmon drain` drains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByHand {
+    /// `cluster` or `backend`.
+    pub kind: String,
+    /// The cluster's name, or the backend's address, port and protocol.
+    pub name: String,
+    /// Since when, RFC 3339, UTC.
+    pub since: String,
+    /// How many backends that is now.
+    pub backends: usize,
+    /// Flows that they have left, as of the sweep's last pass.
+    pub flows: u64,
+}
+
+/// What `kanmon drain` or `kanmon undrain` did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// What was meant, in full: `cluster hangzhou`, `backend 10.0.1.10:8080/TCP`.
+    pub names: Vec<String>,
+    /// Whether it is drained now.
+    pub drained: bool,
+    /// Whether it was otherwise before.
+    pub changed: bool,
+    /// Whether packets go by it already.
+    pub in_force: bool,
+    /// How many backends that is now.
+    pub backends: usize,
+    /// Flows that they have, as of the sweep's last pass.
+    pub flows: u64,
+    /// What a person should know: services that nothing serves now, other drains that go on. Sentences.
+    pub notes: Vec<String>,
+}
+
+/// Why an endpoint gets no new flows and keeps those that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DrainCause {
+    /// `kanmon drain` named it or its cluster.
+    ByHand,
+    /// Its MemberCluster says `state: Drain`.
+    MemberCluster,
+    /// Its pod is being deleted.
+    Terminating,
+    /// Its cluster says that it is not ready.
+    NotReady,
+    /// Its cluster no longer lists it.
+    Removed,
 }
 
 /// An interface with the XDP program.
@@ -172,7 +224,8 @@ pub struct Service {
     /// What was forwarded for its members.
     #[serde(flatten)]
     pub traffic: Traffic,
-    /// Whether it is served against the probes' advice: all fail, so all are tried.
+    /// Whether it is served against the probes' advice, because all fail and all are tried; or not at all, because
+    /// people drained all that it has.
     pub degraded: bool,
     /// Why it is not served as it should be.
     pub problem: Option<String>,
@@ -241,6 +294,12 @@ pub struct Backend {
     pub usable: bool,
     /// Whether it keeps its flows and takes no new ones.
     pub draining: bool,
+    /// Why it drains; `null` where it does not.
+    #[serde(default)]
+    pub drain_cause: Option<DrainCause>,
+    /// Seconds until the flows that it has left are ended; `null`: they end by themselves.
+    #[serde(default)]
+    pub drain_seconds: Option<u64>,
     /// Flows that it has now, as of the sweep's last pass.
     pub flows: u64,
     /// What was forwarded for it.
