@@ -70,6 +70,12 @@ pub struct Backend {
     pub healthy: Option<bool>,
     /// Whether it takes new flows.
     pub usable: bool,
+    /// Whether it keeps its flows and takes no new ones.
+    pub draining: bool,
+    /// Why it drains, in a word.
+    pub drain_cause: Option<String>,
+    /// Why it takes no new flows.
+    pub reason: Option<String>,
     /// The flows it has.
     pub flows: u64,
 }
@@ -79,6 +85,21 @@ impl Backend {
     pub fn is(&self, pod: &Pod) -> bool {
         pod.address.both().contains(&self.address)
     }
+}
+
+/// What `kanmon drain` or `kanmon undrain` did.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Drained {
+    /// What was meant, in full.
+    pub names: Vec<String>,
+    /// Whether it was otherwise before.
+    pub changed: bool,
+    /// Whether packets go by it already.
+    pub in_force: bool,
+    /// How many backends that is.
+    pub backends: usize,
+    /// What a person should know.
+    pub notes: Vec<String>,
 }
 
 /// A member cluster as `kanmon status` shows it.
@@ -274,6 +295,22 @@ impl Agent {
     /// When the agent does not answer.
     pub fn backends(&self) -> Result<Vec<Backend>> {
         self.ask("backends", &[])
+    }
+
+    /// `kanmon drain` of a cluster or a backend.
+    ///
+    /// # Errors
+    /// When the agent does not answer, or refuses.
+    pub fn drain(&self, what: &str) -> Result<Drained> {
+        self.ask("drain", &[what])
+    }
+
+    /// `kanmon undrain`.
+    ///
+    /// # Errors
+    /// As [`Agent::drain`].
+    pub fn undrain(&self, what: &str) -> Result<Drained> {
+        self.ask("undrain", &[what])
     }
 
     /// `kanmon flows`: all of them.

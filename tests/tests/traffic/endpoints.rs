@@ -41,7 +41,7 @@ fn a_pod_that_is_not_ready_or_terminating_gets_no_new_flows_and_keeps_those_it_h
 }
 
 /// Which pod answers each of the same 200 UDP flows.
-fn who_answers(bed: &Bed) -> Vec<String> {
+pub(super) fn who_answers(bed: &Bed) -> Vec<String> {
     let target = bed.vip_udp();
     let sources = Some(bed.client().exact_sources(target, 200, 13_000));
     let report = bed.client().udp(UdpLoad { sources, timeout: ANSWER, ..UdpLoad::new(target, 200) }).unwrap();

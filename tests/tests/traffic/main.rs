@@ -4,11 +4,13 @@
 //! - [`headers`]: VLAN tags, IPv4 options, IPv6 extension headers;
 //! - [`addresses`]: a VIP that is the node's own address, and traffic that is not ours;
 //! - [`neighbours`]: a next hop that changes;
-//! - [`endpoints`]: readiness, drains, probes;
+//! - [`endpoints`]: readiness, probes;
+//! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`manifests`]: edits, good and bad;
 //! - [`views`]: what `kanmon flows` and the counters say of all that.
 
 mod addresses;
+mod drains;
 mod endpoints;
 mod headers;
 mod manifests;
