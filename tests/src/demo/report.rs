@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
-    os::unix::fs::chown,
     path::Path,
     time::{Duration, Instant},
 };
@@ -12,7 +10,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::client::{Outcome, Tally};
+use crate::{
+    client::{Outcome, Tally},
+    output::{kernel_release, write_for_caller},
+};
 
 /// The whole run.
 #[derive(Debug, Serialize)]
@@ -32,9 +33,8 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new() -> Result<Report> {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("/proc is not mounted")?;
         Ok(Report {
-            kernel: kernel.trim().to_owned(),
+            kernel: kernel_release()?,
             attach: String::new(),
             ok: false,
             seconds: 0.0,
@@ -51,19 +51,7 @@ impl Report {
     }
 
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let json = serde_json::to_string_pretty(self)? + "\n";
-        fs::write(path, json)
-            .and_then(|()| give_to_caller(path))
-            .with_context(|| format!("cannot write the report to {}", path.display()))
-    }
-}
-
-/// Makes the file the user's who started us by sudo, so that the same user can overwrite it later.
-fn give_to_caller(path: &Path) -> io::Result<()> {
-    let id = |name| env::var(name).ok().and_then(|text| text.parse().ok());
-    match (id("SUDO_UID"), id("SUDO_GID")) {
-        (Some(user), Some(group)) => chown(path, Some(user), Some(group)),
-        _ => Ok(()),
+        write_for_caller(path, &(serde_json::to_string_pretty(self)? + "\n")).context("the report is lost")
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::Future,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, RawFd},
 };
 
@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
-    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
+    AddressMessageBuilder, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    new_connection,
     packet_route::{
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, LinkXdp},
         neighbour::NeighbourState,
@@ -160,6 +161,26 @@ impl Link {
                 handle.address().add(index, address.addr(), address.prefix_len()).execute().await
             })
             .with_context(|| format!("cannot add address {address} to {self}"))
+    }
+
+    /// Removes an address.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn remove_address(&self, address: IpNet) -> Result<()> {
+        let message = match address {
+            IpNet::V4(net) => {
+                let builder = AddressMessageBuilder::<Ipv4Addr>::new().index(self.index);
+                builder.address(net.addr(), net.prefix_len()).build()
+            }
+            IpNet::V6(net) => {
+                let builder = AddressMessageBuilder::<Ipv6Addr>::new().index(self.index);
+                builder.address(net.addr(), net.prefix_len()).build()
+            }
+        };
+        self.ns
+            .netlink(|handle| async move { handle.address().del(message).execute().await })
+            .with_context(|| format!("cannot remove address {address} from {self}"))
     }
 
     /// Removes it, and with it its peer.
