@@ -1,5 +1,6 @@
 //! Kanmon's developer commands.
 
+mod bench;
 mod build;
 mod ci;
 mod privilege;
@@ -50,6 +51,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Build, and measure something: `cargo xtask bench failover --json FILE --plot FILE.svg`
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// The benchmark's name and its arguments; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Build and run the tests
     Test(test::Options),
     /// Run what continuous integration runs
@@ -72,6 +80,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             return Ok(if setup::check()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Task::Setup { check: false } => {
+            setup::ensure(Need::Bench)?;
             let route = setup::ensure(Need::Kubernetes)?;
             println!("Route: {route}");
         }
@@ -82,6 +91,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
         Task::Run { args } => run::agent(&args)?,
         Task::Demo { args } => run::demo(&args)?,
+        Task::Bench { args } => bench::run(&args)?,
         Task::Test(options) => {
             let report = test::run(&options)?;
             let verdict = report.verdict();

@@ -17,7 +17,7 @@ use crate::workspace;
 /// # Errors
 /// Something can't be built, or there is no way to root. Returns only then.
 pub(crate) fn agent(args: &[OsString]) -> Result<()> {
-    everything()?;
+    everything(Need::Run)?;
     let agent = workspace::target_dir().join("release/kanmon");
     let mut command = Privilege::detect().command(&agent, &passed_environment(), "the agent")?;
     become_it(command.arg("run").args(args))
@@ -28,7 +28,7 @@ pub(crate) fn agent(args: &[OsString]) -> Result<()> {
 /// # Errors
 /// Something can't be built, or there is no way to root. Returns only then.
 pub(crate) fn demo(args: &[OsString]) -> Result<()> {
-    everything()?;
+    everything(Need::Run)?;
     become_it(&mut demo_command(args)?)
 }
 
@@ -51,19 +51,22 @@ pub(crate) fn demo_command(args: &[OsString]) -> Result<Command> {
     Ok(command)
 }
 
-/// Gets the tools that are missing, and builds all there is to build, in order to run it.
+/// Gets what `need` takes and is missing, and builds all there is to build, in order to run it.
 ///
 /// # Errors
 /// There is no way to root, a tool can't be had, or the build fails.
-pub(crate) fn everything() -> Result<()> {
+pub(crate) fn everything(need: Need) -> Result<()> {
     // Minutes of building come first: sudo's refusal should not wait for their end.
     Privilege::detect().prepare("what is to run after the build")?;
-    build::ebpf(setup::ensure(Need::Run)?)?;
+    build::ebpf(setup::ensure(need)?)?;
     build::host()
 }
 
 /// Replaces this process, so that signals and the exit code go straight through.
-fn become_it(command: &mut Command) -> Result<()> {
+///
+/// # Errors
+/// It does not start. Returns only then.
+pub(crate) fn become_it(command: &mut Command) -> Result<()> {
     let error = command.exec();
     Err(error).with_context(|| format!("start {}", command.get_program().to_string_lossy()))
 }

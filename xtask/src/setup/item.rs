@@ -1,7 +1,7 @@
 //! One line of the report: something that is needed, and whether it is here.
 
-/// What an item is needed for; each includes the ones before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What an item is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     /// To compile.
     Build,
@@ -11,6 +11,22 @@ pub(crate) enum Need {
     Ci,
     /// To run the tests and the demo against Kubernetes.
     Kubernetes,
+    /// To run the benchmarks, with what Kanmon is compared to.
+    Bench,
+}
+
+impl Need {
+    /// Whether whoever needs `self` needs `other` too.
+    pub(crate) fn includes(self, other: Need) -> bool {
+        let all_of_it: &[Need] = match self {
+            Need::Build => &[Need::Build],
+            Need::Run => &[Need::Build, Need::Run],
+            Need::Ci => &[Need::Build, Need::Run, Need::Ci],
+            Need::Kubernetes => &[Need::Build, Need::Run, Need::Ci, Need::Kubernetes],
+            Need::Bench => &[Need::Build, Need::Run, Need::Bench],
+        };
+        all_of_it.contains(&other)
+    }
 }
 
 /// How setup gets a missing item.
@@ -97,6 +113,14 @@ impl Item {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_benchmark_needs_what_runs_and_not_what_only_ci_takes() {
+        assert!(Need::Bench.includes(Need::Build) && Need::Bench.includes(Need::Run));
+        assert!(!Need::Bench.includes(Need::Ci) && !Need::Bench.includes(Need::Kubernetes));
+        assert!(!Need::Kubernetes.includes(Need::Bench));
+        assert!(Need::Kubernetes.includes(Need::Ci) && !Need::Ci.includes(Need::Kubernetes));
+    }
 
     #[test]
     fn a_missing_item_says_how_to_get_it() {

@@ -23,6 +23,7 @@ pub(crate) fn common() -> Vec<Item> {
         program("ip", "ip", &["iproute2"], Need::Run),
         // kube-proxy of the tests' clusters calls it.
         program("nft", "nft", &["nftables"], Need::Run),
+        program("haproxy", "haproxy", &["haproxy"], Need::Bench),
     ]
 }
 

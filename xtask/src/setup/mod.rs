@@ -88,7 +88,7 @@ pub(crate) fn ensure(need: Need) -> Result<Route> {
     let mut left = items::common();
     left.extend(items::of_route(route));
     refuse_lacks(left, need)?;
-    if need >= Need::Kubernetes
+    if need == Need::Kubernetes
         && let Provided::NoGo(why) = kubernetes::provide()?
     {
         bail!("Kubernetes' binaries for the tests can't be built: {why}");
@@ -109,5 +109,5 @@ fn refuse_lacks(items: Vec<Item>, need: Need) -> Result<()> {
 }
 
 fn missing(items: Vec<Item>, need: Need) -> Vec<Item> {
-    items.into_iter().filter(|item| item.need <= need && !item.is_here()).collect()
+    items.into_iter().filter(|item| need.includes(item.need) && !item.is_here()).collect()
 }

@@ -21,6 +21,7 @@ pub(crate) use self::report::Report;
 use self::report::{Scenario, Suite};
 use self::suites::{Binary, SuiteBinaries};
 use crate::privilege::{Privilege, passed_environment};
+use crate::setup::Need;
 use crate::{run as start, workspace};
 
 /// How long a suite may take, in its normal form and in its long one.
@@ -55,7 +56,7 @@ pub(crate) struct Options {
 /// # Errors
 /// The tests can't be built or started, a suite that was asked for does not exist, or somebody stopped us.
 pub(crate) fn run(options: &Options) -> Result<Report> {
-    start::everything()?;
+    start::everything(Need::Run)?;
     let all = suites::build()?;
     for name in &options.suites {
         if !all.iter().any(|suite| suite.name == *name) {
