@@ -8,7 +8,7 @@
 //! - [`agent`]: the `kanmon` agent in the gateway's namespace, and what its CLI says;
 //! - [`client`]: the load generator in the client's namespace;
 //! - [`demo`]: what `cargo xtask demo` shows;
-//! - [`bench`]: what `cargo xtask bench` measures;
+//! - [`mod@bench`]: what `cargo xtask bench` measures;
 //! - [`kube`]: real Kubernetes control planes on that network, and their faults;
 //! - [`kubelet`]: the pods of a real Kubernetes control plane as processes in namespaces;
 //! - [`stage`]: such clusters with pods, registered with agents as a user registers them;
