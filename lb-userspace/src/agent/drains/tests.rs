@@ -43,6 +43,7 @@ fn service(id: ServiceId, endpoints: Vec<Endpoint>) -> Service {
         port_name: String::new(),
         endpoints,
         health_check: HealthCheck::default(),
+        policy: Arc::default(),
     }
 }
 
