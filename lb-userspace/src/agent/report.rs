@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use lb_common::abi::{ABI_VERSION, Config, FlowState, Member, ServiceDescriptor, member_flags};
+use lb_common::abi::{
+    ABI_VERSION, Backend, Config, FlowState, Member, ServiceDescriptor, backend_flags, member_flags,
+};
 use lb_common::clock::TICK_NS;
 use lb_common::datapath::sweep::{self, FlowView};
 use tokio::sync::watch;
@@ -203,6 +205,8 @@ impl Report {
         backend: &BackendId,
     ) {
         if let Some(member) = member {
+            // The order to leave may still wait for a grace period of another; until then packets go there.
+            row.usable |= row.drain_cause.is_some() && self.takes_new_flows(member);
             row.flows = pass.usage.flows.get(&member.index).copied().unwrap_or_default();
             row.traffic = self.traffic(member.index);
             let left = member.drained_by.map(|end| end.saturating_duration_since(Instant::now()));
@@ -211,6 +215,18 @@ impl Report {
         if let Some(Ok(hop)) = published.next_hops.get(&backend.address) {
             row.next_hop = Some(next_hop(hop));
         }
+    }
+
+    /// Whether new flows may go to a member, as the maps have it now.
+    fn takes_new_flows(&self, info: &MemberInfo) -> bool {
+        let member: Option<Member> = self.memory.members.read(info.index);
+        let backend: Option<Backend> = self.memory.backends.read(info.backend_index);
+        let open = member.is_some_and(|member| {
+            member.generation == info.generation
+                && member.flags & member_flags::VALID != 0
+                && member.flags & (member_flags::DRAINING | member_flags::REMOVED) == 0
+        });
+        open && backend.is_some_and(|backend| backend.flags & backend_flags::USABLE != 0)
     }
 
     /// A flow without names; `None` when what it points to has gone meanwhile.
