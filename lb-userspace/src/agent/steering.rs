@@ -92,7 +92,7 @@ impl Steering {
         usability: &Usability,
     ) -> Vec<(ServiceId, Transition)> {
         let ramps: Vec<BTreeMap<String, u32>> =
-            each(desired).map(|(_, policy)| self.clusters.shares(now, policy.slow_start)).collect();
+            each(desired).map(|(_, policy)| self.clusters.shares(now, policy)).collect();
         let nothing = ServiceHealth::default();
         let inputs = each(desired).zip(&ramps).map(|((service, policy), ramps)| {
             let health = usability.services.get(&service.id).unwrap_or(&nothing);

@@ -23,7 +23,8 @@ pub struct Policy {
     pub drain_timeout: Option<Duration>,
     /// Whether the kernel sends a refused connection's SYN to another backend at once.
     pub retry_on_reset: bool,
-    /// Over how long the share of a cluster that comes back grows to its full size; zero: at once.
+    /// Over how long the share of a cluster that comes back grows to its full size, once nothing holds its region
+    /// back; zero: at once.
     pub slow_start: Duration,
 }
 

@@ -10,14 +10,15 @@
 //! whole: its pod's own verdict says all.
 //!
 //! A failed cluster *returns* when half of its pods answer: those that stay away are judged one by one again. Its
-//! share of new flows then grows over the slow start of each service.
+//! share of new flows then grows over the slow start of each service; where the service's policy holds a region back
+//! for a time first, from the end of that time on.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::{Ejections, ProbeTarget, Verdict, Verdicts};
-use crate::desired::{BackendId, Endpoint, Policy, Service};
+use crate::desired::{BackendId, Endpoint, Locality, Policy, Service};
 
 /// Of the pods that can still fail, so many percent must.
 const FAILING_PERCENT: usize = 80;
@@ -60,8 +61,8 @@ pub enum Change {
 #[derive(Debug, Default)]
 pub struct Clusters {
     clusters: BTreeMap<String, Cluster>,
-    /// Slow starts that some service asks for, without zero.
-    slow_starts: BTreeSet<Duration>,
+    /// What services ask for.
+    ramps: BTreeSet<Ramp>,
     /// When time was last told.
     now: Option<Instant>,
     changes: VecDeque<Change>,
@@ -81,6 +82,15 @@ enum Standing {
     Failed,
     /// Back since then.
     Returning(Instant),
+}
+
+/// How the share of a cluster that is back grows in a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Ramp {
+    /// From so long after the return on: before it the region gets nothing, as a rule.
+    from: Duration,
+    /// Not zero.
+    over: Duration,
 }
 
 /// What is known of a backend, or of a pod; what is later outweighs what is before it.
@@ -117,11 +127,11 @@ impl Clusters {
         verdicts: &Verdicts,
         ejections: &Ejections,
     ) -> bool {
-        self.slow_starts.clear();
+        self.ramps.clear();
         let mut opinions: BTreeMap<&str, HashMap<BackendId, Opinion>> = BTreeMap::new();
         let mut windows: BTreeMap<&str, Duration> = BTreeMap::new();
         for (service, policy) in services {
-            self.slow_starts.extend(Some(policy.slow_start).filter(|slow_start| !slow_start.is_zero()));
+            self.ramps.extend(Ramp::of(policy));
             for endpoint in &service.endpoints {
                 // A cluster is remembered as long as it has endpoints, ready or not.
                 let of_cluster = opinions.entry(&endpoint.cluster).or_default();
@@ -162,7 +172,7 @@ impl Clusters {
         let returning = self.clusters.values().filter_map(|cluster| cluster.returned());
         let steps = returning.flat_map(|since| {
             let elapsed = now.saturating_duration_since(since);
-            let next = self.slow_starts.iter().filter_map(move |slow_start| next_step(elapsed, *slow_start));
+            let next = self.ramps.iter().filter_map(move |ramp| ramp.next_step(elapsed));
             next.map(move |step| since + step)
         });
         steps.min()
@@ -171,7 +181,7 @@ impl Clusters {
     /// Lets time pass: shares may have grown.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = Some(now);
-        let longest = self.slow_starts.last().copied().unwrap_or_default();
+        let longest = self.ramps.iter().map(Ramp::end).max().unwrap_or_default();
         for cluster in self.clusters.values_mut() {
             if cluster.returned().is_some_and(|since| now.saturating_duration_since(since) >= longest) {
                 cluster.standing = Standing::Serving;
@@ -191,15 +201,44 @@ impl Clusters {
         failed.map(|(name, _)| name.clone()).collect()
     }
 
-    /// What part of its full share a cluster that returns gets in a service with this slow start, in percent: 10 to
-    /// 90 in tens. Clusters that are not in it get 100.
+    /// What part of its full share a cluster that returns gets in a service with this policy, in percent: 10 to 90
+    /// in tens. Clusters that are not in it get 100.
     #[must_use]
-    pub fn shares(&self, now: Instant, slow_start: Duration) -> BTreeMap<String, u32> {
+    pub fn shares(&self, now: Instant, policy: &Policy) -> BTreeMap<String, u32> {
+        let Some(ramp) = Ramp::of(policy) else { return BTreeMap::new() };
         let share = |(name, cluster): (&String, &Cluster)| {
-            let step = step(now.saturating_duration_since(cluster.returned()?), slow_start)?;
+            let step = ramp.step(now.saturating_duration_since(cluster.returned()?))?;
             Some((name.clone(), (step + 1) * 100 / STEPS))
         };
         self.clusters.iter().filter_map(share).collect()
+    }
+}
+
+impl Ramp {
+    fn of(policy: &Policy) -> Option<Self> {
+        let from = match policy.locality {
+            Locality::Even => Duration::ZERO,
+            Locality::Failover { .. } | Locality::Distribute { .. } => policy.failback_delay,
+        };
+        (!policy.slow_start.is_zero()).then_some(Self { from, over: policy.slow_start })
+    }
+
+    fn end(&self) -> Duration {
+        self.from + self.over
+    }
+
+    /// The step that a share has reached so long after the return, 0 to `STEPS` − 2; `None`: it is full.
+    fn step(&self, elapsed: Duration) -> Option<u32> {
+        let done =
+            elapsed.saturating_sub(self.from).as_nanos() * u128::from(STEPS - 1) / self.over.as_nanos();
+        u32::try_from(done).ok().filter(|step| *step < STEPS - 1)
+    }
+
+    /// How long after the return the next step is.
+    fn next_step(&self, elapsed: Duration) -> Option<Duration> {
+        let next = u128::from(self.step(elapsed)? + 1);
+        let after = (self.over.as_nanos() * next).div_ceil(u128::from(STEPS - 1));
+        Some(self.from + Duration::from_nanos(u64::try_from(after).unwrap_or(u64::MAX)))
     }
 }
 
@@ -272,19 +311,6 @@ fn by_pod(backends: HashMap<BackendId, Opinion>) -> BTreeMap<IpAddr, Opinion> {
         *known = opinion.max(*known);
     }
     pods
-}
-
-/// The step that a share has reached, 0 to `STEPS` − 2; `None`: it is full.
-fn step(elapsed: Duration, slow_start: Duration) -> Option<u32> {
-    let done = (elapsed.as_nanos() * u128::from(STEPS - 1)).checked_div(slow_start.as_nanos())?;
-    u32::try_from(done).ok().filter(|step| *step < STEPS - 1)
-}
-
-/// How long after the return the next step is.
-fn next_step(elapsed: Duration, slow_start: Duration) -> Option<Duration> {
-    let next = u128::from(step(elapsed, slow_start)? + 1);
-    let after = (slow_start.as_nanos() * next).div_ceil(u128::from(STEPS - 1));
-    Some(Duration::from_nanos(u64::try_from(after).unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]

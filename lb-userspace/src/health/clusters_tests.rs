@@ -85,8 +85,8 @@ impl World {
         self.clusters.failed().contains("hangzhou")
     }
 
-    fn share(&self, slow_start: u64) -> Option<u32> {
-        self.clusters.shares(self.now, Duration::from_secs(slow_start)).get("hangzhou").copied()
+    fn share(&self, seconds: u64) -> Option<u32> {
+        self.clusters.shares(self.now, &slow_start(seconds)).get("hangzhou").copied()
     }
 }
 
@@ -274,17 +274,33 @@ fn an_odd_slow_start_wakes_once_for_each_step() {
     let mut world = World::with(&[Unhealthy; 2]);
     world.services[0].1.slow_start = Duration::from_nanos(1_000_000_007);
     world.are(&[Healthy; 2]);
-    let mut before = world.clusters.shares(world.now, Duration::from_nanos(1_000_000_007));
+    let mut before = world.clusters.shares(world.now, &world.services[0].1);
     let mut wakes = 0;
     while let Some(next) = world.clusters.poll_timeout() {
         world.now = next;
         world.clusters.handle_timeout(next);
-        let shares = world.clusters.shares(world.now, Duration::from_nanos(1_000_000_007));
+        let shares = world.clusters.shares(world.now, &world.services[0].1);
         assert_ne!(shares, before);
         before = shares;
         wakes += 1;
     }
     assert_eq!((wakes, before.len()), (9, 0));
+}
+
+#[test]
+fn where_a_region_is_held_back_first_the_slow_start_begins_after_that() {
+    let mut world = World::with(&[Unhealthy; 2]);
+    let locality = Locality::Failover { levels: Vec::new(), strict: false };
+    world.services[0].1 = Policy { locality, failback_delay: 60 * SECOND, ..slow_start(9) };
+    world.are(&[Healthy; 2]);
+    let share =
+        |world: &World| world.clusters.shares(world.now, &world.services[0].1).get("hangzhou").copied();
+    world.run(60 * SECOND);
+    assert_eq!(share(&world), Some(10));
+    assert_eq!(world.run(8 * SECOND).len(), 8);
+    assert_eq!(share(&world), Some(90));
+    world.run(SECOND);
+    assert_eq!((share(&world), world.clusters.poll_timeout()), (None, None));
 }
 
 #[test]

@@ -95,7 +95,8 @@ pub struct LoadBalancingPolicySpec {
     /// Whether a connection that an endpoint refuses is tried at another one at once, unseen by the client; unset: it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_on_reset: Option<bool>,
-    /// Over how long the share of a cluster that comes back grows to its full size, for example 30s; unset: at once.
+    /// Over how long the share of a cluster that comes back grows to its full size, for example 30s; it begins when
+    /// failbackDelay is over. Unset: at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), regex(pattern = DURATION),
         extend("x-kubernetes-validations" = [rules::SLOW_START.cel()]))]
