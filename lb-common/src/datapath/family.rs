@@ -84,6 +84,9 @@ pub trait Family: Sized + Copy {
     ) -> Option<()>;
     /// Length of the network header without options or extension headers.
     const HEADER: usize;
+    /// Whether the checksum of a network header without options is right, where there is one.
+    #[doc(hidden)]
+    fn is_header_intact<P: PacketMut>(packet: &P, network_offset: usize) -> Option<bool>;
     /// Bytes from the network header's first to the packet's last.
     #[doc(hidden)]
     fn total_length<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u32>;
@@ -119,6 +122,16 @@ impl Family for V4 {
     const NETWORK: Network = Network::V4;
 
     const HEADER: usize = Ipv4Hdr::LEN;
+
+    #[inline(always)]
+    fn is_header_intact<P: PacketMut>(packet: &P, network_offset: usize) -> Option<bool> {
+        let words: [u32; 5] = packet.read::<_, 0>(network_offset)?;
+        let mut sum = Sum::ZERO;
+        for word in words {
+            sum = sum.add32(word);
+        }
+        Some(sum.fold() == !0)
+    }
 
     #[inline(always)]
     fn total_length<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u32> {
@@ -294,6 +307,11 @@ impl Family for V6 {
     const NETWORK: Network = Network::V6;
 
     const HEADER: usize = Ipv6Hdr::LEN;
+
+    #[inline(always)]
+    fn is_header_intact<P: PacketMut>(_packet: &P, _network_offset: usize) -> Option<bool> {
+        Some(true)
+    }
 
     #[inline(always)]
     fn total_length<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u32> {

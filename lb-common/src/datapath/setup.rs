@@ -49,9 +49,10 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     if ip.ttl <= 1 {
         return Outcome::Drop(Counter::DropTtl);
     }
-    // A SYN with data is never taken to another backend: the first one may have read them.
+    // A SYN with data is never taken to another backend: the first one may have read them. Nor is one that a backend
+    // does not answer for what is wrong with it: no backend would.
     let (isn, attempt) = if ip.protocol == TCP {
-        let attempt = if syn::has_data(packet, ip) { rescue::NO_RESCUE } else { 0 };
+        let attempt = if syn::is_evidence(packet, ip) { 0 } else { rescue::NO_RESCUE };
         (syn::sequence(packet, ip.transport_offset).unwrap_or(0), config.forget(attempt as u32) as u8)
     } else {
         (0, 0)

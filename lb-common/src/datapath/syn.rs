@@ -4,9 +4,9 @@ use core::{hint::black_box, mem::offset_of};
 
 use network_types::{eth::EthHdr, tcp::TcpHdr};
 
-use super::{Cells, Family, Maps, PacketMut, parse, parse::Ip};
+use super::{Cells, Family, Maps, PacketMut, checksum::Sum, parse, parse::Ip};
 use crate::{
-    abi::{Config, SynWord},
+    abi::{Config, SynWord, TCP},
     hash::FlowHash,
 };
 
@@ -29,6 +29,52 @@ pub(super) fn has_data<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> bool 
     let Some(data_offset) = packet.read::<u8, REST>(ip.transport_offset) else { return true };
     let headers = (ip.transport_offset - ip.network_offset) as u32 + (data_offset >> 4) as u32 * 4;
     total != headers
+}
+
+/// Hops that a SYN must have left. Whoever answers it is a few hops away; clients begin with 64 or more (RFC 1700),
+/// and no path takes that many of them.
+const FEWEST_HOPS: u8 = 16;
+
+/// Whether a backend that is well would answer a SYN. One that arrives broken, or that a router drops on the way, is
+/// no evidence against any backend; a client must not be able to make evidence.
+#[inline(always)]
+pub(super) fn is_evidence<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> bool {
+    let plain = ip.transport_offset - ip.network_offset == F::HEADER;
+    plain && ip.ttl >= FEWEST_HOPS && !has_data(packet, ip) && is_intact(packet, ip).unwrap_or(false)
+}
+
+/// Whether the checksums of a SYN without data are right (RFC 1071, §1: the sum over all is −0).
+#[inline(always)]
+fn is_intact<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> Option<bool> {
+    let place = ip.transport_offset;
+    let header: [u32; 5] = packet.read::<_, 0>(place)?;
+    let length = ((u32::from_be(header[3]) >> 28) * 4) as u16;
+    let mut sum = F::add(F::add(Sum::ZERO, ip.source), ip.destination);
+    sum = sum.add16(length.to_be()).add16(u16::from_ne_bytes([0, TCP]));
+    for word in header {
+        sum = sum.add32(word);
+    }
+    // The frame may be padded: what lies behind the header does not count.
+    let options = length.checked_sub(TcpHdr::LEN as u16)?;
+    sum = sum.add64(covered::<P, OPTIONS>(packet, place, options));
+    sum = sum.add64(covered::<P, { OPTIONS + 8 }>(packet, place, options));
+    sum = sum.add64(covered::<P, { OPTIONS + 16 }>(packet, place, options));
+    sum = sum.add64(covered::<P, { OPTIONS + 24 }>(packet, place, options));
+    sum = sum.add64(covered::<P, { OPTIONS + 32 }>(packet, place, options));
+    Some(sum.fold() == !0 && F::is_header_intact(packet, ip.network_offset)?)
+}
+
+/// Eight bytes of the frame, as far as they are among so many bytes of options.
+#[inline(always)]
+fn covered<P: PacketMut, const OFFSET: usize>(packet: &P, place: usize, options: u16) -> u64 {
+    let left = options.saturating_sub((OFFSET - OPTIONS) as u16);
+    if left >= 8 {
+        option::<P, OFFSET>(packet, place)
+    } else if left >= 4 {
+        packet.read::<u32, OFFSET>(place).unwrap_or(0) as u64
+    } else {
+        0
+    }
 }
 
 /// Keeps a copy of a flow's SYN, unless it is an unusual one, or another CPU writes to the same element.

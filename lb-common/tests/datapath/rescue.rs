@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_common::{
     abi::{Counter, EventKind, FlowState, FlowWord, TCP},
     datapath::{Cells, Verdict},
-    host::{ACK, Frame, RST, SYN},
+    host::{ACK, Frame, HostPacket, RST, SYN, Transport},
 };
 
 use crate::bed::{Bed, Flow, Net, SERVER_ISN, seconds};
@@ -15,6 +15,13 @@ const UNANSWERED: &[Counter] = &[Counter::ConnectUnanswered];
 
 fn syn(net: Net, n: u32) -> Frame {
     Frame::tcp(net.client(n), net.vip(), SYN)
+}
+
+fn with_options(mut frame: Frame, list: &[u8], padding: usize) -> Frame {
+    if let Transport::Tcp { options, .. } = &mut frame.transport {
+        *options = list.to_vec();
+    }
+    Frame { padding, ..frame }
 }
 
 /// Sends the SYN once more, and gives the flow's path.
@@ -136,6 +143,56 @@ fn a_syn_with_data_stays_where_it_is() {
         let other = bed.open(net.client(2), net.vip());
         bed.wait(seconds(1));
         bed.send(&syn(net, 2).payload(b"late")).sends(UNANSWERED).reaches_backend_of(&other);
+    }
+}
+
+/// A SYN that no backend answers for what is wrong with it must not speak against any.
+#[test]
+fn a_syn_that_no_backend_would_answer_is_no_evidence() {
+    let far = |net: Net| syn(net, 1).ttl(15).build();
+    let corrupt = |net: Net, place: usize| {
+        let mut bytes = with_options(syn(net, 1), &[2, 4, 5, 180], 6).build();
+        let place = if place < 20 { 14 + place } else { bytes.len() - 6 - 24 + place - 20 };
+        bytes[place] ^= 1;
+        bytes
+    };
+    // The window, the checksum and the last option of the segment; the identification in an IPv4 header.
+    let broken = |net: Net| [34, 36, 43].map(|place| corrupt(net, place)).into_iter().chain([far(net)]);
+    let header = [corrupt(Net::V4, 4), syn(Net::V4, 1).ip_options(&[1, 1, 1, 0]).build()];
+    let mut all: Vec<(Net, Vec<u8>)> = header.map(|bytes| (Net::V4, bytes)).into();
+    all.extend(Net::BOTH.into_iter().flat_map(|net| broken(net).map(move |bytes| (net, bytes))));
+    for (net, bytes) in all {
+        let bed = Bed::with_backends(net, 4);
+        bed.send_packet(HostPacket::new(&bytes)).sends(&[Counter::FlowOpened]);
+        for _ in 0..3 {
+            bed.wait(seconds(1));
+            bed.send_packet(HostPacket::new(&bytes)).sends(&[]);
+        }
+    }
+}
+
+#[test]
+fn options_and_padding_take_nothing_from_a_good_syn() {
+    for net in Net::BOTH {
+        for length in (0..=40).step_by(4) {
+            let bed = Bed::with_backends(net, 4);
+            let good = || with_options(syn(net, 1), &vec![3; length], 10);
+            let flow = bed.begin(&good(), TCP, &[Counter::FlowOpened]);
+            bed.wait(seconds(1));
+            assert_ne!(bed.begin(&good(), TCP, RESCUED).backend, flow.backend, "{length}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_began_anew_with_its_port_is_known_by_its_new_number() {
+    for net in Net::BOTH {
+        let bed = Bed::with_backends(net, 4);
+        bed.open(net.client(1), net.vip());
+        bed.wait(seconds(1));
+        let anew = bed.begin(&syn(net, 1).numbers(5000, 0), TCP, RESCUED);
+        let refusal = anew.reply(RST | ACK).numbers(0, 5001);
+        bed.send(&refusal).sends(&[Counter::ConnectRefused]).reaches_client_of(&anew);
     }
 }
 

@@ -11,6 +11,7 @@ use lb_common::abi::member_flags;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
+use super::clock;
 use super::drains::{self, Drains};
 use super::events::Tripped;
 use super::first_plan::FirstPlan;
@@ -240,19 +241,35 @@ impl State {
         self.plan_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
     }
 
-    /// Takes in that the packet program tripped a backend.
-    fn learn(&mut self, tripped: Tripped) {
-        let member = self.model.members().find(|member| member.index == tripped.member);
-        let Some(member) = member else { return };
-        let sign = Sign::Tripped { errors: tripped.errors };
-        let observation = Observation { backend: member.backend, service: member.service, sign };
-        self.steering.observe(Instant::now(), &observation);
+    /// Takes in that the packet program tripped backends: this one, and whatever else it has told meanwhile.
+    fn learn(&mut self, first: Tripped) {
+        // What was tripped under an agent before is judged anew by the next failure.
+        if self.first_plan != FirstPlan::Made {
+            return;
+        }
+        let now = Instant::now();
+        let mut next = Some(first);
+        while let Some(tripped) = next {
+            if let Some(observation) = self.observation(&tripped) {
+                self.steering.observe(now, &observation);
+            }
+            next = self.core.inputs.trips.try_recv().ok();
+        }
         if self.steer() {
             self.wake();
         }
     }
 
-    /// Decides what to eject and which clusters have failed; whether anything came of it.
+    /// What a trip says; `None` where it is over. The ring buffer keeps what nobody read while no agent ran.
+    fn observation(&self, tripped: &Tripped) -> Option<Observation> {
+        let member = self.model.members().find(|member| member.index == tripped.member)?;
+        let trip = self.core.kernel.memory().trip(member.backend_index)?;
+        let sign = Sign::Tripped { errors: tripped.errors };
+        let observation = Observation { backend: member.backend, service: member.service, sign };
+        (trip.until > clock::nanoseconds()).then_some(observation)
+    }
+
+    /// Decides what to eject and which clusters have failed; whether new flows may have to go elsewhere now.
     fn steer(&mut self) -> bool {
         let news = self.steering.advance(Instant::now(), &self.desired, &self.verdicts);
         for decision in &news.decisions {
@@ -261,7 +278,7 @@ impl State {
             }
         }
         log::steering(&news);
-        !news.is_empty()
+        news.concerns_flows()
     }
 
     /// Ends what the packet program holds against a backend.

@@ -130,6 +130,16 @@ impl Published {
             Some(Err(error)) => return Some(error.to_string()),
             None => return Some(NO_NEXT_HOP_YET.to_owned()),
         }
+        let health = self.usability.services.get(&service.id);
+        if health.is_some_and(|health| health.ejected.contains(&endpoint.backend)) {
+            return Some("it is ejected, because users' connections to it failed".to_owned());
+        }
+        if health.is_some_and(|health| health.failed_clusters.contains(&endpoint.cluster)) {
+            return Some(format!(
+                "its cluster {} has failed: most of its pods do not answer",
+                endpoint.cluster
+            ));
+        }
         match self.verdicts.of_endpoint(endpoint, &service.health_check) {
             Verdict::Unhealthy { reason } => Some(reason.to_string()),
             _ => Some("it is not programmed; `kanmon status` lists the problems".to_owned()),

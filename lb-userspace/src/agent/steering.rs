@@ -33,9 +33,11 @@ pub(super) struct News {
 }
 
 impl News {
-    /// Whether other flows should be chosen for now.
-    pub(super) fn is_empty(&self) -> bool {
-        self.decisions.is_empty() && self.changes.is_empty()
+    /// Whether new flows may have to go elsewhere now.
+    pub(super) fn concerns_flows(&self) -> bool {
+        let moves =
+            |decision: &Decision| matches!(decision, Decision::Ejected { .. } | Decision::Returned { .. });
+        self.decisions.iter().any(moves) || !self.changes.is_empty()
     }
 }
 

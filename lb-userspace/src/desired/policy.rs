@@ -82,6 +82,19 @@ pub enum Locality {
     },
 }
 
+impl Locality {
+    /// Whether endpoints in this region and zone may ever serve.
+    #[must_use]
+    pub fn admits(&self, region: &str, zone: &str) -> bool {
+        match self {
+            Self::Failover { levels, strict: true } => {
+                levels.iter().flatten().any(|area| area.contains(region, zone))
+            }
+            Self::Even | Self::Failover { .. } | Self::Distribute { .. } => true,
+        }
+    }
+}
+
 /// When a backend gets no new flows for a time, because users' connections to it failed (Envoy's outlier
 /// detection).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -58,7 +58,7 @@ pub enum Decision {
         ejection: Ejection,
     },
     /// It had enough errors, but as many endpoints of the service are ejected as may be. Its errors are counted
-    /// from zero again.
+    /// from zero again. Told once within the policy's interval.
     Refused {
         /// The service.
         service: ServiceId,
@@ -165,6 +165,8 @@ struct Record {
     until: Option<Instant>,
     /// Set while the service has no such endpoint.
     gone: Option<Instant>,
+    /// When it was last told that it may not be ejected.
+    refused: Option<Instant>,
 }
 
 /// A [`Sign`], as it adds to the errors in a row.
@@ -288,15 +290,15 @@ impl Outliers {
         }
         record.errors = 0;
         let limit = watched.limit();
-        if self.ejected(&key.0).count() >= limit {
-            let (service, backend) = key;
-            self.decisions.push_back(Decision::Refused { service, backend, limit });
-            return;
-        }
-        if let Some(record) = self.records.get_mut(&key) {
+        let is_full = self.ejected(&key.0).count() >= limit;
+        let Some(record) = self.records.get_mut(&key) else { return };
+        let (service, backend) = key;
+        if !is_full {
             let ejection = record.eject(now, policy);
-            let (service, backend) = key;
             self.decisions.push_back(Decision::Ejected { service, backend, ejection });
+        } else if record.refused.is_none_or(|last| now.saturating_duration_since(last) >= policy.interval) {
+            record.refused = Some(now);
+            self.decisions.push_back(Decision::Refused { service, backend, limit });
         }
     }
 
@@ -384,7 +386,7 @@ impl Watched {
 
 impl Record {
     fn new(now: Instant) -> Self {
-        Self { errors: 0, number: 0, since: now, until: None, gone: None }
+        Self { errors: 0, number: 0, since: now, until: None, gone: None, refused: None }
     }
 
     fn count(&mut self, errors: Errors) {
@@ -413,7 +415,9 @@ impl Record {
 
     /// Whether nothing would be lost with it.
     fn is_empty(&self, now: Instant, policy: &OutlierDetection) -> bool {
-        self.until.is_none() && self.errors == 0 && self.decayed(now, policy) == 0
+        let just_refused =
+            self.refused.is_some_and(|last| now.saturating_duration_since(last) < policy.interval);
+        self.until.is_none() && self.errors == 0 && self.decayed(now, policy) == 0 && !just_refused
     }
 }
 

@@ -245,6 +245,20 @@ fn as_many_are_ejected_as_the_policy_allows_over_all_regions() {
 }
 
 #[test]
+fn a_refusal_is_told_once_within_an_interval() {
+    let mut world = World::with(2, s1());
+    world.error(1);
+    world.decisions();
+    let mut told = Vec::new();
+    for _ in 0..25 {
+        world.error(2);
+        told.extend(world.decisions());
+        world.run(SECOND / 10);
+    }
+    assert_eq!(told, [refused(2, 1); 3]);
+}
+
+#[test]
 fn after_a_refusal_it_takes_as_many_errors_again() {
     let mut world = World::with(2, OutlierDetection { consecutive_errors: 2, ..s1() });
     for last in [1, 1, 2, 2] {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use super::{Ejections, ProbeTarget, Verdict, Verdicts};
-use crate::desired::{BackendId, Service, ServiceId};
+use crate::desired::{BackendId, Endpoint, Service, ServiceId};
 
 /// Who says what is healthy, besides Kubernetes.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,11 @@ pub fn probe_targets<'a>(services: impl IntoIterator<Item = &'a Service>) -> Has
 /// An endpoint that Kubernetes calls ready is healthy until a probe, users' connections or the state of its cluster
 /// say otherwise; a probe that passes does not outweigh an ejection. Where *no* ready, reachable endpoint is healthy,
 /// those that say so are as likely to be wrong as the endpoints: the service fails open. It uses the endpoints
-/// that only their cluster's failure speaks against, else all.
+/// that only their cluster's failure speaks against, else all. Endpoints that a service's policy never lets serve
+/// count for nothing.
+///
+/// A cluster fails by most of its pods, whatever services they are of. A service all of whose endpoints there are
+/// probed and answer has not lost it: one bad rollout takes no other service out of a cluster.
 #[must_use]
 pub fn evaluate<'a>(
     services: impl IntoIterator<Item = &'a Service>,
@@ -88,7 +92,12 @@ fn evaluate_service(
 ) -> ServiceHealth {
     let mut health = ServiceHealth::default();
     let mut left = Left::default();
-    for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.takes_new_flows()) {
+    let locality = &service.policy.locality;
+    let serves = |endpoint: &&Endpoint| {
+        endpoint.takes_new_flows() && locality.admits(&endpoint.region, &endpoint.zone)
+    };
+    let failed_clusters = lost_clusters(service, sources);
+    for endpoint in service.endpoints.iter().filter(serves) {
         let backend = endpoint.backend;
         health.ready += 1;
         let failure = match sources.verdicts.of_endpoint(endpoint, &service.health_check) {
@@ -100,7 +109,7 @@ fn evaluate_service(
         if ejected {
             health.ejected.insert(backend);
         }
-        let in_failed_cluster = sources.failed_clusters.contains(&endpoint.cluster);
+        let in_failed_cluster = failed_clusters.contains(endpoint.cluster.as_str());
         if in_failed_cluster {
             health.failed_clusters.insert(endpoint.cluster.clone());
         }
@@ -126,6 +135,20 @@ fn evaluate_service(
         health.usable.clone_from(&health.healthy);
     }
     health
+}
+
+/// The clusters that have failed, as far as nothing of the service's own speaks for them.
+fn lost_clusters<'a>(service: &'a Service, sources: &Sources<'_>) -> BTreeSet<&'a str> {
+    let answers = |endpoint: &Endpoint| {
+        ProbeTarget::of(endpoint, &service.health_check).is_some_and(|target| {
+            *sources.verdicts.of(&target) == Verdict::Healthy && !sources.verdicts.latest_failed(&target)
+        })
+    };
+    let concerned = service
+        .endpoints
+        .iter()
+        .filter(|endpoint| endpoint.takes_new_flows() && sources.failed_clusters.contains(&endpoint.cluster));
+    concerned.filter(|endpoint| !answers(endpoint)).map(|endpoint| endpoint.cluster.as_str()).collect()
 }
 
 /// What there is to use where nothing is healthy.
@@ -182,12 +205,13 @@ impl Left {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::sync::Arc;
     use std::time::Instant;
 
     use super::super::Ejection;
     use super::super::fixtures::{backend, endpoint_in, service, service_id};
     use super::*;
-    use crate::desired::{Endpoint, HealthCheck, HealthCheckKind};
+    use crate::desired::{Area, HealthCheck, HealthCheckKind, Locality, Policy};
 
     fn endpoint(last: u8, ready: bool) -> Endpoint {
         Endpoint { ready, ..endpoint_in("a", last) }
@@ -385,8 +409,33 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_of_a_failed_cluster_are_not_used_although_they_answer() {
-        let health = Others::default().fail(&["a", "elsewhere"]).health(&two_clusters(), &passing(&[1, 2]));
+    fn a_service_that_may_use_one_zone_only_fails_open_there() {
+        let mut strict = two_clusters();
+        let area = Area { region: "region of a".into(), zone: String::new() };
+        let locality = Locality::Failover { levels: vec![vec![area]], strict: true };
+        strict.policy = Arc::new(Policy { locality, ..Policy::default() });
+        let health = Others::default().health(&strict, &failing(&[1, 2]));
+        assert_eq!((lasts(&health.usable), health.ready), (vec![1, 2], 2));
+        assert!(health.degraded.is_some());
+        let health = Others::default().health(&strict, &failing(&[1]));
+        assert_eq!(lasts(&health.usable), [2]);
+    }
+
+    #[test]
+    fn a_service_all_of_whose_endpoints_answer_has_not_lost_their_cluster() {
+        let failed = Others::default().fail(&["a"]);
+        let health = failed.health(&two_clusters(), &passing(&[1, 2, 3, 4]));
+        assert_eq!(lasts(&health.healthy), [1, 2, 3, 4]);
+        assert!(health.failed_clusters.is_empty());
+        // Nobody can say so of endpoints that are not probed.
+        let mut unprobed = two_clusters();
+        unprobed.health_check.kind = HealthCheckKind::None;
+        assert_eq!(lasts(&failed.health(&unprobed, &Verdicts::default()).healthy), [3, 4]);
+    }
+
+    #[test]
+    fn endpoints_of_a_failed_cluster_are_not_used_although_some_answer() {
+        let health = Others::default().fail(&["a", "elsewhere"]).health(&two_clusters(), &passing(&[1]));
         assert_eq!(lasts(&health.usable), [3, 4]);
         assert_eq!(lasts(&health.healthy), [3, 4]);
         assert_eq!(health.failed_clusters, BTreeSet::from(["a".to_owned()]));

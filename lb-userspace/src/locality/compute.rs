@@ -108,11 +108,11 @@ fn serve(policy: &Policy, groups: &Groups<'_>, percents: &[u32], unheld: &[u32])
 ///
 /// The lookup walks on from an unhealthy backend to any other of the ring. So as a rule it stays in the ring, and
 /// a probe that fails moves nobody else and rebuilds nothing; where several groups serve, the walk carries some
-/// new flows to the others, against the percentages. The percentages of a level without full health follow each
-/// of its endpoints anyhow and the ring is rebuilt with each: there the unhealthy weigh nothing, so that the
-/// percentages are what arrives.
+/// new flows to the others, against the percentages. So the unhealthy weigh nothing in a distribution, whose
+/// percentages somebody chose, and in a level without full health, whose percentage follows each of its endpoints
+/// anyhow.
 fn keeps_unhealthy(group: &Group<'_>, policy: &Policy) -> bool {
-    matches!(policy.locality, Locality::Distribute { .. }) || level_health(&group.tally(), policy) == 100
+    !matches!(policy.locality, Locality::Distribute { .. }) && level_health(&group.tally(), policy) == 100
 }
 
 /// The percentage of new flows that arrives at each part: what the ring gives to its healthy ones, and of the

@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::desired::Area;
 
+/// Health with which the others carry everything while a group is held back, if need be with twice their usual load.
+/// Were it 100, a single sick endpoint there would let every flapping region in at once.
+const ENOUGH: u32 = 50;
+
 /// The health of one service's groups over time. No I/O, no clock.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Failback {
@@ -22,8 +26,8 @@ impl Failback {
     /// Takes the groups' present health (0 to 100), in order of preference, and gives their held health. A group
     /// that is new is taken as it is.
     ///
-    /// Groups are held back only while the others can carry everything: where held health sums to less than 100,
-    /// recovered groups are let in, the preferred ones first, and count as back.
+    /// A group is held back only while the others can carry the load: where their held health sums to less than
+    /// [`ENOUGH`], it is let in and counts as back; the preferred ones first.
     pub(super) fn update(&mut self, now: Instant, delay: Duration, groups: &[(&[Area], u32)]) -> Vec<u32> {
         self.delay = delay;
         let mut known = std::mem::take(&mut self.histories);
@@ -41,10 +45,10 @@ impl Failback {
             self.histories.push(history);
         }
         for i in 0..self.histories.len() {
-            if self.histories.iter().map(|(_, history)| history.held()).sum::<u32>() >= 100 {
-                break;
+            let held: u32 = self.histories.iter().map(|(_, history)| history.held()).sum();
+            if held - self.histories[i].1.held() < ENOUGH {
+                self.histories[i].1.release();
             }
-            self.histories[i].1.release();
         }
         self.histories.iter().map(|(_, history)| history.held()).collect()
     }

@@ -172,7 +172,9 @@ proptest! {
                 .shares()
         };
         let (moved, ideal) = moved(&with(percents.0), &with(percents.1));
-        prop_assert!(moved <= ideal + 1.0, "{moved}% instead of {ideal}%");
+        // Nearer to halves the ring's chance plays a little more.
+        let more = if matches!(percents, (90, 80) | (80, 90)) { 1.0 } else { 1.5 };
+        prop_assert!(moved <= ideal + more, "{moved}% instead of {ideal}%");
     }
 
     #[test]
@@ -191,10 +193,10 @@ proptest! {
     }
 
     #[test]
-    fn an_endpoint_that_dies_or_comes_back_moves_no_more_than_regions_exchange(
-        counts in (1usize..12, 1usize..12, 1usize..12), failing in (0usize..=12, 0usize..=12), distributed: bool,
+    fn an_endpoint_of_a_level_that_dies_or_comes_back_moves_no_more_than_regions_exchange(
+        counts in (1usize..12, 1usize..12, 1usize..12), failing in (0usize..=12, 0usize..=12),
     ) {
-        let mut world = three_regions(distributed, counts);
+        let mut world = three_regions(false, counts);
         world.fail("hangzhou", failing.0.min(counts.0));
         let before = world.shares();
         world.fail("hangzhou", failing.1.min(counts.0));
@@ -202,6 +204,19 @@ proptest! {
         let exchanged = (world.weighed(&before)["hangzhou"] - world.weighed(&after)["hangzhou"]).abs();
         let taken = taken_without_need(&before, &after);
         prop_assert!(taken <= exchanged + 1.0, "{taken}% taken, {exchanged}% exchanged");
+    }
+
+    #[test]
+    fn an_endpoint_of_a_distribution_that_dies_or_comes_back_moves_at_most_twice_its_share(
+        counts in (2usize..12, 1usize..12, 1usize..12), comes_back: bool,
+    ) {
+        let mut world = three_regions(true, counts);
+        let alive = world.shares();
+        world.fail("hangzhou", 1);
+        let dead = world.shares();
+        let (before, after) = if comes_back { (dead, alive) } else { (alive, dead) };
+        let (moved, ideal) = moved(&before, &after);
+        prop_assert!(moved <= 2.0 * ideal + 1.0, "{moved}% instead of {ideal}%");
     }
 
     #[test]
