@@ -129,7 +129,7 @@ mod tests {
     use crate::client::{Answer, Failure};
 
     fn answer() -> Result<Answer, Failure> {
-        Ok(Answer { pod: "a-1".into(), cluster: "a".into(), client: String::new() })
+        Ok(Answer { pod: "a-1".into(), cluster: "a".into(), client: String::new(), syn_retransmissions: 0 })
     }
 
     /// An outcome that started `ms` after the fault and took so long.

@@ -1,8 +1,11 @@
 //! One HTTP connection: connect from a chosen source, ask, read who answers.
 
-use std::{future::Future, io, net::SocketAddr, time::Duration};
+use std::{future::Future, io, mem::MaybeUninit, net::SocketAddr, os::fd::AsRawFd, time::Duration};
 
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt::IpBindAddressNoPort},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -45,6 +48,11 @@ impl Conversation {
         }
     }
 
+    /// How many segments the kernel has sent again on it; before the first request these are SYNs.
+    pub(super) fn retransmissions(&self) -> io::Result<u32> {
+        Ok(tcp_info(&self.stream)?.tcpi_total_retrans)
+    }
+
     /// Waits for the server's end of the connection, then closes it: TIME_WAIT is the server's.
     pub(super) async fn after_server(mut self) -> Result<(), Failure> {
         while self.stream.read_buf(&mut self.received).await? > 0 {}
@@ -69,6 +77,25 @@ pub(super) fn bound(source: SocketAddr, kind: Type) -> io::Result<Socket> {
     }
     socket.bind(&source.into())?;
     Ok(socket)
+}
+
+/// What the kernel knows of a connection.
+fn tcp_info(stream: &TcpStream) -> io::Result<libc::tcp_info> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).map_err(io::Error::other)?;
+    // SAFETY: the socket is open while it is borrowed; `info` has `len` bytes, and the kernel writes no more.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    Errno::result(result)?;
+    // SAFETY: integers and bit fields only, zeroed before the kernel wrote: every bit pattern is a value.
+    Ok(unsafe { info.assume_init() })
 }
 
 /// Lets a request take `limit` at most.

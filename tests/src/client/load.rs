@@ -148,7 +148,8 @@ pub(super) async fn connection(
 ) -> Result<Answer, Failure> {
     within(limit, async {
         let mut conversation = Conversation::connect(source, target).await?;
-        let answer = conversation.ask(close == Close::Server).await?;
+        let syn_retransmissions = conversation.retransmissions()?;
+        let answer = Answer { syn_retransmissions, ..conversation.ask(close == Close::Server).await? };
         match close {
             Close::Client => drop(conversation),
             Close::Server => conversation.after_server().await?,

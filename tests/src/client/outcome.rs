@@ -18,6 +18,8 @@ pub struct Answer {
     pub cluster: String,
     /// The client's address and port as the pod saw it.
     pub client: String,
+    /// How often the client's kernel sent its SYN again; 0 for UDP.
+    pub syn_retransmissions: u32,
 }
 
 impl Answer {
@@ -31,7 +33,9 @@ impl Answer {
                 .find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
         };
         match (field("pod"), field("cluster"), field("client")) {
-            (Some(pod), Some(cluster), Some(client)) => Ok(Answer { pod, cluster, client }),
+            (Some(pod), Some(cluster), Some(client)) => {
+                Ok(Answer { pod, cluster, client, syn_retransmissions: 0 })
+            }
             _ => Err(Failure::WrongAnswer(line.chars().take(80).collect())),
         }
     }
@@ -116,6 +120,8 @@ pub struct Tally {
     pub by_pod: BTreeMap<String, u64>,
     /// Failures by class; those of the client itself with what the system said.
     pub failures: BTreeMap<String, u64>,
+    /// Answers whose SYN was sent again, by how often.
+    pub syn_retransmissions: BTreeMap<u32, u64>,
 }
 
 impl Tally {
@@ -126,6 +132,9 @@ impl Tally {
             Ok(answer) => {
                 *self.by_cluster.entry(answer.cluster.clone()).or_default() += 1;
                 *self.by_pod.entry(answer.pod.clone()).or_default() += 1;
+                if answer.syn_retransmissions > 0 {
+                    *self.syn_retransmissions.entry(answer.syn_retransmissions).or_default() += 1;
+                }
             }
             Err(failure) => {
                 self.failed += 1;
@@ -137,6 +146,16 @@ impl Tally {
                 *self.failures.entry(kind).or_default() += 1;
             }
         }
+    }
+
+    /// How often the SYNs of those that were answered were sent again, all together.
+    pub fn repeated_syns(&self) -> u64 {
+        self.syn_retransmissions.iter().map(|(times, connections)| u64::from(*times) * connections).sum()
+    }
+
+    /// The same, of the connection that needed most.
+    pub fn most_repeated_syns(&self) -> u32 {
+        self.syn_retransmissions.keys().next_back().copied().unwrap_or(0)
     }
 
     /// The share of a cluster among the answers, 0 to 1.
@@ -207,12 +226,18 @@ mod tests {
         let mut tally = Tally::default();
         tally.add(&answer("pod=a-1 cluster=a client=x"));
         tally.add(&answer("pod=b-1 cluster=b client=x"));
-        tally.add(&answer("pod=a-2 cluster=a client=x"));
+        for times in [0, 1, 1, 2] {
+            let again =
+                Answer { syn_retransmissions: times, ..answer("pod=a-2 cluster=a client=x").unwrap() };
+            tally.add(&Ok(again));
+        }
         tally.add(&Err(Failure::Timeout));
-        assert_eq!((tally.requests, tally.failed), (4, 1));
-        assert_eq!(tally.by_cluster["a"], 2);
-        assert_eq!(tally.by_pod["a-2"], 1);
+        assert_eq!((tally.requests, tally.failed), (7, 1));
+        assert_eq!(tally.by_cluster["a"], 5);
+        assert_eq!(tally.by_pod["a-2"], 4);
+        assert_eq!(tally.syn_retransmissions, [(1, 2), (2, 1)].into());
+        assert_eq!((tally.repeated_syns(), tally.most_repeated_syns()), (4, 2));
         assert_eq!(tally.failures["timeout"], 1);
-        assert!((tally.cluster_share("a") - 2.0 / 3.0).abs() < 1e-9);
+        assert!((tally.cluster_share("a") - 5.0 / 6.0).abs() < 1e-9);
     }
 }

@@ -197,8 +197,12 @@ mod tests {
 
     /// One outcome a letter, 1 ms apart: a letter is a pod, a dot a failure.
     fn outcomes(zero: Instant, letters: &str) -> Vec<Outcome> {
-        let answer =
-            |letter: char| Answer { pod: letter.to_string(), cluster: String::new(), client: String::new() };
+        let answer = |letter: char| Answer {
+            pod: letter.to_string(),
+            cluster: String::new(),
+            client: String::new(),
+            syn_retransmissions: 0,
+        };
         (0..)
             .zip(letters.chars())
             .map(|(ms, letter)| Outcome {

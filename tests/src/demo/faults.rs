@@ -189,7 +189,12 @@ mod tests {
                 finished: at(ms + 1),
                 result: match letter {
                     '.' => Err(Failure::Timeout),
-                    pod => Ok(Answer { pod: pod.into(), cluster: "c".into(), client: String::new() }),
+                    pod => Ok(Answer {
+                        pod: pod.into(),
+                        cluster: "c".into(),
+                        client: String::new(),
+                        syn_retransmissions: 0,
+                    }),
                 },
             })
             .collect();

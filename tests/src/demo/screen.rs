@@ -73,6 +73,7 @@ impl Screen {
             by_cluster: step.by_cluster.clone(),
             by_pod: step.by_pod.clone(),
             failures: step.failures.clone(),
+            ..Tally::default()
         };
         if step.requests > 0 {
             self.say(&counts(&tally));

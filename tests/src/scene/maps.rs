@@ -119,7 +119,7 @@ fn of_descriptor(descriptor: &ServiceDescriptor) -> Socket {
     (address(descriptor.family, descriptor.vip), u16::from_be_bytes(descriptor.port))
 }
 
-fn of_member(member: &Member) -> Socket {
+pub(super) fn of_member(member: &Member) -> Socket {
     (address(member.family, member.address), u16::from_be_bytes(member.port))
 }
 
@@ -128,18 +128,18 @@ fn address(family: u8, bytes: [u8; 16]) -> IpAddr {
 }
 
 /// Address and port of a key: both families' begin with these.
-fn socket4(key: &[u8; 8]) -> Socket {
+pub(super) fn socket4(key: &[u8; 8]) -> Socket {
     let [a, b, c, d, high, low, ..] = *key;
     ([a, b, c, d].into(), u16::from_be_bytes([high, low]))
 }
 
-fn socket6(key: &[u8; 20]) -> Socket {
+pub(super) fn socket6(key: &[u8; 20]) -> Socket {
     let address: [u8; 16] = key[..16].try_into().expect("sixteen of twenty");
     (address.into(), u16::from_be_bytes([key[16], key[17]]))
 }
 
 /// Keys and values of a hash map.
-fn keys<const N: usize>(pins: &Path, name: &str) -> Result<Vec<([u8; N], u32)>> {
+pub(super) fn keys<const N: usize>(pins: &Path, name: &str) -> Result<Vec<([u8; N], u32)>> {
     let map: HashMap<MapData, [u8; N], u32> = HashMap::try_from(Map::HashMap(open(pins, name)?))?;
     map.iter().collect::<Result<_, _>>().with_context(|| format!("cannot read {name}"))
 }
@@ -160,6 +160,10 @@ fn elements<T: Pod>(pins: &Path, name: &str) -> Result<Vec<T>> {
         other => anyhow::bail!("no array has elements of {other} bytes"),
     }
     .with_context(|| format!("cannot read {name}"))
+}
+
+pub(super) fn array<const N: usize>(pins: &Path, name: &str) -> Result<Array<MapData, [u8; N]>> {
+    Ok(Array::try_from(Map::Array(open(pins, name)?))?)
 }
 
 fn raw<T: Pod, const N: usize>(data: MapData) -> Result<Vec<T>> {

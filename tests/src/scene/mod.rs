@@ -18,6 +18,7 @@
 
 mod by_hand;
 mod maps;
+mod ring;
 mod traffic;
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
@@ -33,6 +34,7 @@ use crate::{
 
 pub use by_hand::{Endpoint, service, slice};
 pub use maps::{Maps, Socket};
+pub use ring::{Ring, Rings};
 pub use traffic::Traffic;
 
 /// How long controllers and agents may take: generous, for a machine that is busy compiling.
