@@ -130,20 +130,17 @@ impl Published {
             Some(Err(error)) => return Some(error.to_string()),
             None => return Some(NO_NEXT_HOP_YET.to_owned()),
         }
+        if let Verdict::Unhealthy { reason } = self.verdicts.of_endpoint(endpoint, &service.health_check) {
+            return Some(reason.to_string());
+        }
         let health = self.usability.services.get(&service.id);
         if health.is_some_and(|health| health.ejected.contains(&endpoint.backend)) {
-            return Some("it is ejected, because users' connections to it failed".to_owned());
+            return Some("it is ejected for a time, because users' connections to it failed".to_owned());
         }
         if health.is_some_and(|health| health.failed_clusters.contains(&endpoint.cluster)) {
-            return Some(format!(
-                "its cluster {} has failed: most of its pods do not answer",
-                endpoint.cluster
-            ));
+            return Some(format!("its cluster {} has failed as a whole", endpoint.cluster));
         }
-        match self.verdicts.of_endpoint(endpoint, &service.health_check) {
-            Verdict::Unhealthy { reason } => Some(reason.to_string()),
-            _ => Some("it is not programmed; `kanmon status` lists the problems".to_owned()),
-        }
+        Some("it is not programmed; `kanmon status` lists the problems".to_owned())
     }
 
     /// What is to be said of a service all of whose ready endpoints people have drained.
@@ -167,5 +164,65 @@ impl Published {
             return Some("no endpoint is ready".to_owned());
         }
         health.degraded.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::{HealthCheck, Protocol};
+    use crate::health::ServiceHealth;
+    use crate::network::NextHop;
+
+    #[test]
+    fn an_endpoint_that_is_ejected_or_in_a_failed_cluster_says_so() {
+        let backend = BackendId { protocol: Protocol::Tcp, address: [10, 0, 0, 1].into(), port: 8080 };
+        let endpoint = Endpoint {
+            backend,
+            cluster: "hangzhou".into(),
+            region: String::new(),
+            zone: String::new(),
+            pod: String::new(),
+            ready: true,
+            serving: true,
+            terminating: false,
+            probe_port: Some(8080),
+        };
+        let id = ServiceId { vip: [192, 0, 2, 1].into(), port: 80, protocol: Protocol::Tcp };
+        let service = Service {
+            id,
+            namespace: "demo".into(),
+            name: "httpbin".into(),
+            front: String::new(),
+            not_fronts: Vec::new(),
+            port_name: String::new(),
+            endpoints: vec![endpoint.clone()],
+            health_check: HealthCheck::default(),
+            policy: Arc::default(),
+        };
+        let next_hop = NextHop {
+            destination_mac: [2; 6],
+            source_mac: [4; 6],
+            ifindex: 2,
+            mtu: 1500,
+            vlan: Vec::new(),
+            service_tag: false,
+        };
+        let reason = |health: ServiceHealth| {
+            let usability = Usability { services: [(id, health)].into(), ..Usability::default() };
+            let next_hops = NextHops::from([(backend.address, Ok(next_hop.clone()))]);
+            let published = Published {
+                usability: Arc::new(usability),
+                next_hops: Arc::new(next_hops),
+                ..Published::default()
+            };
+            published.reason(&service, &endpoint).unwrap()
+        };
+        let ejected = ServiceHealth { ejected: [backend].into(), ..ServiceHealth::default() };
+        assert!(reason(ejected).contains("ejected"));
+        let failed =
+            ServiceHealth { failed_clusters: ["hangzhou".into()].into(), ..ServiceHealth::default() };
+        assert!(reason(failed).contains("cluster hangzhou has failed"));
+        assert!(reason(ServiceHealth::default()).contains("not programmed"));
     }
 }
