@@ -30,6 +30,8 @@ pub struct AgentOptions {
     pub interfaces: Vec<String>,
     /// The gateway's region.
     pub region: String,
+    /// The gateway's zone; empty: it is not told.
+    pub zone: String,
     /// More arguments of `kanmon run`.
     pub extra: Vec<String>,
     /// Return only when every ready pod takes new flows.
@@ -38,7 +40,13 @@ pub struct AgentOptions {
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        AgentOptions { interfaces: Vec::new(), region: "cn-hangzhou".into(), extra: Vec::new(), wait: true }
+        AgentOptions {
+            interfaces: Vec::new(),
+            region: "cn-hangzhou".into(),
+            zone: String::new(),
+            extra: Vec::new(),
+            wait: true,
+        }
     }
 }
 
@@ -202,6 +210,9 @@ impl Bed {
         }
         command.arg("--manifests").arg(self.manifests().dir());
         command.args(["--region", &options.region]);
+        if !options.zone.is_empty() {
+            command.args(["--zone", &options.zone]);
+        }
         command.arg("--pin-dir").arg(self.bpffs());
         command.arg("--socket").arg(self.socket());
         // The last good endpoints of one run are no other run's.

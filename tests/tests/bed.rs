@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::UdpSocket,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -166,6 +167,51 @@ fn the_manifests_follow_the_pods() {
     bed.set_condition("shanghai-2", Condition::Gone).unwrap();
     assert!(!slices().contains("shanghai-2"), "{}", slices());
     assert!(bed.set_condition("beijing-1", Condition::Gone).is_err());
+}
+
+#[test]
+fn a_cluster_is_scaled_to_pods_that_are_well_whatever_they_were() {
+    let bed = Bed::s1(Options { pods: 2, ..Options::default() }).unwrap();
+    bed.kill_pod_server("shanghai-1").unwrap();
+    bed.silence_pod("shanghai-2").unwrap();
+    bed.scale("shanghai", 3).unwrap();
+    let ready =
+        || -> Vec<_> { bed.ready_pods().into_iter().filter(|pod| pod.cluster == "shanghai").collect() };
+    let names = || ready().into_iter().map(|pod| pod.name).collect::<Vec<_>>();
+    assert_eq!(names(), ["shanghai-1", "shanghai-2", "shanghai-3"]);
+    for target in ready().iter().flat_map(|pod| pod.sockets()) {
+        assert_eq!(bed.client().tcp(TcpLoad::new(target, 5)).unwrap().tally().failed, 0, "{target}");
+    }
+    bed.scale("shanghai", 1).unwrap();
+    assert_eq!(names(), ["shanghai-1"]);
+    let slices = bed.manifests().read("shanghai/endpoints.yaml").unwrap();
+    assert!(slices.contains("shanghai-1") && !slices.contains("shanghai-2"), "{slices}");
+
+    // What was gone is a new pod: nothing of the old one's connections is left.
+    let ns = bed.pod_ns("shanghai-2").unwrap().path().metadata().unwrap().ino();
+    bed.scale("shanghai", 2).unwrap();
+    assert_ne!(bed.pod_ns("shanghai-2").unwrap().path().metadata().unwrap().ino(), ns);
+    for target in bed.pods().iter().filter(|pod| pod.name == "shanghai-2").flat_map(|pod| pod.sockets()) {
+        assert_eq!(bed.client().tcp(TcpLoad::new(target, 5)).unwrap().tally().failed, 0, "{target}");
+    }
+}
+
+#[test]
+fn a_server_that_is_asked_to_end_keeps_its_clients_and_takes_none_in_the_end() {
+    let bed = Bed::s1(Options { pods: 1, ..Options::default() }).unwrap();
+    let pod = bed.pods()[0].clone();
+    let target = pod.sockets()[0];
+    let held = bed.client().hold(Hold::new(target, 5)).unwrap();
+    bed.end_pod_server(&pod.name).unwrap();
+    assert!(bed.end_pod_server(&pod.name).is_err());
+    eventually("it takes no connection", || {
+        bed.client().tcp(TcpLoad::new(target, 1)).unwrap().tally().failures.contains_key("refused")
+    });
+    assert!(bed.has_server(&pod.name).unwrap());
+    assert_eq!(held.stop().broken, Vec::<String>::new());
+    eventually("it has ended", || !bed.has_server(&pod.name).unwrap());
+    bed.start_pod_server(&pod.name).unwrap();
+    assert_eq!(bed.client().tcp(TcpLoad::new(target, 5)).unwrap().tally().failed, 0);
 }
 
 #[test]

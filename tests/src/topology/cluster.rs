@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
+use nix::sys::signal::Signal;
 
 use super::{
     Dual, configure, make_router,
@@ -34,6 +35,8 @@ struct PodState {
     gateway: Dual,
     condition: Condition,
     server: Option<Process>,
+    /// The server that was asked to end, until it is known to have ended.
+    ending: Option<Process>,
 }
 
 impl Cluster {
@@ -102,6 +105,23 @@ impl Cluster {
     pub(super) fn add_pod(&mut self, run: &RunDir) -> Result<Pod> {
         let number = u8::try_from(self.pods.len() + 1)?;
         let pod = Pod::planned(self.plan, number);
+        let gateway = Segment::pod(self.plan.number, number).host(ROUTER);
+        let link = self.plug_in(run, &pod, number)?;
+        let name = pod.name.clone();
+        self.pods.push(PodState {
+            pod: pod.clone(),
+            link,
+            gateway,
+            condition: Condition::Ready,
+            server: None,
+            ending: None,
+        });
+        self.start_server(run, &name)?;
+        Ok(pod)
+    }
+
+    /// Makes a pod's namespace and joins it to the node.
+    fn plug_in(&self, run: &RunDir, pod: &Pod, number: u8) -> Result<Link> {
         let ns = Netns::create(run, &pod.name)?;
         let (near, far) = (mac(4, self.plan.number, number, 0), mac(4, self.plan.number, number, 1));
         let (link, node_link) = veth((&ns, "eth0", far), (&self.node, &format!("pod{number}"), near))?;
@@ -111,18 +131,20 @@ impl Cluster {
         for address in pod.address.both() {
             node_link.set_neighbour(address, far)?;
         }
-        let gateway = segment.host(ROUTER);
-        set_routes(&ns, everywhere(), gateway)?;
-        let name = pod.name.clone();
-        self.pods.push(PodState {
-            pod: pod.clone(),
-            link,
-            gateway,
-            condition: Condition::Ready,
-            server: None,
-        });
-        self.start_server(run, &name)?;
-        Ok(pod)
+        set_routes(&ns, everywhere(), segment.host(ROUTER))?;
+        Ok(link)
+    }
+
+    /// Makes another pod of the same name and address in the place of one: what the kernel of the old one remembers of
+    /// connections, its TIME_WAIT, goes with it.
+    fn renew(&mut self, run: &RunDir, index: usize) -> Result<()> {
+        let state = &mut self.pods[index];
+        (state.server, state.ending) = (None, None);
+        state.link.clone().remove()?;
+        state.link.ns().clone().remove()?;
+        let pod = state.pod.clone();
+        self.pods[index].link = self.plug_in(run, &pod, u8::try_from(index + 1)?)?;
+        self.start_server(run, &pod.name)
     }
 
     pub(super) fn set_condition(&mut self, pod: &str, condition: Condition) -> Result<()> {
@@ -135,6 +157,8 @@ impl Cluster {
         if state.server.is_some() {
             bail!("the server of pod {pod} runs already");
         }
+        // One that still waits for its clients would keep the port of UDP.
+        state.ending = None;
         let mut command = state.link.ns().command(program("kanmon-echo")?);
         command.args(["--pod", pod, "--cluster", &state.pod.cluster, "--port", &POD_PORT.to_string()]);
         state.server = Some(run.spawn(pod, command)?);
@@ -153,8 +177,51 @@ impl Cluster {
     }
 
     pub(super) fn kill_server(&mut self, pod: &str) -> Result<()> {
-        let server = self.pod_mut(pod)?.server.take();
+        let state = self.pod_mut(pod)?;
+        let server = state.server.take().or_else(|| state.ending.take());
         server.with_context(|| format!("the server of pod {pod} is dead already"))?.kill()
+    }
+
+    /// Asks it to end: it takes new connections for a while yet, then none, and ends with those that it has.
+    pub(super) fn end_server(&mut self, pod: &str) -> Result<()> {
+        let state = self.pod_mut(pod)?;
+        let server =
+            state.server.take().with_context(|| format!("the server of pod {pod} is dead already"))?;
+        server.signal(Signal::SIGTERM)?;
+        state.ending = Some(server);
+        Ok(())
+    }
+
+    pub(super) fn has_server(&mut self, pod: &str) -> Result<bool> {
+        let state = self.pod_mut(pod)?;
+        if let Some(server) = &mut state.ending
+            && server.try_wait()?.is_some()
+        {
+            state.ending = None;
+        }
+        Ok(state.server.is_some() || state.ending.is_some())
+    }
+
+    /// Makes the first `count` pods well, and the others gone. One that was gone comes back as a new one.
+    pub(super) fn scale(&mut self, run: &RunDir, count: u8) -> Result<()> {
+        while self.pods.len() < usize::from(count) {
+            self.add_pod(run)?;
+        }
+        for (index, pod) in self.pods().into_iter().enumerate() {
+            let (name, state) = (&pod.name, &self.pods[index]);
+            if index >= usize::from(count) {
+                self.pods[index].condition = Condition::Gone;
+                continue;
+            }
+            if state.condition == Condition::Gone {
+                self.renew(run, index)?;
+            } else if state.server.is_none() {
+                self.start_server(run, name)?;
+            }
+            self.heal_pod(name)?;
+            self.pods[index].condition = Condition::Ready;
+        }
+        self.wait_for_servers()
     }
 
     pub(super) fn silence_pod(&self, pod: &str) -> Result<()> {

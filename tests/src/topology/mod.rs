@@ -291,7 +291,36 @@ impl Bed {
         self.publish(&cluster)
     }
 
-    /// Ends a pod's server: connections to it are refused. Its manifests stay as they are.
+    /// Makes a cluster one of `count` ready pods, whatever was done to its pods before: the first ones get their link
+    /// and their server back and are published as ready, those that are missing are added, and the others are gone
+    /// from its EndpointSlices. One that was gone comes back as another pod of the same name and address.
+    ///
+    /// # Errors
+    /// When there is no such cluster.
+    pub fn scale(&self, cluster: &str, count: u8) -> Result<()> {
+        self.with_cluster(cluster, |cluster| cluster.scale(&self.run, count))?;
+        self.publish(cluster)
+    }
+
+    /// Asks a pod's server to end, as a kubelet does when its pod is deleted (SIGTERM): it takes new connections for
+    /// two seconds more, then it ends with the connections that it has.
+    ///
+    /// # Errors
+    /// When there is no such pod or its server is dead already.
+    pub fn end_pod_server(&self, pod: &str) -> Result<()> {
+        self.with_cluster_of(pod, |cluster| cluster.end_server(pod))
+    }
+
+    /// Whether a pod's server runs, be it on its way to its end.
+    ///
+    /// # Errors
+    /// When there is no such pod.
+    pub fn has_server(&self, pod: &str) -> Result<bool> {
+        self.with_cluster_of(pod, |cluster| cluster.has_server(pod))
+    }
+
+    /// Ends a pod's server at once, be it on its way to its end: connections to it are refused. Its manifests stay
+    /// as they are.
     ///
     /// # Errors
     /// When there is no such pod or its server is dead already.
