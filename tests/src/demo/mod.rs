@@ -1,19 +1,26 @@
-//! What `cargo xtask demo` shows: nine steps on story S1's network, each with a verdict; and what it shows with
-//! `--kubernetes`, on real clusters (`kubernetes/`).
+//! What `cargo xtask demo` shows: nine steps on story S1's network, each with a verdict; with `--all` eleven more, on
+//! what policies ask for and what failures cost; and what it shows with `--kubernetes`, on real clusters
+//! (`kubernetes/`).
 //!
 //! A step is a function of the stage (`stage.rs`, `kubernetes/stage.rs`); the lists of them are `STEPS`. `ok`
 //! judges what was delivered; times are reported beside their goal.
 
 mod consistency;
 mod faults;
+mod flaps;
 mod inspect;
 mod kubernetes;
+mod lifecycle;
+mod locality;
 mod report;
+mod rescue;
 mod screen;
 mod spread;
 mod stage;
+mod world;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
@@ -82,7 +89,7 @@ trait Show: Sized + 'static {
     fn commands(&self) -> String;
 }
 
-const STEPS: [Step<Stage>; 9] = [
+const STEPS: [Step<Stage>; 20] = [
     Step {
         name: "distribution",
         story: "1,000 clients connect to one address; pods of two clusters answer.",
@@ -132,10 +139,78 @@ const STEPS: [Step<Stage>; 9] = [
         plain: true,
         run: inspect::inspect,
     },
+    Step {
+        name: "s1-distribute",
+        story: "A policy sends 90% to hangzhou and 10% to shanghai: 10,000 connections.",
+        plain: false,
+        run: locality::s1_distribute,
+    },
+    Step {
+        name: "s1-failover",
+        story: "hangzhou serves, shanghai stands by; hangzhou is scaled to 0.",
+        plain: false,
+        run: locality::s1_failover,
+    },
+    Step {
+        name: "s1-spillover",
+        story: "Two of hangzhou's four pods die: 30% spill over to shanghai. 10,000 connections.",
+        plain: false,
+        run: locality::s1_spillover,
+    },
+    Step {
+        name: "s1-outlier",
+        story: "A pod refuses though its cluster calls it ready, and nobody probes: it is ejected for 5 s.",
+        plain: false,
+        run: rescue::s1_outlier,
+    },
+    Step {
+        name: "rst-rescue",
+        story: "A pod refuses and nobody probes: the kernel takes 2,000 connections elsewhere, unseen.",
+        plain: false,
+        run: rescue::rst_rescue,
+    },
+    Step {
+        name: "syn-rescue",
+        story: "A pod says nothing and nobody probes: the second SYN of 500 connections goes elsewhere.",
+        plain: false,
+        run: rescue::syn_rescue,
+    },
+    Step {
+        name: "cluster-silent",
+        story: "hangzhou goes silent under 500 connections a second.",
+        plain: false,
+        run: rescue::cluster_silent,
+    },
+    Step {
+        name: "s2-zone",
+        story: "The gateway's zone serves; it fails, and others do; it heals, and is back after 3 s.",
+        plain: false,
+        run: locality::s2_zone,
+    },
+    Step {
+        name: "flapping",
+        story: "hangzhou fails and comes back ten times: connections leave it once and come back once.",
+        plain: false,
+        run: flaps::flapping,
+    },
+    Step {
+        name: "rolling-update",
+        story: "All pods of both clusters are replaced under load.",
+        plain: false,
+        run: lifecycle::rolling_update,
+    },
+    Step {
+        name: "drain",
+        story: "hangzhou is drained with 200 connections open.",
+        plain: false,
+        run: lifecycle::drain,
+    },
 ];
 
 fn step_names() -> clap::builder::PossibleValuesParser {
-    names(&STEPS).chain(names(Clusters::STEPS)).collect::<Vec<_>>().into()
+    // Some are shown in both ways.
+    let all: BTreeSet<&str> = names(&STEPS).chain(names(Clusters::STEPS)).collect();
+    all.into_iter().collect::<Vec<_>>().into()
 }
 
 fn names<S>(steps: &[Step<S>]) -> impl Iterator<Item = &'static str> {
@@ -210,7 +285,8 @@ impl Show for Stage {
              of three pods each. Everything is in network namespaces.",
         );
         let bed = Bed::s1(Options::default()).context("cannot build the network")?;
-        let agent = bed.start_agent(AgentOptions::default()).context("cannot start the agent")?;
+        let place = AgentOptions { zone: locality::ZONE.into(), ..AgentOptions::default() };
+        let agent = bed.start_agent(place).context("cannot start the agent")?;
         screen.say(&format!(
             "kanmon is attached ({}) to the gateway's eth0. A first request, by curl:",
             agent.attach_mode()?
@@ -274,7 +350,21 @@ mod tests {
             "inspect",
         ];
         assert_eq!(names(&[]), nine);
-        assert_eq!(names(&["--all"]), nine);
+        let more = [
+            "s1-distribute",
+            "s1-failover",
+            "s1-spillover",
+            "s1-outlier",
+            "rst-rescue",
+            "syn-rescue",
+            "cluster-silent",
+            "s2-zone",
+            "flapping",
+            "rolling-update",
+            "drain",
+        ];
+        assert_eq!(names(&["--all"]), [&nine[..], &more].concat());
+        assert_eq!(names(&["--only", "drain"]), ["drain"]);
         assert_eq!(names(&["--only", "udp", "--only", "inspect"]), ["udp", "inspect"]);
         assert!(Args::try_parse_from(["demo", "--only", "upd"]).is_err());
     }

@@ -13,7 +13,7 @@ use std::{
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::report::{Report, StepReport};
+use super::report::{Move, Report, StepReport};
 use crate::client::{Live, Tally};
 
 /// Width of a full bar, in characters.
@@ -121,9 +121,17 @@ fn line(step: &StepReport) -> String {
         (Some(ms), None) => parts.push(format!("{ms} ms")),
         _ => {}
     }
+    for (of, ring) in &step.ring_share {
+        let traffic = step.traffic_share.get(of).map(|share| format!(", traffic {share:.2}%"));
+        parts.push(format!("ring {of} {ring:.2}%{}", traffic.unwrap_or_default()));
+    }
+    parts.extend(step.syn_retransmissions.map(|count| format!("{count} SYNs sent again")));
+    for Move { ms, from, to } in &step.transitions {
+        parts.push(format!("{from}% → {to}% at {ms} ms"));
+    }
     parts.extend(step.details.iter().map(|(name, value)| format!("{} {value}", name.replace('_', " "))));
     parts.extend(step.why.clone().map(|why| format!("NOT AS EXPECTED: {why}")));
-    format!("{} {:<13} {}", if step.ok { "✔" } else { "✘" }, step.name, parts.join(", "))
+    format!("{} {:<14} {}", if step.ok { "✔" } else { "✘" }, step.name, parts.join(", "))
 }
 
 /// A row a pod, with its share of the answers.
@@ -161,7 +169,7 @@ mod tests {
         let mut step = StepReport { ms: Some(900), goal_ms: Some(1500), ..StepReport::of(&Tally::default()) };
         step.requests = 10;
         step.finish("pod-killed", Duration::ZERO);
-        assert_eq!(line(&step), "✔ pod-killed    10 requests, 0 failed, 900 ms (goal 1500 ms)");
+        assert_eq!(line(&step), "✔ pod-killed     10 requests, 0 failed, 900 ms (goal 1500 ms)");
         step.expect(false, || "one reached it".into());
         assert!(line(&step).starts_with("✘"), "{}", line(&step));
         assert!(line(&step).ends_with("NOT AS EXPECTED: one reached it"), "{}", line(&step));

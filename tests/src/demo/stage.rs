@@ -29,12 +29,18 @@ impl Stage {
 
     /// Makes sure that every ready pod takes new flows, healing what the step before left broken.
     pub(super) fn all_well(&mut self) -> Result<Vec<Pod>> {
-        if let Some(cluster) = self.silent.take() {
-            self.bed.heal_cluster(cluster)?;
-        }
+        self.heal()?;
         let pods = self.bed.ready_pods();
         self.agent.wait_for_pods(&pods, HEALING)?;
         Ok(pods)
+    }
+
+    /// Brings back the cluster that the step before left silent.
+    pub(super) fn heal(&mut self) -> Result<()> {
+        match self.silent {
+            Some(cluster) => self.mend(cluster),
+            None => Ok(()),
+        }
     }
 
     /// Makes sure that a cluster is silent and the agent knows it.

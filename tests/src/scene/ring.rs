@@ -87,25 +87,38 @@ impl Rings {
         })
     }
 
+    /// How many rings a TCP service has had: cheap to ask, and another number where the ring is another one.
+    ///
+    /// # Errors
+    /// When there is no such service.
+    pub fn version(&self, service: SocketAddr) -> Result<u32> {
+        Ok(self.word(self.index(service)?)?.version())
+    }
+
     /// The ring of a TCP service.
     ///
     /// # Errors
     /// When there is no such service, or its ring changes faster than it can be read.
     pub fn of(&self, service: SocketAddr) -> Result<Ring> {
-        let index = *self.services.get(&service).with_context(|| format!("{service} is no service"))?;
-        let word = || -> Result<RingWord> {
-            let descriptor: ServiceDescriptor = element(&self.descriptors, index)?;
-            Ok(RingWord(descriptor.ring))
-        };
+        let index = self.index(service)?;
         for _ in 0..TRIES {
-            let before = word()?;
+            let before = self.word(index)?;
             let ring = self.at(before, index);
             // One that was replaced meanwhile may lie where something else is written by now.
-            if word()? == before {
+            if self.word(index)? == before {
                 return ring;
             }
         }
         anyhow::bail!("the ring of {service} changed {TRIES} times while it was read")
+    }
+
+    fn index(&self, service: SocketAddr) -> Result<u32> {
+        self.services.get(&service).copied().with_context(|| format!("{service} is no service"))
+    }
+
+    fn word(&self, service: u32) -> Result<RingWord> {
+        let descriptor: ServiceDescriptor = element(&self.descriptors, service)?;
+        Ok(RingWord(descriptor.ring))
     }
 
     fn at(&self, word: RingWord, service: u32) -> Result<Ring> {
