@@ -6,8 +6,13 @@
 //! SIGTERM ends it the way good servers end: for a while ([`Args::drain_delay`]) it takes new connections and
 //! datagrams as before, because not every load balancer knows yet; then it takes no more, and it ends when
 //! the clients have closed the connections they have, however long that takes.
+//!
+//! SIGUSR1 makes it refuse connections from then on, while those it has live, and SIGUSR2 take them again: a
+//! server that is broken, in a process that runs.
 
 use std::{
+    future::pending,
+    io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -20,7 +25,7 @@ use tests::client::raise_open_files;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
@@ -54,21 +59,60 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     raise_open_files()?;
     let here = SocketAddr::from((Ipv6Addr::UNSPECIFIED, args.port));
-    let listener = listen(here).with_context(|| format!("cannot listen at {here}"))?;
+    let door = Door::open(here)?;
     let datagrams = datagrams(here).with_context(|| format!("cannot receive datagrams at {here}"))?;
     let name = Arc::new(format!("pod={} cluster={}", args.pod, args.cluster));
     let answering = tokio::spawn(echo(datagrams, name.clone()));
     let mut connections = JoinSet::new();
-    take_until_drained(&listener, &name, args.drain_delay, &mut connections).await?;
-    drop(listener);
+    take_until_drained(door, &name, args.drain_delay, &mut connections).await?;
     answering.abort();
     while connections.join_next().await.is_some() {}
     Ok(())
 }
 
+/// Where connections are taken, or refused for a while.
+struct Door {
+    here: SocketAddr,
+    listener: Option<TcpListener>,
+    close: Signal,
+    reopen: Signal,
+}
+
+impl Door {
+    fn open(here: SocketAddr) -> Result<Door> {
+        let on = |kind| signal(kind).context("cannot handle a signal");
+        Ok(Door {
+            here,
+            listener: Some(listen(here)?),
+            close: on(SignalKind::user_defined1())?,
+            reopen: on(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// The next connection. Nothing is lost where this is dropped before it is done.
+    async fn accept(&mut self) -> Result<io::Result<(TcpStream, SocketAddr)>> {
+        loop {
+            tokio::select! {
+                accepted = accept(self.listener.as_ref()) => return Ok(accepted),
+                _ = self.close.recv() => self.listener = None,
+                _ = self.reopen.recv() => if self.listener.is_none() {
+                    self.listener = Some(listen(self.here)?);
+                },
+            }
+        }
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => pending().await,
+    }
+}
+
 /// Takes connections until `delay` after SIGTERM.
 async fn take_until_drained(
-    listener: &TcpListener,
+    mut door: Door,
     name: &str,
     delay: Duration,
     connections: &mut JoinSet<()>,
@@ -77,7 +121,7 @@ async fn take_until_drained(
     let mut end: Option<Instant> = None;
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            accepted = door.accept() => match accepted? {
                 Ok((stream, client)) => {
                     let answer = identity(name, client);
                     // The peer may be gone at any time: an error ends this connection and nothing else.
@@ -108,7 +152,7 @@ fn dual_stack(here: SocketAddr, kind: Type) -> Result<Socket> {
 }
 
 fn listen(here: SocketAddr) -> Result<TcpListener> {
-    let socket = dual_stack(here, Type::STREAM)?;
+    let socket = dual_stack(here, Type::STREAM).with_context(|| format!("cannot listen at {here}"))?;
     socket.listen(65535)?;
     Ok(TcpListener::from_std(socket.into())?)
 }

@@ -68,7 +68,7 @@ use self::{addresses::Pool, worker::Kubelet};
 use crate::netns::{Netns, RunDir};
 
 pub use node::NodePlace;
-pub use start::{KubeletOptions, pod_namespace, start};
+pub use start::{KubeletOptions, heal_pod, pod_namespace, silence_pod, start};
 
 /// Runs the pods of a cluster's nodes as processes in network namespaces. Part of the test bed.
 #[derive(Debug, Parser)]

@@ -60,14 +60,40 @@ impl Sandbox {
         }
         pod.up()?;
         node.up()?;
-        for (address, next_hop) in addresses.both().into_iter().zip(NEXT_HOP.both()) {
-            pod.set_neighbour(next_hop, near)?;
-            pod.set_route(everywhere(next_hop)?, Some(next_hop))?;
+        set_way_out(&pod, addresses)?;
+        for address in addresses.both() {
             node.set_route(IpNet::from(address), None)?;
             node.set_neighbour(address, far)?;
         }
         Ok(())
     }
+}
+
+/// Takes a pod's link down: it answers nobody, not even with an error.
+///
+/// # Errors
+/// When the pod has no link any more.
+pub(super) fn silence(ns: &Netns) -> Result<()> {
+    Link::find(ns, "eth0")?.down()
+}
+
+/// Undoes [`silence`]: what the kernel dropped with the link is set again.
+///
+/// # Errors
+/// When the pod has no link any more.
+pub(super) fn heal(ns: &Netns, addresses: Dual) -> Result<()> {
+    let link = Link::find(ns, "eth0")?;
+    link.up()?;
+    set_way_out(&link, addresses)
+}
+
+/// Everything is behind the pod's node.
+fn set_way_out(pod: &Link, addresses: Dual) -> Result<()> {
+    for next_hop in NEXT_HOP.both() {
+        pod.set_neighbour(next_hop, mac(0x4c, addresses.v4))?;
+        pod.set_route(everywhere(next_hop)?, Some(next_hop))?;
+    }
+    Ok(())
 }
 
 /// Removes a pod's namespace and its link, whoever made them. The link goes first: a namespace ends some time

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::{NodePlace, worker::namespace_name};
+use super::{NodePlace, sandbox, worker::namespace_name};
 use crate::{
     kube::KubeBed,
     netns::{Netns, Process, RunDir},
@@ -55,6 +55,23 @@ pub fn start(run: &RunDir, ns: &Netns, options: &KubeletOptions) -> Result<Proce
 /// When the pod has none, or none any more.
 pub fn pod_namespace(run: &RunDir, cluster: &str, uid: &str) -> Result<Netns> {
     Netns::open(run, &namespace_name(cluster, uid))
+}
+
+/// Takes a running pod's link down: it answers nobody, and its kubelet will call it not ready where it is
+/// probed.
+///
+/// # Errors
+/// When there is no such pod, or none any more.
+pub fn silence_pod(run: &RunDir, cluster: &str, uid: &str) -> Result<()> {
+    sandbox::silence(&pod_namespace(run, cluster, uid)?)
+}
+
+/// Undoes [`silence_pod`], for the pod with these addresses.
+///
+/// # Errors
+/// When there is no such pod, or none any more.
+pub fn heal_pod(run: &RunDir, cluster: &str, uid: &str, addresses: Dual) -> Result<()> {
+    sandbox::heal(&pod_namespace(run, cluster, uid)?, addresses)
 }
 
 impl KubeBed {

@@ -156,13 +156,23 @@ impl RunDir {
     /// # Errors
     /// When the run is gone.
     pub fn kill_in(&self, ns: &Netns) -> Result<()> {
+        self.signal_in(ns, Signal::SIGKILL).map(drop)
+    }
+
+    /// Sends a signal to the processes of the run in `ns`, whoever started them; says to how many.
+    ///
+    /// # Errors
+    /// When the run is gone.
+    pub fn signal_in(&self, ns: &Netns, signal: Signal) -> Result<usize> {
+        let mut count = 0;
         let records = fs::read_to_string(self.path.join("processes"))?;
         for line in records.lines().filter(|line| is_running(line)) {
             if let Some(pid) = recorded_pid(line).filter(|pid| ns.holds(*pid)) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                // One that has ended in the meantime needs none.
+                count += usize::from(kill(Pid::from_raw(pid), signal).is_ok());
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Makes something that cleaning has to know of: `f` does not run while or after a signal cleans up.

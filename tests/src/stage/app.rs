@@ -22,6 +22,10 @@ pub struct App {
     pub port: u16,
     /// Whether a ServiceExport goes with it.
     pub exported: bool,
+    /// Whether its kubelet asks a pod before it calls it ready; else it is ready as soon as it runs.
+    pub checked: bool,
+    /// Whether each zone gets as many pods as the others.
+    pub spread: bool,
 }
 
 /// How a Service is reached.
@@ -47,6 +51,8 @@ impl App {
             reach: Reach::ClusterIp,
             port: HTTP_PORT,
             exported: false,
+            checked: true,
+            spread: false,
         }
     }
 
@@ -80,6 +86,18 @@ impl App {
         App { exported: true, ..self }
     }
 
+    /// Its pods are ready as soon as they run, whether they answer or not.
+    #[must_use]
+    pub fn unchecked(self) -> App {
+        App { checked: false, ..self }
+    }
+
+    /// Its pods are spread over the zones evenly.
+    #[must_use]
+    pub fn over_zones(self) -> App {
+        App { spread: true, ..self }
+    }
+
     /// Its pods are of this version.
     #[must_use]
     pub fn version(self, version: &'static str) -> App {
@@ -109,7 +127,19 @@ impl App {
         let App { name, replicas, .. } = self;
         let deployment = self.deployment();
         let version = self.version.unwrap_or("v1");
-        format!(
+        let spread = if self.spread {
+            format!(
+                "      topologySpreadConstraints:
+      - maxSkew: 1
+        topologyKey: topology.kubernetes.io/zone
+        whenUnsatisfiable: DoNotSchedule
+        labelSelector: {{matchLabels: {{app: {name}, version: {version}}}}}
+"
+            )
+        } else {
+            String::new()
+        };
+        let mut yaml = format!(
             "apiVersion: apps/v1
 kind: Deployment
 metadata: {{namespace: demo, name: {deployment}}}
@@ -120,14 +150,19 @@ spec:
     metadata: {{labels: {{app: {name}, version: {version}}}}}
     spec:
       terminationGracePeriodSeconds: 30
-      containers:
+{spread}      containers:
       - name: echo
         image: kanmon.dev/echo
         args: [--drain-delay={DRAIN_SECONDS}]
         ports: [{{name: http, containerPort: {POD_PORT}}}]
-        readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 1}}
 "
-        )
+        );
+        if self.checked {
+            yaml.push_str(
+                "        readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1}\n",
+            );
+        }
+        yaml
     }
 
     fn service_yaml(&self) -> String {
@@ -202,6 +237,14 @@ mod tests {
         let yaml = plain.assigned().port(8080).exported().yaml();
         assert!(!yaml.contains("kanmon.dev/addresses") && yaml.contains("port: 8080,"), "{yaml}");
         assert!(yaml.contains("loadBalancerClass") && yaml.contains("kind: ServiceExport"), "{yaml}");
+    }
+
+    #[test]
+    fn an_app_is_checked_and_placed_as_asked() {
+        let yaml = App::new("httpbin", 3).yaml();
+        assert!(yaml.contains("readinessProbe") && !yaml.contains("topologySpread"), "{yaml}");
+        let yaml = App::new("ratings", 3).unchecked().over_zones().yaml();
+        assert!(!yaml.contains("readinessProbe") && yaml.contains("app: ratings, version: v1}}\n"), "{yaml}");
     }
 
     #[test]

@@ -51,6 +51,11 @@ impl Gateway {
         self.vip
     }
 
+    /// Where its agent pins its maps.
+    pub fn pins(&self) -> &PathBuf {
+        &self.pins
+    }
+
     /// The socket of its agent.
     pub fn socket(&self) -> &PathBuf {
         &self.socket

@@ -24,6 +24,7 @@
 //! ```
 
 mod app;
+mod faults;
 mod gateway;
 mod inventory;
 mod place;

@@ -33,6 +33,8 @@ pub struct AppPod {
     pub cluster: String,
     /// Its uid: [`crate::kubelet::pod_namespace`] takes it.
     pub uid: String,
+    /// The Node that it is on: `hangzhou-a` is in the zone `cn-hangzhou-a`.
+    pub node: String,
     /// IPv4, then IPv6.
     pub addresses: Vec<IpAddr>,
 }
@@ -106,7 +108,10 @@ impl KubeStage {
     }
 
     /// Connects until exactly these pods answer: what the agent means to do is in the kernel a moment later.
-    fn wait_until_answering(&self, target: SocketAddr, pods: &[AppPod]) -> Result<()> {
+    ///
+    /// # Errors
+    /// When others do still, or one does not, after a while.
+    pub fn wait_until_answering(&self, target: SocketAddr, pods: &[AppPod]) -> Result<()> {
         let wanted: BTreeSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
         let deadline = Instant::now() + SOON;
         while !wanted.is_empty() {
@@ -181,6 +186,7 @@ fn described(cluster: &str, pod: &Pod) -> AppPod {
         name: pod.metadata.name.clone().unwrap_or_default(),
         cluster: cluster.to_owned(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
         addresses: ips.filter_map(|ip| ip.ip.parse().ok()).collect(),
     }
 }
