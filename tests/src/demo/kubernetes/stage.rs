@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::STEPS;
 use crate::{
     agent::Agent,
-    client::{Outcome, Running, SteadyLoad, row},
+    client::{Answer, Outcome, Running, SteadyLoad, row},
     demo::{
         Show, Step,
         report::StepReport,
@@ -36,7 +36,16 @@ pub(in crate::demo) struct Clusters {
     pub(super) agent: Agent,
     /// Agents of other gateways, which a step started.
     pub(super) others: Vec<Agent>,
+    /// Pods that refuse or are silent, by a step.
+    broken: Vec<Broken>,
     pub(super) stage: KubeStage,
+}
+
+/// What a step did to a pod.
+#[derive(Debug)]
+enum Broken {
+    Refusing(AppPod),
+    Silent(AppPod),
 }
 
 impl Show for Clusters {
@@ -79,7 +88,7 @@ impl Show for Clusters {
             "kanmon run --member-selector '{SELECTOR}' is attached ({}) to the gateway's eth0.",
             agent.attach_mode()?
         ));
-        Ok(Clusters { screen, agent, others: Vec::new(), stage })
+        Ok(Clusters { screen, agent, others: Vec::new(), broken: Vec::new(), stage })
     }
 
     fn agent(&self) -> &Agent {
@@ -110,7 +119,7 @@ impl Show for Clusters {
 
 /// The app of story S0.
 pub(super) fn app() -> App {
-    App::new("httpbin", PODS).at(VIP)
+    App::new("httpbin", PODS).at(VIP).over_zones()
 }
 
 /// Shows a command, runs it, and shows what it printed.
@@ -150,15 +159,43 @@ impl Clusters {
         Ok(true)
     }
 
-    /// Makes sure that the app is in both clusters and the agent uses all its pods, whatever the step before
-    /// did.
+    /// Makes sure that the app is in both clusters, without a policy, and the agent uses all its pods, whatever the
+    /// step before did.
     pub(super) fn all_well(&mut self) -> Result<Vec<AppPod>> {
+        self.mend();
+        self.stage.type_in("kubectl --context gateway -n demo delete loadbalancingpolicies --all")?;
         self.discover("SameName")?;
         for member in MEMBERS {
             self.stage.type_in(&format!("kubectl --context {member} apply -f httpbin.yaml"))?;
         }
         let wanted = MEMBERS.map(|member| (member, PODS.into()));
         self.stage.wait_until_used(&mut self.agent, &app(), &wanted)
+    }
+
+    /// Makes a pod refuse connections, until the next [`Clusters::mend`].
+    pub(super) fn refuse(&mut self, pod: &AppPod) -> Result<()> {
+        self.broken.push(Broken::Refusing(pod.clone()));
+        self.stage.refuse(pod)
+    }
+
+    /// Makes a pod silent, until the next [`Clusters::mend`].
+    pub(super) fn silence(&mut self, pod: &AppPod) -> Result<()> {
+        self.broken.push(Broken::Silent(pod.clone()));
+        self.stage.silence(pod)
+    }
+
+    /// Mends the pods that are broken.
+    pub(super) fn mend(&mut self) {
+        for broken in self.broken.drain(..) {
+            let mended = match &broken {
+                Broken::Refusing(pod) => self.stage.accept(pod),
+                Broken::Silent(pod) => self.stage.heal(pod),
+            };
+            // Whatever replaced a pod that is gone is not broken.
+            if let Err(error) = mended {
+                self.screen.say(&format!("  ({error:#})"));
+            }
+        }
     }
 
     /// Shows the counts as they grow.
@@ -173,7 +210,15 @@ impl Clusters {
 
     /// The same, to another service.
     pub(super) fn load_at(&self, target: SocketAddr) -> Result<Load> {
-        let load = SteadyLoad::new(target, RATE);
+        self.start(SteadyLoad::new(target, RATE))
+    }
+
+    /// The same, with a client that waits so long for an answer.
+    pub(super) fn load_with(&self, target: SocketAddr, timeout: Duration) -> Result<Load> {
+        self.start(SteadyLoad { timeout, ..SteadyLoad::new(target, RATE) })
+    }
+
+    fn start(&self, load: SteadyLoad) -> Result<Load> {
         let watch = self.watch(&load.live);
         let running = self.stage.bed().client().load(load)?;
         let begun = Instant::now();
@@ -193,8 +238,28 @@ pub(super) struct Load {
 impl Load {
     /// The start of the first `count` connections in a row, from `from` on, that `cluster` alone answered.
     pub(super) fn only(&self, cluster: &str, from: Instant, count: usize) -> Option<Instant> {
-        let row = |all: &[Outcome]| row(all, from, count, |answer| answer.cluster == cluster);
+        self.row(from, count, |answer| answer.cluster == cluster)
+    }
+
+    /// The start of the first `count` connections in a row, from `from` on, whose answers are as `expected`.
+    pub(super) fn row(
+        &self,
+        from: Instant,
+        count: usize,
+        expected: impl Fn(&Answer) -> bool,
+    ) -> Option<Instant> {
+        let row = |all: &[Outcome]| row(all, from, count, &expected);
         self.running.wait_for(from + Duration::from_secs(30), row).map(|row| row.began)
+    }
+
+    /// The start of the first connection, from `from` on, whose answer is as `expected`.
+    pub(super) fn first(&self, from: Instant, expected: impl Fn(&Answer) -> bool) -> Option<Instant> {
+        self.row(from, 1, expected)
+    }
+
+    /// Ends it; all that became of it.
+    pub(super) fn stop(self) -> Vec<Outcome> {
+        self.running.stop().outcomes
     }
 
     /// Ends it: none may have failed since `from`.
