@@ -79,6 +79,8 @@ fn two_agents_in_two_clusters_that_are_each_others_members_come_to_rest_and_writ
         for name in ["helloworld", "shop", "database"] {
             wait_for_import(stage.kube(cluster).unwrap(), name, 2);
         }
+        stage.kube(cluster).unwrap().apply(FAILOVER).unwrap();
+        wait_until_in_force(stage.kube(cluster).unwrap(), "helloworld", "helloworld");
     }
 
     let before = stage.settled(&MEMBERS).unwrap();
@@ -188,14 +190,7 @@ fn kubectl_tells_the_story_and_neither_a_removed_member_nor_uninstall_leaves_any
             .unwrap();
     }
     gateway.apply(POLICY).unwrap();
-    gateway
-        .see("the policy is in force", POLICY_PATH, SOON, |policy| {
-            let holds = |kind| condition(policy, kind).starts_with("True");
-            let entry = &policy["status"]["gateways"][0];
-            let is_told = entry["programmed"] == true && entry["services"] == json!(["shop"]);
-            (holds("Accepted") && holds("Programmed") && holds("Enforced") && is_told).then_some(())
-        })
-        .unwrap();
+    wait_until_in_force(gateway, "shop", "shop");
     tables(&stage, &shop);
 
     remove(&stage, "hangzhou");
@@ -225,7 +220,30 @@ kind: LoadBalancingPolicy
 metadata: {namespace: demo, name: shop}
 spec: {targetRefs: [{group: '', kind: Service, name: shop}], zonePreference: None}
 ";
-const POLICY_PATH: &str = "/apis/kanmon.dev/v1alpha1/namespaces/demo/loadbalancingpolicies/shop";
+
+/// A policy with everything that goes on by itself: probes, ejections, and shares that follow health.
+const FAILOVER: &str = "apiVersion: kanmon.dev/v1alpha1
+kind: LoadBalancingPolicy
+metadata: {namespace: demo, name: helloworld}
+spec:
+  targetRefs: [{group: '', kind: Service, name: helloworld}]
+  locality:
+    failover: [{from: cn-hangzhou, to: [cn-shanghai]}, {from: cn-shanghai, to: [cn-hangzhou]}]
+  healthCheck: {type: HTTP, path: /healthz, interval: 500ms, timeout: 500ms}
+  outlierDetection: {consecutiveErrors: 1, interval: 1s, baseEjectionTime: 5s}
+";
+
+/// Waits until a policy is in force at the one gateway of its cluster, for a Service.
+fn wait_until_in_force(cluster: &KubeCluster, policy: &str, service: &str) {
+    let path = format!("/apis/kanmon.dev/v1alpha1/namespaces/demo/loadbalancingpolicies/{policy}");
+    let seen = cluster.see("the policy is in force", &path, SOON, |policy| {
+        let holds = |kind| condition(policy, kind).starts_with("True");
+        let entry = &policy["status"]["gateways"][0];
+        let is_told = entry["programmed"] == true && entry["services"] == json!([service]);
+        (holds("Accepted") && holds("Programmed") && holds("Enforced") && is_told).then_some(())
+    });
+    seen.unwrap();
+}
 
 /// What `kubectl get` shows: the whole story, in columns.
 fn tables(stage: &KubeStage, shop: &App) {
