@@ -12,6 +12,24 @@ use crate::privilege::Privilege;
 use crate::progress::Step;
 use crate::workspace::{self, find_program};
 
+/// Patience with another apt at work.
+const PATIENTLY: [&str; 3] = ["-o", "DPkg::Lock::Timeout=120", "--quiet"];
+const INSTALL: [&str; 3] = ["install", "--yes", "--no-install-recommends"];
+
+/// Installs the package `$1` by the command behind it, and keeps the service of the same name from starting, now and
+/// at boot. Debian asks policy-rc.d before it starts a service; one that is there already has its own opinion.
+const WITHOUT_SERVICE: &str = r#"
+service=$1
+shift
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy" || exit
+fi
+"$@" && update-rc.d "$service" disable
+"#;
+
 /// Installs, and remembers what it did already.
 pub(crate) struct Installer {
     privilege: Privilege,
@@ -39,6 +57,13 @@ impl Installer {
         let mut packages: Vec<String> = missing.iter().flat_map(packages_of).collect();
         packages.sort();
         packages.dedup();
+        let services: Vec<&String> = missing
+            .iter()
+            .filter_map(|item| match &item.fix {
+                Fix::Service(package) => Some(package),
+                _ => None,
+            })
+            .collect();
         let nightly = missing.iter().any(|item| item.fix == Fix::Nightly);
         let components: Vec<&String> = missing
             .iter()
@@ -49,7 +74,8 @@ impl Installer {
             .collect();
         let linker = route.filter(|_| missing.iter().any(|item| matches!(item.fix, Fix::Linker(_))));
 
-        let steps = [!packages.is_empty(), linker.is_some(), nightly, !components.is_empty()];
+        let steps =
+            [!packages.is_empty(), !services.is_empty(), linker.is_some(), nightly, !components.is_empty()];
         let total = steps.iter().filter(|&&wanted| wanted).count();
         self.worked |= total > 0;
         let mut index = 0;
@@ -60,6 +86,11 @@ impl Installer {
         if !packages.is_empty() {
             let step = next(&format!("packages: {}", packages.join(" ")));
             self.packages(&packages, &step)?;
+            step.finish("installed");
+        }
+        for package in services {
+            let step = next(&format!("package without its service: {package}"));
+            self.without_service(package, &step)?;
             step.finish("installed");
         }
         // Before nightly: where the release can't be reached, nothing large was fetched in vain.
@@ -95,22 +126,35 @@ impl Installer {
         let Some(apt) = find_program("apt-get") else {
             bail!("there is no apt-get: install what provides {} here", packages.join(", "));
         };
-        self.privilege.prepare("apt-get")?;
-        if !self.lists_are_fresh {
-            step.run(self.apt(&apt)?.arg("update"), "apt-get update")?;
-            self.lists_are_fresh = true;
-        }
-        let mut install = self.apt(&apt)?;
-        install.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+        self.update(&apt, step)?;
+        let mut install = self.as_root(&apt)?;
+        install.args(PATIENTLY).args(INSTALL).args(packages);
         step.run(&mut install, "apt-get install")
     }
 
-    fn apt(&self, apt: &Path) -> Result<Command> {
+    fn without_service(&mut self, package: &str, step: &Step) -> Result<()> {
+        let Some(apt) = find_program("apt-get") else {
+            bail!("there is no apt-get: install what provides {package} here");
+        };
+        self.update(&apt, step)?;
+        let mut install = self.as_root(Path::new("/bin/sh"))?;
+        install.args(["-c", WITHOUT_SERVICE, "sh", package]);
+        install.arg(&apt).args(PATIENTLY).args(INSTALL).arg(package);
+        step.run(&mut install, "apt-get install")
+    }
+
+    fn update(&mut self, apt: &Path, step: &Step) -> Result<()> {
+        self.privilege.prepare("apt-get")?;
+        if !self.lists_are_fresh {
+            step.run(self.as_root(apt)?.args(PATIENTLY).arg("update"), "apt-get update")?;
+            self.lists_are_fresh = true;
+        }
+        Ok(())
+    }
+
+    fn as_root(&self, program: &Path) -> Result<Command> {
         let environment = [("DEBIAN_FRONTEND".into(), "noninteractive".into())];
-        let mut command = self.privilege.command(apt, &environment, "apt-get")?;
-        // Patience with another apt at work.
-        command.args(["-o", "DPkg::Lock::Timeout=120", "--quiet"]);
-        Ok(command)
+        self.privilege.command(program, &environment, "apt-get")
     }
 }
 

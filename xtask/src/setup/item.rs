@@ -34,6 +34,8 @@ impl Need {
 pub(crate) enum Fix {
     /// By these packages of the distribution.
     Packages(Vec<String>),
+    /// By this package of the distribution, without the service of the same name that it brings.
+    Service(String),
     /// By rustup's nightly with rust-src.
     Nightly,
     /// By these components of the toolchain that runs cargo.

@@ -23,7 +23,7 @@ pub(crate) fn common() -> Vec<Item> {
         program("ip", "ip", &["iproute2"], Need::Run),
         // kube-proxy of the tests' clusters calls it.
         program("nft", "nft", &["nftables"], Need::Run),
-        program("haproxy", "haproxy", &["haproxy"], Need::Bench),
+        haproxy(),
     ]
 }
 
@@ -72,6 +72,16 @@ fn program(program: &str, name: &str, packages: &[&str], need: Need) -> Item {
             let item = Item::missing(name, &format!("`{program}` is not in PATH"), &how).needed_to(need);
             with_packages(item, owned(packages))
         }
+    }
+}
+
+/// What the benchmarks start by themselves, in their own network namespaces.
+fn haproxy() -> Item {
+    let name = "haproxy";
+    let item = program(name, name, &[name], Need::Bench);
+    match item.fix {
+        Fix::Packages(_) => item.fixed_by(Fix::Service(name.to_owned())),
+        _ => item,
     }
 }
 
