@@ -8,6 +8,7 @@ mod failover;
 mod plot;
 mod progress;
 mod report;
+mod samples;
 mod series;
 
 use anyhow::Result;

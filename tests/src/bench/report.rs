@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     contender::{Checks, Contender},
     failover::{Fault, RATE, TIMEOUT},
+    samples::{median, ratio},
     series::{BIN, Bin, Run, SLOW, WINDOW, millis},
 };
 use crate::output::kernel_release;
@@ -67,6 +68,8 @@ pub(super) struct ContenderReport {
     slow: u64,
     /// How long the slowest answer took, over all rounds.
     slowest_ms: u64,
+    /// How long those that failed or were slow took together: what the fault cost its clients in time.
+    waited_ms: u64,
     /// From the fault to the start of the last request that failed or was slow, by round; 0 where none was.
     ms_until_last_bad: Vec<u64>,
     /// Rounds in which requests failed or were slow to the window's end.
@@ -81,6 +84,7 @@ struct Ratios {
     failed: Option<f64>,
     slow: Option<f64>,
     failed_or_slow: Option<f64>,
+    waited_ms: Option<f64>,
     /// Of the medians over the rounds.
     ms_until_last_bad: Option<f64>,
 }
@@ -123,7 +127,7 @@ impl Report {
         self.seconds = self.begun.elapsed().as_secs_f64().round();
         for fault in &mut self.faults {
             fault.kanmon_to_haproxy =
-                ratios(fault.contender(Contender::Kanmon.name()), fault.contender(Contender::HaProxy.name()));
+                ratios(fault.contender(Contender::Kanmon), fault.contender(Contender::HaProxy));
         }
     }
 
@@ -131,7 +135,16 @@ impl Report {
     pub(super) fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["", "", "requests", "failed", "slow", "slowest ms", "ms until last of them"]);
+        table.set_header([
+            "",
+            "",
+            "requests",
+            "failed",
+            "slow",
+            "slowest ms",
+            "waited s",
+            "ms until last of them",
+        ]);
         for fault in &self.faults {
             for (n, contender) in fault.contenders.iter().enumerate() {
                 let name = if n == 0 { fault.name } else { "" };
@@ -142,19 +155,20 @@ impl Report {
                     contender.failed.to_string(),
                     contender.slow.to_string(),
                     contender.slowest_ms.to_string(),
+                    format!("{:.1}", contender.waited_ms as f64 / 1000.0),
                     self.until(contender),
                 ]);
             }
         }
-        for column in 2..7 {
+        for column in 2..8 {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
         format!(
             "\n{}\n\nRequests that started within {} ms after the fault, over {} rounds, {} a second. Failed: no answer \
-             within {} ms.\nSlow: answered, after more than {} ms. The last column is the median over the rounds. \
-             Kernel {}.",
+             within {} ms.\nSlow: answered, after more than {} ms. \
+             Waited: what those took together. The last column is the median over the rounds.\nKernel {}.",
             table.trim_fmt(),
             self.window_ms,
             self.rounds,
@@ -167,7 +181,7 @@ impl Report {
 
     fn until(&self, contender: &ContenderReport) -> String {
         match contender.rounds_without_end {
-            0 => format!("{:.0}", median(&contender.ms_until_last_bad)),
+            0 => format!("{:.0}", contender.median_ms_until_last_bad()),
             some if some == self.rounds => "no end".to_owned(),
             some => format!("no end in {some} of {}", self.rounds),
         }
@@ -190,8 +204,8 @@ impl FaultReport {
         }
     }
 
-    fn contender(&self, name: &str) -> Option<&ContenderReport> {
-        self.contenders.iter().find(|contender| contender.name == name)
+    fn contender(&self, contender: Contender) -> Option<&ContenderReport> {
+        self.contenders.iter().find(|report| report.name == contender.name())
     }
 }
 
@@ -204,10 +218,17 @@ impl ContenderReport {
             failed: 0,
             slow: 0,
             slowest_ms: 0,
+            waited_ms: 0,
             ms_until_last_bad: Vec::new(),
             rounds_without_end: 0,
             series: Vec::new(),
         }
+    }
+
+    fn median_ms_until_last_bad(&self) -> f64 {
+        let mut sorted: Vec<f64> = self.ms_until_last_bad.iter().map(|ms| *ms as f64).collect();
+        sorted.sort_by(f64::total_cmp);
+        median(&sorted)
     }
 
     fn add(&mut self, run: Run) {
@@ -215,6 +236,7 @@ impl ContenderReport {
         self.failed += run.failed;
         self.slow += run.slow;
         self.slowest_ms = self.slowest_ms.max(run.slowest_ms);
+        self.waited_ms += run.waited_ms;
         self.ms_until_last_bad.push(run.ms_until_last_bad);
         self.rounds_without_end += u32::from(run.without_end);
         if self.series.is_empty() {
@@ -236,24 +258,8 @@ fn ratios(kanmon: Option<&ContenderReport>, haproxy: Option<&ContenderReport>) -
         failed: of(|contender| contender.failed as f64),
         slow: of(|contender| contender.slow as f64),
         failed_or_slow: of(|contender| (contender.failed + contender.slow) as f64),
-        ms_until_last_bad: of(|contender| median(&contender.ms_until_last_bad)),
-    }
-}
-
-/// In thousandths.
-fn ratio(own: f64, other: f64) -> Option<f64> {
-    (other > 0.0).then(|| (own / other * 1000.0).round() / 1000.0)
-}
-
-/// 0 where there are none.
-fn median(values: &[u64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable();
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => 0.0,
-        len if len % 2 == 1 => sorted[middle] as f64,
-        _ => (sorted[middle - 1] + sorted[middle]) as f64 / 2.0,
+        waited_ms: of(|contender| contender.waited_ms as f64),
+        ms_until_last_bad: of(ContenderReport::median_ms_until_last_bad),
     }
 }
 
@@ -303,6 +309,7 @@ mod tests {
             failed,
             slow,
             slowest_ms: last / 2,
+            waited_ms: 1000 * failed + 100 * slow,
             ms_until_last_bad: last,
             without_end: last > 4500,
             series: vec![Bin { ms: 0, ok: 100 - failed - slow, slow, failed }],
@@ -330,23 +337,15 @@ mod tests {
             fault["contenders"][1],
             json!({
                 "name": "HAProxy", "version": "1.0", "requests": 200, "failed": 0, "slow": 30,
-                "slowest_ms": 500, "ms_until_last_bad": [1000, 600], "rounds_without_end": 0,
+                "slowest_ms": 500, "waited_ms": 3000, "ms_until_last_bad": [1000, 600], "rounds_without_end": 0,
                 "series": [{"ms": 0, "ok": 170, "slow": 30, "failed": 0}],
             })
         );
         assert_eq!(fault["contenders"][2]["rounds_without_end"], 2);
         assert_eq!(
             fault["kanmon_to_haproxy"],
-            json!({"failed": null, "slow": 0.1, "failed_or_slow": 0.1, "ms_until_last_bad": 0.25})
+            json!({"failed": null, "slow": 0.1, "failed_or_slow": 0.1, "waited_ms": 0.1, "ms_until_last_bad": 0.25})
         );
-    }
-
-    #[test]
-    fn a_ratio_needs_something_to_be_divided_by() {
-        assert_eq!(ratio(1.0, 3.0), Some(0.333));
-        assert_eq!(ratio(0.0, 3.0), Some(0.0));
-        assert_eq!(ratio(3.0, 0.0), None);
-        assert_eq!((median(&[]), median(&[7]), median(&[9, 1, 4]), median(&[1, 2])), (0.0, 7.0, 4.0, 1.5));
     }
 
     #[test]
@@ -356,9 +355,9 @@ mod tests {
             let line = table.lines().find(|line| line.contains(name)).unwrap();
             line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
         };
-        assert_eq!(row("Kanmon"), ["pod-killed", "Kanmon", "200", "0", "3", "200", "200"]);
-        assert_eq!(row("HAProxy"), ["HAProxy", "200", "0", "30", "500", "800"]);
-        assert_eq!(row("nftables"), ["nftables", "200", "64", "1", "2495", "no", "end"]);
+        assert_eq!(row("Kanmon"), ["pod-killed", "Kanmon", "200", "0", "3", "200", "0.3", "200"]);
+        assert_eq!(row("HAProxy"), ["HAProxy", "200", "0", "30", "500", "3.0", "800"]);
+        assert_eq!(row("nftables"), ["nftables", "200", "64", "1", "2495", "64.1", "no", "end"]);
         assert!(table.contains("over 2 rounds, 450 a second"), "{table}");
     }
 }

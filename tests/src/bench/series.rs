@@ -42,6 +42,8 @@ pub(super) struct Run {
     pub(super) slow: u64,
     /// How long the slowest answer took, in ms.
     pub(super) slowest_ms: u64,
+    /// How long those that failed or were slow took together, in ms.
+    pub(super) waited_ms: u64,
     /// From the fault to the start of the last request that failed or was slow, in ms; 0 where none was.
     pub(super) ms_until_last_bad: u64,
     /// Whether requests failed or were slow to the window's end.
@@ -81,10 +83,12 @@ impl Run {
         self.requests += 1;
         self.failed += u64::from(kind == Kind::Failed);
         self.slow += u64::from(kind == Kind::Slow);
+        let took = millis(outcome.finished.duration_since(outcome.started));
         if kind != Kind::Failed {
-            self.slowest_ms = self.slowest_ms.max(millis(outcome.finished.duration_since(outcome.started)));
+            self.slowest_ms = self.slowest_ms.max(took);
         }
         if kind != Kind::Ok {
+            self.waited_ms += took;
             self.ms_until_last_bad = self.ms_until_last_bad.max(after);
             self.without_end = self.ms_until_last_bad >= millis(WINDOW - END_OF_WINDOW);
         }
@@ -164,6 +168,7 @@ mod tests {
         );
         assert_eq!((run.requests, run.failed, run.slow), (6, 1, 2));
         assert_eq!((run.slowest_ms, run.ms_until_last_bad, run.without_end), (1040, 121, false));
+        assert_eq!(run.waited_ms, 201 + 1040 + 2);
         assert_eq!(run.series.len(), 120);
         assert_eq!(run.series.iter().map(|bin| bin.ok + bin.slow + bin.failed).sum::<u64>(), 8);
         assert_eq!((at(&run, -1000), at(&run, -50)), ((1, 0, 0), (0, 0, 1)));

@@ -16,6 +16,9 @@ use crate::{
     topology::{Bed, POD_PORT, Pod, VIP},
 };
 
+/// More than the client ever has open: it starts 450 a second, and waits 5 s for each. Much more would take more open
+/// files than some machines allow.
+const MOST_CONNECTIONS: u32 = 4000;
 /// How long it may take to listen: generous, for a busy machine.
 const START: Duration = Duration::from_secs(10);
 
@@ -70,14 +73,15 @@ fn vip() -> IpNet {
 }
 
 /// What it is told. `timeout connect` is the probes' timeout: HAProxy's TCP checks take the smaller of it and the
-/// interval as theirs, and a client's connection is tried elsewhere as soon.
+/// interval as theirs, and a client's connection is tried elsewhere as soon. With `balance roundrobin` it goes to another
+/// server at each retry; without, `option redispatch` would mean the last one only.
 fn configuration(vip: SocketAddr, pods: &[Pod], checks: Checks) -> String {
     let timeout = in_millis(checks.timeout);
     let interval = in_millis(checks.interval);
     let mut text = format!(
         "global
     log stdout format raw local0 notice
-    maxconn 20000
+    maxconn {MOST_CONNECTIONS}
 
 defaults
     log global
@@ -125,6 +129,7 @@ mod tests {
             "mode tcp",
             "retries 3",
             "option redispatch",
+            "maxconn 4000",
             "timeout connect 200ms",
             "bind 192.168.100.10:80",
             "default-server check inter 250ms fall 2 rise 2",
