@@ -1,7 +1,8 @@
-//! What `cargo xtask bench NAME` measures: Kanmon beside what does the same work, on story S1's network.
+//! What `cargo xtask bench NAME` measures.
 //!
-//! A benchmark is a subcommand with a file of its own; `failover.rs` is one. Contenders (`contender/`) take turns
-//! in the same gateway namespace.
+//! A benchmark is a subcommand with a file of its own. `failover.rs` is Kanmon beside what does the same work, on
+//! story S1's network: contenders (`contender/`) take turns in the same gateway namespace. `syn_copy.rs` is the packet
+//! program beside itself, by test runs in the kernel.
 
 mod contender;
 mod failover;
@@ -10,10 +11,11 @@ mod progress;
 mod report;
 mod samples;
 mod series;
+mod syn_copy;
 
 use anyhow::Result;
 
-/// Measures Kanmon beside what does the same work, in network namespaces.
+/// Measures Kanmon: beside what does the same work, in network namespaces, and beside itself.
 #[derive(Debug, clap::Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 pub struct Args {
@@ -25,6 +27,8 @@ pub struct Args {
 enum Bench {
     /// Requests that fail or are slow when a pod or a cluster is lost: Kanmon, HAProxy and nftables.
     Failover(failover::Args),
+    /// What it costs a new connection that a copy of its SYN is kept for the case that its backend refuses.
+    SynCopy(syn_copy::Args),
 }
 
 /// Runs a benchmark, prints its table, and writes the files that were asked for.
@@ -34,6 +38,7 @@ enum Bench {
 pub fn run(args: &Args) -> Result<()> {
     match &args.bench {
         Bench::Failover(args) => failover::run(args),
+        Bench::SynCopy(args) => syn_copy::run(args),
     }
 }
 
@@ -45,8 +50,10 @@ mod tests {
 
     #[test]
     fn a_benchmark_is_named_and_takes_its_files() {
-        let Bench::Failover(_) =
-            Args::parse_from(["bench", "failover", "--json", "f.json", "--plot", "f.svg"]).bench;
+        let named = |args: &[&str]| Args::parse_from(args).bench;
+        let failover = named(&["bench", "failover", "--json", "f.json", "--plot", "f.svg"]);
+        assert!(matches!(failover, Bench::Failover(_)));
+        assert!(matches!(named(&["bench", "syn-copy", "--json", "f.json"]), Bench::SynCopy(_)));
         assert!(Args::try_parse_from(["bench"]).is_err());
         assert!(Args::try_parse_from(["bench", "failovre"]).is_err());
         assert!(Args::try_parse_from(["bench", "failover", "--rounds", "0"]).is_err());

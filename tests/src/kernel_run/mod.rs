@@ -2,22 +2,26 @@
 //!
 //! Nothing is attached or pinned: everything goes with the process. [`KernelProgram`] is the loaded program,
 //! [`KernelTables`] its arrays mapped into memory, [`Runner`] runs it on one frame at a time, and every thread
-//! has a runner of its own.
+//! has a runner of its own. [`Stream`] sends many frames through it at once, to see how long they take.
 
+mod instructions;
 mod memory;
 mod mirror;
 mod program;
 mod runner;
+mod stream;
 
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
 
+pub(crate) use instructions::load_xdp;
 pub use memory::{KernelTables, MappedArray, MappedCells};
 pub use mirror::mirror_element;
 pub use program::{Clock, KernelProgram};
 pub use runner::{MAX_HEAD_ROOM, Outcome, Runner, XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
+pub use stream::Stream;
 
 /// Keeps the calling thread on one CPU: what the program counts per CPU then lands in one place, and two
 /// threads on two CPUs really run at once.

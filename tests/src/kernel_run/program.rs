@@ -2,7 +2,7 @@
 
 use std::{
     env, fs, io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -47,6 +47,7 @@ pub struct KernelProgram {
     entry: ProgramFd,
     called: Vec<ProgramFd>,
     programs: ProgramArray<MapData>,
+    programs_fd: OwnedFd,
     pub(super) services_v4: HashMap<MapData, [u8; 8], u32>,
     pub(super) services_v6: HashMap<MapData, [u8; 20], u32>,
     pub(super) vips_v4: HashMap<MapData, [u8; 4], u32>,
@@ -86,6 +87,8 @@ impl KernelProgram {
         }
         maps.retain(|(name, _)| !name.starts_with('.'));
         maps.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let programs = ebpf.map("PROGRAMS").and_then(declared).context("the object has no PROGRAMS")?;
+        let programs_fd = programs.fd().as_fd().try_clone_to_owned()?;
         let entry = load(&mut ebpf, ENTRY)?;
         let called = CALLED.iter().map(|name| load(&mut ebpf, name)).collect::<Result<Vec<_>>>()?;
         let mut program = Self {
@@ -93,6 +96,7 @@ impl KernelProgram {
             entry,
             called,
             programs: take(&mut ebpf, "PROGRAMS")?,
+            programs_fd,
             services_v4: take(&mut ebpf, "SERVICES_V4")?,
             services_v6: take(&mut ebpf, "SERVICES_V6")?,
             vips_v4: take(&mut ebpf, "VIPS_V4")?,
@@ -114,6 +118,16 @@ impl KernelProgram {
     /// When the process has too many files open.
     pub fn runner(&self) -> io::Result<Runner> {
         self.entry.as_fd().try_clone_to_owned().map(Runner::new)
+    }
+
+    /// The array `PROGRAMS`.
+    pub(super) fn programs(&self) -> BorrowedFd<'_> {
+        self.programs_fd.as_fd()
+    }
+
+    /// Where the entry program is in it.
+    pub(super) fn entry_index(&self) -> i32 {
+        self.called.len() as i32
     }
 
     /// What the kernel says about each map that the program declares, in the order of their names.

@@ -66,13 +66,81 @@ struct Attributes {
 
 /// `struct xdp_md`.
 #[repr(C)]
-struct Context {
+pub(super) struct Context {
     data: u32,
     data_end: u32,
     data_meta: u32,
     ingress: u32,
     queue: u32,
     egress: u32,
+}
+
+impl Context {
+    /// Of a frame that ends at `end` and has so many bytes of metadata before it, from the loopback.
+    pub(super) fn behind_metadata(metadata: usize, end: usize) -> Self {
+        Self { data: metadata as u32, data_end: end as u32, data_meta: 0, ingress: 0, queue: 0, egress: 0 }
+    }
+}
+
+/// What a test run says.
+pub(super) struct TestRun {
+    /// What the program returned; the last time.
+    pub(super) action: u32,
+    /// Bytes of metadata and frame afterwards.
+    size: usize,
+    /// How long a run took, on average.
+    pub(super) nanoseconds: u32,
+}
+
+/// Runs an XDP program `repeat` times on what is in the buffer by then.
+pub(super) fn test_run(
+    program: &OwnedFd,
+    input: &[u8],
+    output: &mut [u8],
+    context: &Context,
+    repeat: u32,
+) -> io::Result<TestRun> {
+    let mut attributes = Attributes {
+        program: program.as_raw_fd() as u32,
+        result: 0,
+        size_in: input.len() as u32,
+        size_out: output.len() as u32,
+        data_in: input.as_ptr() as u64,
+        data_out: if output.is_empty() { 0 } else { output.as_mut_ptr() as u64 },
+        repeat,
+        duration: 0,
+        context_size_in: size_of::<Context>() as u32,
+        context_size_out: 0,
+        context_in: (&raw const *context) as u64,
+        context_out: 0,
+        flags: 0,
+        cpu: 0,
+        batch_size: 0,
+        pad: 0,
+    };
+    loop {
+        // SAFETY: the command reads `attributes`, `input` and `context`, and writes `attributes` and `output`,
+        // within the sizes given; all of them outlive the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_TEST_RUN,
+                &raw mut attributes,
+                size_of::<Attributes>() as libc::c_uint,
+            )
+        };
+        if result >= 0 {
+            return Ok(TestRun {
+                action: attributes.result,
+                size: attributes.size_out as usize,
+                nanoseconds: attributes.duration,
+            });
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 impl Runner {
@@ -93,52 +161,8 @@ impl Runner {
         self.input.clear();
         self.input.resize(metadata, 0);
         self.input.extend_from_slice(frame);
-        let context = Context {
-            data: metadata as u32,
-            data_end: self.input.len() as u32,
-            data_meta: 0,
-            ingress,
-            queue: 0,
-            egress: 0,
-        };
-        let mut attributes = Attributes {
-            program: self.program.as_raw_fd() as u32,
-            result: 0,
-            size_in: self.input.len() as u32,
-            size_out: self.output.len() as u32,
-            data_in: self.input.as_ptr() as u64,
-            data_out: self.output.as_mut_ptr() as u64,
-            repeat: 1,
-            duration: 0,
-            context_size_in: size_of::<Context>() as u32,
-            context_size_out: 0,
-            context_in: (&raw const context) as u64,
-            context_out: 0,
-            flags: 0,
-            cpu: 0,
-            batch_size: 0,
-            pad: 0,
-        };
-        loop {
-            // SAFETY: the command reads `attributes`, `input` and `context`, and writes `attributes` and
-            // `output`, within the sizes given; all of them outlive the call.
-            let result = unsafe {
-                libc::syscall(
-                    libc::SYS_bpf,
-                    BPF_PROG_TEST_RUN,
-                    &raw mut attributes,
-                    size_of::<Attributes>() as libc::c_uint,
-                )
-            };
-            if result >= 0 {
-                break;
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-        let frame = &self.output[metadata..attributes.size_out as usize];
-        Ok(Outcome { action: attributes.result, frame })
+        let context = Context { ingress, ..Context::behind_metadata(metadata, self.input.len()) };
+        let run = test_run(&self.program, &self.input, &mut self.output, &context, 1)?;
+        Ok(Outcome { action: run.action, frame: &self.output[metadata..run.size] })
     }
 }
