@@ -32,6 +32,11 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// For connections to go well before anything is broken.
 const WARM_UP: Duration = Duration::from_secs(15);
 
+/// A client that starts nothing for longer, and then all of it at once, says little about a contender.
+const LONGEST_PAUSE: Duration = Duration::from_millis(75);
+/// How often a measurement is made where the client paused for longer; the try with the shortest pause counts.
+const MOST_TRIES: u32 = 2;
+
 const POD: &str = "hangzhou-2";
 const CLUSTER: &str = "hangzhou";
 
@@ -118,7 +123,7 @@ fn measure_all(rounds: u32) -> Result<Report> {
             for contender in in_turn(round) {
                 let what = format!("round {} of {rounds}, {}, {}", round + 1, fault.name, contender.name());
                 progress.begin(&what);
-                let run = measure(&bed, contender, fault).with_context(|| what.clone())?;
+                let run = measure_calmly(&bed, contender, fault, &progress).with_context(|| what.clone())?;
                 progress.done(&format!("{what}: {}", line(&run)));
                 report.add(fault.name, contender, run);
             }
@@ -134,6 +139,24 @@ fn in_turn(round: u32) -> impl Iterator<Item = Contender> {
     (0..all.len()).map(move |n| all[(n + round as usize) % all.len()])
 }
 
+/// One contender, one fault, once more where the machine did not let the client keep its pace. What came of the
+/// requests has no say in that.
+fn measure_calmly(bed: &Bed, contender: Contender, fault: &Fault, progress: &Progress) -> Result<Run> {
+    let mut calmest = measure(bed, contender, fault)?;
+    for _ in 1..MOST_TRIES {
+        let pause = calmest.longest_pause_ms;
+        if pause <= millis(LONGEST_PAUSE) {
+            break;
+        }
+        progress.say(&format!("The machine kept the client from its work for {pause} ms: once more."));
+        let run = measure(bed, contender, fault)?;
+        if run.longest_pause_ms < pause {
+            calmest = run;
+        }
+    }
+    Ok(calmest)
+}
+
 /// One contender, one fault.
 fn measure(bed: &Bed, contender: Contender, fault: &Fault) -> Result<Run> {
     let serving = contender.start(bed, fault.checks)?;
@@ -143,9 +166,10 @@ fn measure(bed: &Bed, contender: Contender, fault: &Fault) -> Result<Run> {
     // A second of requests that went well is the series' part before the fault.
     load.wait_for(begun + WARM_UP, |all| row(all, begun, RATE as usize, |_| true))
         .context("connections fail already before anything is broken")?;
-    let broken = Instant::now();
     (fault.inject)(bed)?;
-    thread::sleep((broken + WINDOW).saturating_duration_since(Instant::now()));
+    // Connections that were half-way then are nobody's to save.
+    let broken = Instant::now();
+    thread::sleep(WINDOW);
     let outcomes = load.stop().outcomes;
     serving.stop()?;
     (fault.heal)(bed)?;

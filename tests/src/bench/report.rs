@@ -74,6 +74,8 @@ pub(super) struct ContenderReport {
     ms_until_last_bad: Vec<u64>,
     /// Rounds in which requests failed or were slow to the window's end.
     rounds_without_end: u32,
+    /// The longest time in which the client began no request, by round: how far the machine disturbed it.
+    longest_pause_ms: Vec<u64>,
     /// The requests by the time of their start; those before the fault show that all was well.
     pub(super) series: Vec<Bin>,
 }
@@ -221,6 +223,7 @@ impl ContenderReport {
             waited_ms: 0,
             ms_until_last_bad: Vec::new(),
             rounds_without_end: 0,
+            longest_pause_ms: Vec::new(),
             series: Vec::new(),
         }
     }
@@ -237,6 +240,7 @@ impl ContenderReport {
         self.slow += run.slow;
         self.slowest_ms = self.slowest_ms.max(run.slowest_ms);
         self.waited_ms += run.waited_ms;
+        self.longest_pause_ms.push(run.longest_pause_ms);
         self.ms_until_last_bad.push(run.ms_until_last_bad);
         self.rounds_without_end += u32::from(run.without_end);
         if self.series.is_empty() {
@@ -311,6 +315,7 @@ mod tests {
             slowest_ms: last / 2,
             waited_ms: 1000 * failed + 100 * slow,
             ms_until_last_bad: last,
+            longest_pause_ms: 9,
             without_end: last > 4500,
             series: vec![Bin { ms: 0, ok: 100 - failed - slow, slow, failed }],
         }
@@ -337,7 +342,7 @@ mod tests {
             fault["contenders"][1],
             json!({
                 "name": "HAProxy", "version": "1.0", "requests": 200, "failed": 0, "slow": 30,
-                "slowest_ms": 500, "waited_ms": 3000, "ms_until_last_bad": [1000, 600], "rounds_without_end": 0,
+                "slowest_ms": 500, "waited_ms": 3000, "ms_until_last_bad": [1000, 600], "rounds_without_end": 0, "longest_pause_ms": [9, 9],
                 "series": [{"ms": 0, "ok": 170, "slow": 30, "failed": 0}],
             })
         );

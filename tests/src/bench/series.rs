@@ -48,6 +48,8 @@ pub(super) struct Run {
     pub(super) ms_until_last_bad: u64,
     /// Whether requests failed or were slow to the window's end.
     pub(super) without_end: bool,
+    /// The longest time in which the client began no request: how far the machine kept it from its work, in ms.
+    pub(super) longest_pause_ms: u64,
     /// The requests by the time of their start, from [`BEFORE`] the fault on.
     pub(super) series: Vec<Bin>,
 }
@@ -62,7 +64,8 @@ enum Kind {
 impl Run {
     /// Counts. Requests of another time than the series' are left out.
     pub(super) fn of(outcomes: &[Outcome], fault: Instant) -> Run {
-        let mut run = Run { series: empty_series(), ..Run::default() };
+        let longest_pause_ms = millis(longest_pause(outcomes, fault));
+        let mut run = Run { series: empty_series(), longest_pause_ms, ..Run::default() };
         for outcome in outcomes {
             let since = millis_since(fault, outcome.started);
             let kind = kind(outcome);
@@ -93,6 +96,15 @@ impl Run {
             self.without_end = self.ms_until_last_bad >= millis(WINDOW - END_OF_WINDOW);
         }
     }
+}
+
+/// The longest time in which no request began, from [`BEFORE`] the fault to the end of [`WINDOW`]. Outcomes are in the
+/// order of their starts.
+fn longest_pause(outcomes: &[Outcome], fault: Instant) -> Duration {
+    let starts = outcomes.iter().map(|outcome| outcome.started);
+    let starts: Vec<Instant> =
+        starts.filter(|start| *start + BEFORE >= fault && *start <= fault + WINDOW).collect();
+    starts.windows(2).map(|pair| pair[1].duration_since(pair[0])).max().unwrap_or(BEFORE + WINDOW)
 }
 
 fn kind(outcome: &Outcome) -> Kind {
@@ -168,6 +180,7 @@ mod tests {
         );
         assert_eq!((run.requests, run.failed, run.slow), (6, 1, 2));
         assert_eq!((run.slowest_ms, run.ms_until_last_bad, run.without_end), (1040, 121, false));
+        assert_eq!(run.longest_pause_ms, 4878);
         assert_eq!(run.waited_ms, 201 + 1040 + 2);
         assert_eq!(run.series.len(), 120);
         assert_eq!(run.series.iter().map(|bin| bin.ok + bin.slow + bin.failed).sum::<u64>(), 8);
@@ -183,6 +196,17 @@ mod tests {
         just_before.started = fault - Duration::from_micros(400);
         let run = Run::of(&[just_before], fault);
         assert_eq!((run.requests, at(&run, -50), at(&run, 0)), (0, (0, 0, 1), (0, 0, 0)));
+    }
+
+    #[test]
+    fn a_pause_of_the_client_counts_around_the_fault_only() {
+        let fault = Instant::now() + Duration::from_secs(60);
+        let at = |ms| outcome(fault, ms, 1, answer());
+        let steady: Vec<Outcome> = (-100..600).map(|n| at(10 * n)).collect();
+        assert_eq!(longest_pause(&steady, fault), Duration::from_millis(10));
+        let paused = [-5000, -1000, -990, -900, 5000, 6000].map(at);
+        assert_eq!(longest_pause(&paused, fault), Duration::from_millis(5900));
+        assert_eq!(longest_pause(&[at(-4000), at(-2000)], fault), BEFORE + WINDOW);
     }
 
     #[test]
