@@ -1,6 +1,6 @@
 //! The traits of the packet program, implemented over BPF maps.
 
-use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or};
+use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -86,6 +86,12 @@ impl Cells for KernelCells {
     fn fetch_and(self, index: usize, bits: u64) -> u64 {
         // SAFETY: as in `compare_exchange`.
         unsafe { atomic_and::<u64, u64, { AtomicOrdering::SeqCst }>(self.cell(index), bits) }
+    }
+
+    #[inline(always)]
+    fn fetch_add(self, index: usize, value: u64) -> u64 {
+        // SAFETY: as in `compare_exchange`.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(self.cell(index), value) }
     }
 }
 
@@ -216,6 +222,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn flow_stats(&self, index: u32) -> Option<KernelCells> {
+        element(&maps::FLOW_STATS, index)
+    }
+
+    #[inline(always)]
     fn ring_pair(&self, index: u32) -> Option<KernelCells> {
         element(&maps::RINGS, index)
     }
@@ -233,19 +244,26 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn event(&self, event: &Event, limit: u32) {
+    fn event(&self, time: u64, limit: u32, lost: Counter, words: impl FnOnce() -> [u64; 7]) {
         let Some(budget) = element(&maps::EVENT_BUDGET, cpu()) else { return };
-        let now = clock::tick(event.time) as u64;
+        let now = clock::tick(time) as u64;
         let spent = budget.load(0);
         let sent = if spent & 0xffff_ffff == now { spent >> 32 } else { 0 };
         if sent >= limit as u64 {
-            return self.count(Counter::EventLost);
+            return self.count(lost);
         }
         budget.store(0, now | (sent + 1) << 32);
         let Some(mut entry) = maps::EVENTS.reserve_untyped::<Event>(0) else {
-            return self.count(Counter::EventLost);
+            return self.count(lost);
         };
-        entry.write(*event);
+        let target = entry.as_mut_ptr().cast::<u64>();
+        let mut index = 0;
+        for word in words() {
+            // SAFETY: an event is as many words as there are. One store each, straight into the ring: there is no
+            // room for all of them on the stack.
+            unsafe { target.add(index).write_volatile(word) };
+            index += 1;
+        }
         entry.submit(0);
     }
 

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    EventBudget, FlowBucket, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock,
+    EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock,
     Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
     ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
 };
@@ -49,6 +49,8 @@ pub(crate) static FLOWS: Array<FlowBucket, 1, SHARED> = Array::new();
 pub(crate) static HANDSHAKES: Array<HandshakeBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static SYNS: Array<SynCopy, 1, SHARED> = Array::new();
+#[btf_map]
+pub(crate) static FLOW_STATS: Array<FlowStats, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static LOCKS: Array<Lock, { LOCK_STRIPES as usize }, SHARED> = Array::new();
 #[btf_map]

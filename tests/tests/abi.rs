@@ -22,6 +22,7 @@ const SIZES: Sizes = Sizes {
     members: 64,
     backends: 128,
     snat_stride: 2,
+    flow_stats: 4,
     cpus: 1,
 };
 

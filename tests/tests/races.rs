@@ -41,6 +41,7 @@ const ROOMY: Sizes = Sizes {
     members: 4,
     backends: 4,
     snat_stride: 1,
+    flow_stats: 4096,
     cpus: 64,
 };
 

@@ -41,12 +41,16 @@ pub struct Config {
     pub port_words: u16,
     /// How long an idle flow lives.
     pub timeouts: Timeouts,
-    /// Events that one CPU may send within one tick.
+    /// Events that one CPU may send within one tick in all.
     pub events_per_tick: u32,
     /// Always 0, which the verifier cannot know; see [`Config::forget`].
     pub zero: u32,
+    /// Number of elements of `FLOW_STATS` − 1; they are a power of two.
+    pub flow_stats_mask: u32,
+    /// Events that it may send when it sends one for the flow log: what is left is for others.
+    pub flow_events_per_tick: u32,
     /// Always 0.
-    pub reserved: [u32; 11],
+    pub reserved: [u32; 9],
 }
 
 impl Config {

@@ -85,7 +85,7 @@ counters! {
     FlowReclaimed = 23, "flow_reclaimed";
     /// An expired, closed, reset or half-open flow gave up its port, or its place in the reverse table.
     PortReclaimed = 24, "port_reclaimed";
-    /// An event was not sent: rate limit, or the agent is not reading.
+    /// An event that is not the flow log's was not sent: rate limit, or the agent is not reading.
     EventLost = 25, "event_lost";
     /// Dropped: a backend's RST to a SYN, which the client's next SYN takes to another backend.
     DropRefused = 26, "drop_refused";
@@ -101,6 +101,10 @@ counters! {
     BackendTripped = 31, "backend_tripped";
     /// A new flow went to a tripped backend, because no other one takes new flows.
     FlowFailedOpen = 32, "flow_failed_open";
+    /// The flow log was not told of a flow: rate limit, or the agent is not reading.
+    FlowEventLost = 33, "flow_event_lost";
+    /// A new flow's traffic is not counted for the flow log, because another flow has its place in the table.
+    FlowUncounted = 34, "flow_uncounted";
 }
 
 /// Room for counters in [`CpuCounters`].

@@ -8,9 +8,9 @@ use super::assert_layout;
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// A flow was made.
+    /// Flow log: a flow was made.
     Opened = 1,
-    /// A flow was closed by both sides, refused, or reset.
+    /// Flow log: a flow has ended. One that saw a RST ends when it has stayed quiet, for the RST may be blind.
     Closed = 2,
     /// A new flow found the flow table full.
     TableFull = 3,
@@ -19,7 +19,7 @@ pub enum EventKind {
     /// Connections to the member's backend failed so often in a row (`detail`) that it gets no new flow for a time;
     /// this flow's was the last of them.
     Tripped = 5,
-    /// A flow's SYN failed at one member (`detail`) and went to another, which is `member`.
+    /// Flow log: a flow's SYN failed at one member (`detail`) and went to another, which is `member`.
     Rescued = 6,
 }
 
@@ -47,10 +47,20 @@ pub struct Event {
     pub snat: u8,
     /// The service's index.
     pub service: u32,
-    /// What [`EventKind`] says about it; else 0.
+    /// What [`EventKind`] says about it. Of a flow that ended by being removed: ticks since its last packet. Else 0.
     pub detail: u32,
+    /// The flow's slot.
+    pub slot: u32,
+    /// Version of the slot.
+    pub version: u16,
+    /// Generation of `member`.
+    pub generation: u8,
+    /// [`super::CloseReason`] of what ended; else 0.
+    pub reason: u8,
+    /// Generation of the member that a rescued flow had before; else 0.
+    pub before_generation: u8,
     /// Always 0.
-    pub reserved: u32,
+    pub reserved: [u8; 3],
 }
 
 /// Element of the array `EVENT_BUDGET`, one for each CPU: how many events it has sent in the current tick.
@@ -59,11 +69,11 @@ pub struct Event {
 pub struct EventBudget {
     /// The tick.
     pub tick: u32,
-    /// Events sent in it.
+    /// Events sent in it, for the flow log and others.
     pub sent: u32,
 }
 
 assert_layout! {
-    Event: 48,
+    Event: 56,
     EventBudget: 8,
 }

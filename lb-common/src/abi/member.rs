@@ -68,6 +68,8 @@ pub mod member_flags {
     pub const DRAINING: u8 = 4;
     /// The endpoint is gone: UDP flows are selected anew at once (kubernetes #59033), TCP flows may finish.
     pub const REMOVED: u8 = 8;
+    /// Bytes and packets of its flows are counted one by one, those of the flow log.
+    pub const COUNTED: u8 = 16;
 }
 
 assert_layout!(Member: 64);

@@ -12,6 +12,7 @@ mod config;
 mod counter;
 mod event;
 mod flow;
+mod flow_log;
 mod last_hop;
 mod member;
 mod reverse;
@@ -27,6 +28,7 @@ pub use flow::{
     FLOW_WAYS, FlowBucket, FlowEntry, FlowRef, FlowState, FlowWord, Handshake, HandshakeBucket,
     HandshakeWord, LOCK_STRIPES, Lock, MAX_FLOW_SLOT, VERSION_MASK,
 };
+pub use flow_log::{CloseReason, FlowLogWord, FlowOwner, FlowStats};
 pub use last_hop::{LAST_HOP_WAYS, LAST_HOPS, LastHop, LastHopWord};
 pub use member::{MAX_MEMBER_INDEX, Member, member_flags};
 pub use reverse::{

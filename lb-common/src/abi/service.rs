@@ -76,8 +76,10 @@ pub struct ServiceDescriptor {
     pub pad: [u8; 4],
     /// Cell 5: [`ReactionWord`].
     pub reaction: u64,
+    /// Cell 6: [`super::FlowLogWord`].
+    pub flow_log: u64,
     /// Always 0.
-    pub reserved: [u8; 16],
+    pub reserved: [u8; 8],
 }
 
 /// What connections of a service that fail at a backend lead to; one word, so that a reader sees one policy.

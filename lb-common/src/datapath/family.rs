@@ -20,7 +20,7 @@ use crate::{
 /// An IP version.
 pub trait Family: Sized + Copy {
     /// A raw address: network order in memory.
-    type Address: Copy + PartialEq;
+    type Address: Default + Copy + PartialEq;
     /// 4 or 6.
     const NUMBER: u8;
     /// Cells of a reverse entry.

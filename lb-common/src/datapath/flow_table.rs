@@ -1,8 +1,8 @@
 //! The forward table: from a flow's hash to its word. Layout and protocol: docs/adr/0001-flow-tables.md.
 
-use super::{Cells, Maps, Tables, V4, V6, member, member::MemberHead, reverse_table};
+use super::{Cells, Family, Maps, Tables, V4, V6, events, member, member::MemberHead, reverse_table, reverse_table::Reverse};
 use crate::{
-    abi::{Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, ReverseWord},
+    abi::{CloseReason, Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, ReverseWord},
     clock::{self, Age},
     hash::FlowHash,
 };
@@ -28,6 +28,13 @@ impl<C: Cells> Slot<C> {
     #[inline(always)]
     pub(super) fn reference(&self) -> FlowRef {
         FlowRef { slot: self.bucket * FLOW_WAYS + self.way, version: self.word.version() }
+    }
+
+    /// The tag of the flow's hash. What is read of a slot that has changed hands means nothing.
+    #[inline(always)]
+    pub(super) fn tag(&self) -> u64 {
+        // Masking is its own inverse.
+        self.word.masked_tag(self.cells.load(tag_cell(self.way)))
     }
 
     /// Moves the word to another state unless somebody else moved it first.
@@ -184,8 +191,9 @@ fn claim_in<M: Maps>(maps: &M, config: &Config, first_bucket: u32, second_bucket
         let slot = bucket * FLOW_WAYS + way;
         let mut displaced = 0;
         if state.is_live() {
-            release(maps, config, victim, FlowRef { slot, version: victim.version() });
             displaced = if best < SCORE_HALF_OPEN { 1 } else { 2 };
+            let reason = if displaced == 1 { CloseReason::Timeout } else { CloseReason::Evicted };
+            displace(maps, config, &Slot { cells, bucket, way, word: victim }, reason, now);
         }
         return (slot as u64) << 2 | displaced;
     }
@@ -331,6 +339,70 @@ pub(super) fn release<T: Tables>(tables: &T, config: &Config, word: FlowWord, fl
     } else {
         reverse_table::remove::<V4, T>(tables, config, head.backend(), word, flow);
     }
+}
+
+/// Does so for a flow that had to make room, and tells the flow log.
+#[inline(always)]
+fn displace<M: Maps>(maps: &M, config: &Config, slot: &Slot<M::Cells>, reason: CloseReason, now: u16) {
+    let Some(member) = maps.member(slot.word.member()) else { return };
+    if !MemberHead::load(member).is_of(slot.word) {
+        return;
+    }
+    if member::is_v6(member) {
+        displace_of::<V6, M>(maps, config, slot, member, reason, now);
+    } else {
+        displace_of::<V4, M>(maps, config, slot, member, reason, now);
+    }
+}
+
+#[inline(always)]
+fn displace_of<F: Family, M: Maps>(
+    maps: &M,
+    config: &Config,
+    slot: &Slot<M::Cells>,
+    member: M::Cells,
+    reason: CloseReason,
+    now: u16,
+) {
+    let backend = MemberHead::load(member).backend();
+    let Some((cells, first, word)) =
+        reverse_table::of_flow::<F, M>(maps, config, backend, slot.word, slot.reference())
+    else {
+        return;
+    };
+    let entry = reverse_table::read::<F, M::Cells>(cells, first, word);
+    reverse_table::remove_entry(maps, config, cells, first, word);
+    let Some(entry) = entry else { return };
+    end(maps, config, slot, &entry, member::service(member), reason, now);
+}
+
+/// Tells the flow log of a flow that was removed, unless it closed before: then it has been told.
+#[inline(always)]
+pub(super) fn end<F: Family, M: Maps>(
+    maps: &M,
+    config: &Config,
+    slot: &Slot<M::Cells>,
+    entry: &Reverse<F, M::Cells>,
+    service: u32,
+    reason: CloseReason,
+    now: u16,
+) {
+    let state = slot.word.state();
+    if state as u8 == FlowState::Closed as u8 {
+        return;
+    }
+    let idle = clock::age(now, last_seen(slot.cells, slot.way)).min(clock::age(now, entry.last_seen()));
+    let end = events::End::<F> {
+        client: entry.client,
+        client_port: entry.client_port,
+        word: slot.word,
+        flow: slot.reference(),
+        tag: slot.tag(),
+        service,
+        reason: CloseReason::of(state, reason),
+        idle: idle.ticks(),
+    };
+    events::ended(maps, config, &end);
 }
 
 /// The entry that a reverse entry names, if it is still that incarnation.

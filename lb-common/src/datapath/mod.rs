@@ -6,6 +6,7 @@
 pub mod checksum;
 mod events;
 mod family;
+mod flow_stats;
 mod flow_table;
 mod last_hop;
 mod member;

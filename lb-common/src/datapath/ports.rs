@@ -9,10 +9,11 @@ use core::hint::black_box;
 use super::{
     Cells, Family, Maps, Tables,
     flow_table::{self, Slot},
+    member,
     reverse_table::{self, NewReverse},
 };
 use crate::{
-    abi::{Config, FlowState, FlowWord, REVERSE_WAYS, ReverseWord},
+    abi::{CloseReason, Config, FlowState, FlowWord, REVERSE_WAYS, ReverseWord},
     clock,
 };
 
@@ -292,11 +293,22 @@ fn evict_holder<F: Family, M: Maps>(
     let way = best as u32 >> HOLDER_WAY_SHIFT & (REVERSE_WAYS - 1);
     let Some(cells) = reverse_table::bucket_of::<F, M>(maps, config, key) else { return false };
     let Some(holder) = holder::<F, M>(maps, config, cells, key, way) else { return false };
-    if holder.class(config, search.now) >= HOLDER_LIVE {
+    let class = holder.class(config, search.now);
+    if class >= HOLDER_LIVE {
         return false;
     }
     let Holder { cells, first, entry, slot } = holder;
+    let reverse = reverse_table::read::<F, M::Cells>(cells, first, entry);
     let empty = FlowWord::new(FlowState::Empty, slot.word.version());
-    slot.cells.replace(flow_table::word_cell(slot.way), slot.word.0, empty.0)
-        && reverse_table::remove_entry(maps, config, cells, first, entry)
+    if !slot.cells.replace(flow_table::word_cell(slot.way), slot.word.0, empty.0) {
+        return false;
+    }
+    let removed = reverse_table::remove_entry(maps, config, cells, first, entry);
+    if let Some(reverse) = reverse
+        && let Some(member) = maps.member(reverse.member)
+    {
+        let reason = if class == HOLDER_HALF_OPEN { CloseReason::Evicted } else { CloseReason::Timeout };
+        flow_table::end(maps, config, &slot, &reverse, member::service(member), reason, search.now);
+    }
+    removed
 }

@@ -11,12 +11,13 @@ use super::{
     reply::{self, Located},
     request::TCP_FLAGS,
     rescue,
+    reverse_table::Reverse,
     select::{self, Search},
     setup, syn,
     tcp::Flags,
     trip,
 };
-use crate::abi::{Config, Counter, EventKind, FlowState, TCP};
+use crate::abi::{CloseReason, Config, Counter, FlowState, TCP};
 
 /// Makes the frame the flow's SYN again where there is another backend for it; else forwards it.
 #[inline(always)]
@@ -45,20 +46,11 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
     if !Flags(flags).is_acknowledging() || !kept.is_acknowledged_by(slot.word.version(), ack) {
         return reply::send(packet, maps, config, link, ip, ports, &entry, member);
     }
-    let ends = syn::Ends::<F> {
-        client: entry.client,
-        client_port: entry.client_port,
-        vip: match F::member_vip(maps, member) {
-            Some(vip) => vip,
-            None => return Outcome::Drop(Counter::DropNotReady),
-        },
-        vip_port: member::vip_port(member),
-    };
-    let service = member::service(member);
-    let reaction = rescue::reaction(maps, service);
+    let Some(tuple) = ends(maps, &entry, member) else { return Outcome::Drop(Counter::DropNotReady) };
+    let reaction = rescue::reaction(maps, member::service(member));
     let now = maps.now();
-    let client_ports = Ports { source: ends.client_port, destination: ends.vip_port };
-    let (hash, ring_hash) = setup::hashes::<F>(config, ends.client, ends.vip, client_ports, TCP);
+    let client_ports = Ports { source: tuple.client_port, destination: tuple.vip_port };
+    let (hash, ring_hash) = setup::hashes::<F>(config, tuple.client, tuple.vip, client_ports, TCP);
     // Whether there is one at all; which one it is decided when the flow moves.
     let search = Search {
         cluster: 0,
@@ -75,16 +67,42 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
     let errors = trip::failed(maps, reaction, MemberHead::load(member).backend(), now);
     if errors != 0 {
         maps.count(Counter::BackendTripped);
-        let (kind, errors) = (EventKind::Tripped, errors as u32);
-        events::send(maps, config, kind, entry.client, entry.client_port, ip, slot.word, service, errors);
+        events::tripped::<F, M>(maps, config, slot.word, member::service(member), errors);
     }
     if !has_heir {
-        let kind = EventKind::Closed;
-        events::send(maps, config, kind, entry.client, entry.client_port, ip, slot.word, service, 0);
+        let end = events::End::<F> {
+            client: entry.client,
+            client_port: entry.client_port,
+            word: slot.word,
+            flow: entry.flow,
+            tag: slot.tag(),
+            service: member::service(member),
+            reason: CloseReason::Reset,
+            idle: 0,
+        };
+        events::ended(maps, config, &end);
         return reply::send(packet, maps, config, link, ip, ports, &entry, member);
     }
-    match syn::rebuild::<F, P, M>(packet, maps, config, hash, &ends, ack) {
+    // Read again: kept until here, they would be too much for the stack.
+    let rebuilt = ends(maps, &entry, member)
+        .and_then(|ends| syn::rebuild::<F, P, M>(packet, maps, config, hash, &ends, ack));
+    match rebuilt {
         Some(()) => Outcome::Retry(F::NETWORK),
         None => Outcome::Drop(Counter::DropRefused),
     }
+}
+
+/// Client and VIP of a flow.
+#[inline(always)]
+fn ends<F: Family, M: Maps>(
+    maps: &M,
+    entry: &Reverse<F, M::Cells>,
+    member: M::Cells,
+) -> Option<syn::Ends<F>> {
+    Some(syn::Ends::<F> {
+        client: entry.client,
+        client_port: entry.client_port,
+        vip: F::member_vip(maps, member)?,
+        vip_port: member::vip_port(member),
+    })
 }

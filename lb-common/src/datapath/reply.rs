@@ -1,7 +1,7 @@
 //! A backend's packet: back to the client that it is for.
 
 use super::{
-    Cells, Family, Maps, Outcome, PacketMut, events, flow_table,
+    Cells, Family, Maps, Outcome, PacketMut, events, flow_stats, flow_table,
     flow_table::Slot,
     last_hop,
     member::{self, MemberHead},
@@ -14,7 +14,7 @@ use super::{
     trip,
 };
 use crate::{
-    abi::{Config, Counter, EventKind, FlowState, HandshakeWord, ReverseState, TCP, member_flags},
+    abi::{CloseReason, Config, Counter, FlowState, HandshakeWord, ReverseState, TCP, member_flags},
     clock,
 };
 
@@ -45,7 +45,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     if ip.ttl <= 1 {
         return Some(Outcome::Drop(Counter::DropTtl));
     }
-    if let Some(outcome) = learn(packet, maps, config, ip, &entry)? {
+    if let Some(outcome) = learn(packet, maps, config, ip, &entry, member)? {
         return Some(outcome);
     }
     entry.touch(clock::tick(maps.now()));
@@ -94,6 +94,7 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
     config: &Config,
     ip: &Ip<F>,
     entry: &Reverse<F, M::Cells>,
+    member: M::Cells,
 ) -> Option<Option<Outcome>> {
     if ip.protocol != TCP {
         if !entry.word.is_replied() {
@@ -120,7 +121,7 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
         if slot.word.state() as u8 != FlowState::Empty as u8 && !is_current(entry, &slot) {
             return Some(Some(Outcome::Drop(Counter::DropMoved)));
         }
-        match step(packet, maps, config, ip, entry, &slot, flags)? {
+        match step(packet, maps, config, ip, entry, member, &slot, flags)? {
             Learned::Lost => {}
             Learned::Forward => return Some(None),
             Learned::Decided(outcome) => return Some(Some(outcome)),
@@ -142,12 +143,14 @@ enum Learned {
 
 /// One look.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn step<F: Family, P: PacketMut, M: Maps>(
     packet: &P,
     maps: &M,
     config: &Config,
     ip: &Ip<F>,
     entry: &Reverse<F, M::Cells>,
+    member: M::Cells,
     slot: &Slot<M::Cells>,
     flags: Flags,
 ) -> Option<Learned> {
@@ -178,9 +181,18 @@ fn step<F: Family, P: PacketMut, M: Maps>(
             if !slot.advance(state) {
                 return Some(Learned::Lost);
             }
-            if matches!(state, FlowState::Closed | FlowState::BackendReset) {
-                let (client, port) = (entry.client, entry.client_port);
-                events::of_flow(maps, config, EventKind::Closed, client, port, ip, slot.word);
+            if state as u8 == FlowState::Closed as u8 {
+                let end = events::End::<F> {
+                    client: entry.client,
+                    client_port: entry.client_port,
+                    word: slot.word,
+                    flow: entry.flow,
+                    tag: slot.tag(),
+                    service: member::service(member),
+                    reason: if flags.is_reset() { CloseReason::Reset } else { CloseReason::Fin },
+                    idle: 0,
+                };
+                events::ended(maps, config, &end);
             }
             match state {
                 FlowState::Closed => {}
@@ -226,6 +238,9 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
     if let Some(stats) = maps.member_stats(entry.member, config.member_count) {
         stats.add(3, 1);
         stats.add(4, bytes);
+    }
+    if MemberHead::load(member).has(member_flags::COUNTED) {
+        flow_stats::count(maps, config, entry.flow, flow_stats::OUT, bytes);
     }
     Outcome::Send(egress.ifindex)
 }

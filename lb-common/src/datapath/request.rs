@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use network_types::tcp::TcpHdr;
 
 use super::{
-    Cells, Family, Maps, Outcome, PacketMut, events,
+    Cells, Family, Maps, Outcome, PacketMut, events, flow_stats,
     flow_table::Slot,
     last_hop::Egress,
     member::{self, MemberHead},
@@ -15,7 +15,7 @@ use super::{
     tcp::{self, ClientStep, Flags},
 };
 use crate::{
-    abi::{Config, Counter, EventKind, FlowState, FlowWord, TCP, UDP, member_flags},
+    abi::{CloseReason, Config, Counter, FlowState, TCP, UDP, member_flags},
     clock,
 };
 
@@ -60,16 +60,17 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
         if flags.is_open() && rescue::is_due(maps, &slot, now) {
             return Outcome::Retry(F::NETWORK);
         }
-        if let Some(outcome) = step(packet, maps, config, ip, ports, &slot, flags) {
+        if let Some(outcome) = step(packet, maps, config, ip, ports, &slot, member, flags) {
             return outcome;
         }
     }
     slot.touch(clock::tick(now));
-    send(packet, maps, config, link, ip, ports, slot.word, member, head)
+    send(packet, maps, config, link, ip, ports, &slot, member, head)
 }
 
 /// Moves the flow's state; an outcome only where the packet is not to be forwarded as part of this flow.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn step<F: Family, P: PacketMut, M: Maps>(
     packet: &P,
     maps: &M,
@@ -77,14 +78,25 @@ fn step<F: Family, P: PacketMut, M: Maps>(
     ip: &Ip<F>,
     ports: Ports,
     slot: &Slot<M::Cells>,
+    member: M::Cells,
     flags: Flags,
 ) -> Option<Outcome> {
     match tcp::from_client(slot.word.state(), flags) {
         ClientStep::Stay => {}
         ClientStep::NewFlow => return Some(Outcome::NewFlow(F::NETWORK)),
         ClientStep::To(state) => {
-            if slot.advance(state) && matches!(state, FlowState::Closed | FlowState::ClientReset) {
-                events::of_flow(maps, config, EventKind::Closed, ip.source, ports.source, ip, slot.word);
+            if slot.advance(state) && state as u8 == FlowState::Closed as u8 {
+                let end = events::End::<F> {
+                    client: ip.source,
+                    client_port: ports.source,
+                    word: slot.word,
+                    flow: slot.reference(),
+                    tag: slot.tag(),
+                    service: member::service(member),
+                    reason: CloseReason::Fin,
+                    idle: 0,
+                };
+                events::ended(maps, config, &end);
             }
         }
         ClientStep::Prove(state) => {
@@ -121,13 +133,14 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     link: &Link,
     ip: &Ip<F>,
     ports: Ports,
-    flow: FlowWord,
+    slot: &Slot<M::Cells>,
     member: M::Cells,
     head: MemberHead,
 ) -> Outcome {
     if !head.has(member_flags::NEXT_HOP) {
         return Outcome::Drop(Counter::DropNoNextHop);
     }
+    let flow = slot.word;
     let bytes = packet.len() as u64;
     let place = member.load(5);
     let shape = member.load(6);
@@ -152,6 +165,9 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     if let Some(stats) = maps.member_stats(flow.member(), config.member_count) {
         stats.add(1, 1);
         stats.add(2, bytes);
+    }
+    if head.has(member_flags::COUNTED) {
+        flow_stats::count(maps, config, slot.reference(), flow_stats::IN, bytes);
     }
     Outcome::Send(egress.ifindex)
 }

@@ -11,7 +11,7 @@ use super::{
     setup, syn, trip,
 };
 use crate::{
-    abi::{Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, HandshakeWord, ReactionWord},
+    abi::{Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, HandshakeWord, ReactionWord, TCP},
     clock,
     hash::FlowHash,
 };
@@ -94,7 +94,7 @@ pub(super) fn retry<F: Family, P: PacketMut, M: Maps>(
     lock.compare_exchange(0, 1, 0);
     match tried {
         Ok(tried) => {
-            report(maps, config, ip, ports, &tried, now);
+            report(maps, config, ip, ports, hash, &tried, now);
             Outcome::Again
         }
         Err(counter) => Outcome::Drop(counter),
@@ -114,6 +114,8 @@ struct Tried {
     before: FlowWord,
     /// Its word.
     word: FlowWord,
+    /// Its slot.
+    slot: u32,
     /// Its service.
     service: u32,
     /// The backend that left the SYN unanswered; 0: none.
@@ -122,15 +124,22 @@ struct Tried {
 
 /// Counts, and tells the agent.
 #[inline(always)]
-fn report<F: Family, M: Maps>(maps: &M, config: &Config, ip: &Ip<F>, ports: Ports, tried: &Tried, now: u64) {
-    let &Tried { before, word, service, silent } = tried;
+fn report<F: Family, M: Maps>(
+    maps: &M,
+    config: &Config,
+    ip: &Ip<F>,
+    ports: Ports,
+    hash: FlowHash,
+    tried: &Tried,
+    now: u64,
+) {
+    let &Tried { before, word, slot, service, silent } = tried;
     if silent != 0 {
         maps.count(Counter::ConnectUnanswered);
         let errors = trip::failed(maps, reaction(maps, service), silent, now);
         if errors != 0 {
             maps.count(Counter::BackendTripped);
-            let kind = EventKind::Tripped;
-            events::send(maps, config, kind, ip.source, ports.source, ip, before, service, errors as u32);
+            events::tripped::<F, M>(maps, config, before, service, errors);
         }
     }
     if word.member() != before.member() {
@@ -138,8 +147,21 @@ fn report<F: Family, M: Maps>(maps: &M, config: &Config, ip: &Ip<F>, ports: Port
         if let Some(stats) = maps.member_stats(word.member(), config.member_count) {
             stats.add(0, 1);
         }
-        let kind = EventKind::Rescued;
-        events::send(maps, config, kind, ip.source, ports.source, ip, word, service, before.member());
+        if events::noted(maps, service).notes(hash.tag()) {
+            let about = events::About::<F> {
+                kind: EventKind::Rescued,
+                client: ip.source,
+                client_port: ports.source,
+                protocol: TCP,
+                flow: word,
+                slot,
+                service,
+                detail: before.member(),
+                reason: 0,
+                before_generation: before.generation(),
+            };
+            events::log(maps, config, &about);
+        }
     }
 }
 
@@ -171,7 +193,8 @@ fn locked<F: Family, M: Maps>(
         return Err(Counter::DropStaleMember);
     }
     let service = member::service(member);
-    let same = Tried { before, word: before, service, silent: 0 };
+    let number = slot.reference().slot;
+    let same = Tried { before, word: before, slot: number, service, silent: 0 };
     slot.touch(clock::tick(now));
     if !is_due(maps, &slot, now) {
         return Ok(same);
@@ -194,7 +217,7 @@ fn locked<F: Family, M: Maps>(
         // Once more to the same one, and no count for what comes after it.
         let word = before.with_state(FlowState::SynSent).with_attempt(NO_RESCUE);
         slot.cells.compare_exchange(flow_table::word_cell(slot.way), claimed.0, word.0);
-        return Ok(Tried { before, word, service, silent });
+        return Ok(Tried { before, word, slot: number, service, silent });
     };
     if let Some(cells) = maps.handshakes(slot.bucket) {
         // Where the client began anew with the same port, its number is another one than before.
@@ -203,7 +226,7 @@ fn locked<F: Family, M: Maps>(
     }
     flow_table::release(maps, config, before, slot.reference());
     slot.cells.compare_exchange(flow_table::word_cell(slot.way), claimed.0, word.0);
-    Ok(Tried { before, word, service, silent })
+    Ok(Tried { before, word, slot: number, service, silent })
 }
 
 /// Another backend, a port there, and the reverse entry; `None` where the SYN has nowhere else to go.

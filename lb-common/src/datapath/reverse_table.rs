@@ -174,11 +174,23 @@ pub(super) fn remove<F: Family, T: Tables>(
     word: FlowWord,
     flow: FlowRef,
 ) {
-    let key = ReverseWord::key(backend, word.snat(), word.port());
-    let Some((cells, first, entry)) = locate::<F, T>(tables, config, key) else { return };
-    if flow_at(cells, first, entry) == Some(flow) {
+    if let Some((cells, first, entry)) = of_flow::<F, T>(tables, config, backend, word, flow) {
         remove_entry(tables, config, cells, first, entry);
     }
+}
+
+/// Bucket, first cell and word of the entry that belongs to this incarnation of a flow.
+#[inline(always)]
+pub(super) fn of_flow<F: Family, T: Tables>(
+    tables: &T,
+    config: &Config,
+    backend: u32,
+    word: FlowWord,
+    flow: FlowRef,
+) -> Option<(T::Cells, usize, ReverseWord)> {
+    let (cells, first, entry) =
+        locate::<F, T>(tables, config, ReverseWord::key(backend, word.snat(), word.port()))?;
+    (flow_at(cells, first, entry) == Some(flow)).then_some((cells, first, entry))
 }
 
 /// Removes exactly this incarnation of an entry and gives its port back. False when somebody was faster.

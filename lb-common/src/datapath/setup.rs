@@ -1,7 +1,7 @@
 //! A packet to a VIP that no flow knows: the service, the member, the port, the entries.
 
 use super::{
-    Cells, Family, Maps, Outcome, PacketMut, events,
+    Cells, Family, Maps, Outcome, PacketMut, events, flow_stats,
     flow_table::{self, Displaced, Slot},
     last_hop,
     member::MemberHead,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     abi::{
-        Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, HandshakeWord, TCP, UDP, member_flags,
+        CloseReason, Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, HandshakeWord, TCP, UDP, member_flags,
     },
     clock,
     hash::{FlowHash, HashKey},
@@ -66,7 +66,8 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     if attempt == 0 && ip.protocol == TCP && rescue::reaction(maps, service).retries_on_reset() {
         syn::keep(packet, maps, config, ip, hash);
     }
-    let opening = Opening { service, flags, isn, attempt, hash, ring_hash, last_hop, now };
+    let noted = events::noted(maps, service).notes(hash.tag());
+    let opening = Opening { service, flags, isn, attempt, hash, ring_hash, last_hop, now, noted };
 
     // A compare-exchange on a slot doesn't make a key unique: two CPUs could insert it into two slots.
     let lock = match lock(maps, hash) {
@@ -77,14 +78,30 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     lock.compare_exchange(0, 1, 0);
 
     // One place that tells the agent, outside the lock.
-    let (kind, word) = match &made {
-        Ok(flow) if flow.is_new => (Some(EventKind::Opened), flow.word),
-        Err(Counter::DropTableFull) => (Some(EventKind::TableFull), NO_FLOW),
-        Err(Counter::DropPortsExhausted) => (Some(EventKind::PortsExhausted), NO_FLOW),
-        _ => (None, NO_FLOW),
+    let (kind, flow, slot) = match &made {
+        Ok(flow) if flow.is_new && noted => (Some(EventKind::Opened), flow.word, flow.slot),
+        Err(Counter::DropTableFull) => (Some(EventKind::TableFull), NO_FLOW, 0),
+        Err(Counter::DropPortsExhausted) => (Some(EventKind::PortsExhausted), NO_FLOW, 0),
+        _ => (None, NO_FLOW, 0),
     };
     if let Some(kind) = kind {
-        events::send(maps, config, kind, ip.source, ports.source, ip, word, service, 0);
+        let about = events::About::<F> {
+            kind,
+            client: ip.source,
+            client_port: ports.source,
+            protocol: ip.protocol,
+            flow,
+            slot,
+            service,
+            detail: 0,
+            reason: 0,
+            before_generation: 0,
+        };
+        let (limit, lost) = match kind {
+            EventKind::Opened => (config.flow_events_per_tick, Counter::FlowEventLost),
+            _ => (config.events_per_tick, Counter::EventLost),
+        };
+        events::send(maps, limit, lost, &about);
     }
     made.map_or_else(Outcome::Drop, |_| Outcome::Again)
 }
@@ -145,6 +162,7 @@ const NO_FLOW: FlowWord = FlowWord::new(FlowState::Empty, 0);
 /// A packet's flow.
 struct Opened {
     word: FlowWord,
+    slot: u32,
     /// It was made for this packet.
     is_new: bool,
 }
@@ -162,6 +180,8 @@ struct Opening {
     last_hop: u16,
     /// In nanoseconds.
     now: u64,
+    /// Whether the flow log notes it.
+    noted: bool,
 }
 
 /// What happens under the key's lock: find the flow after all, or make it.
@@ -173,13 +193,13 @@ fn locked<F: Family, M: Maps>(
     ports: Ports,
     opening: &Opening,
 ) -> Result<Opened, Counter> {
-    let &Opening { service, flags, isn, attempt, hash, ring_hash, last_hop, now: time } = opening;
+    let &Opening { service, flags, isn, attempt, hash, ring_hash, last_hop, now: time, noted } = opening;
     let now = clock::tick(time);
     if let Some(found) = flow_table::find(maps, config, hash) {
         let existing = Slot { way: config.forget(found.way) & (FLOW_WAYS - 1), ..found };
         if is_joined(maps, ip.protocol, flags, &existing) {
             existing.touch(now);
-            return Ok(Opened { word: existing.word, is_new: false });
+            return Ok(Opened { word: existing.word, slot: 0, is_new: false });
         }
         // Somebody moved the old flow at this very moment: making the new one beside it would give its key two
         // entries. The client will send again.
@@ -187,6 +207,20 @@ fn locked<F: Family, M: Maps>(
             return Err(Counter::DropInsertContended);
         }
         maps.count(Counter::FlowReclaimed);
+        // What was closed has been told.
+        if existing.word.state() as u8 != FlowState::Closed as u8 {
+            let end = events::End::<F> {
+                client: ip.source,
+                client_port: ports.source,
+                word: existing.word,
+                flow: existing.reference(),
+                tag: hash.tag(),
+                service,
+                reason: CloseReason::of(existing.word.state(), CloseReason::BackendRemoved),
+                idle: 0,
+            };
+            events::ended(maps, config, &end);
+        }
     }
     let search = Search {
         service,
@@ -233,6 +267,12 @@ fn locked<F: Family, M: Maps>(
     {
         cells.store(slot.way as usize, HandshakeWord::sent(word.version(), isn, time, 0).0);
     }
+    if selected.head.has(member_flags::COUNTED)
+        && noted
+        && !flow_stats::begin(maps, config, slot.reference(), time)
+    {
+        maps.count(Counter::FlowUncounted);
+    }
     flow_table::publish(slot, hash, word, now);
     maps.count(Counter::FlowOpened);
     if selected.tripped {
@@ -241,7 +281,7 @@ fn locked<F: Family, M: Maps>(
     if let Some(stats) = maps.member_stats(selected.index, config.member_count) {
         stats.add(0, 1);
     }
-    Ok(Opened { word, is_new: true })
+    Ok(Opened { word, slot: slot.reference().slot, is_new: true })
 }
 
 /// Whether a packet belongs to a flow, which perhaps another CPU made meanwhile; else it begins a new one in its

@@ -7,12 +7,13 @@
 use super::{
     Cells, Family, Tables, V4, V6,
     flow_table::{self, Slot},
-    member::MemberHead,
-    ports, reverse_table,
+    member::{self, MemberHead},
+    ports,
+    reverse_table::{self, Reverse},
 };
 use crate::{
     abi::{
-        Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, LastHopWord, PORT_BITMAP_WORDS, REVERSE_WAYS,
+        CloseReason, Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, LastHopWord, PORT_BITMAP_WORDS, REVERSE_WAYS,
         ReverseWord,
     },
     clock,
@@ -23,13 +24,53 @@ pub trait Observer {
     /// A live flow, before anything is done to it.
     fn flow(&mut self, state: FlowState, member: u32);
     /// A flow was evicted.
-    fn evicted(&mut self, state: FlowState, member: u32);
+    fn evicted(&mut self, ended: &Ended);
+    /// A reverse entry whose flow is gone was removed: that flow's client.
+    fn orphan(&mut self, _flow: FlowRef, _client: &Client) {}
     /// A live reverse entry names this last hop.
     fn last_hop(&mut self, index: u16);
     /// A reverse entry without a flow, or a port without a reverse entry, was cleared.
     fn mended(&mut self);
     /// Whether the flows of a member are to go now, whatever their age.
     fn is_unwanted(&self, member: u32) -> bool;
+}
+
+/// A flow's client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// 4 or 6.
+    pub family: u8,
+    /// Address, network order, IPv4 in the first four bytes.
+    pub address: [u8; 16],
+    /// Port, network order.
+    pub port: [u8; 2],
+}
+
+impl Client {
+    fn of<F: Family, C: Cells>(entry: &Reverse<F, C>) -> Self {
+        Self {
+            family: F::NUMBER,
+            address: bytemuck::cast(F::raw(entry.client)),
+            port: entry.client_port.to_ne_bytes(),
+        }
+    }
+}
+
+/// A flow that the sweep has evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its slot.
+    pub flow: FlowRef,
+    /// The tag of its hash.
+    pub tag: u64,
+    /// The word of its entry.
+    pub word: FlowWord,
+    /// `None` where its member's index has been given up: the sweep finds its reverse entry later.
+    pub client: Option<Client>,
+    /// Why; for what was [`FlowState::Closed`] before the packet program has told it.
+    pub reason: CloseReason,
+    /// Ticks since its last packet.
+    pub idle: u16,
 }
 
 /// Sweeps one bucket of the flow table. `now` is the current tick.
@@ -49,18 +90,12 @@ pub fn flow_bucket<T: Tables>(
         observer.flow(word.state(), word.member());
         let slot = Slot { cells, bucket, way, word };
         if observer.is_unwanted(word.member()) || is_stale(tables, word) {
-            if flow_table::evict(tables, config, &slot) {
-                observer.evicted(word.state(), word.member());
-            }
+            evict(tables, config, &slot, CloseReason::BackendRemoved, now, observer);
             continue;
         }
         let expired = flow_table::is_expired(tables, config, word, flow_table::last_seen(cells, way), now);
         match (expired, word.is_doomed()) {
-            (true, true) => {
-                if flow_table::evict(tables, config, &slot) {
-                    observer.evicted(word.state(), word.member());
-                }
-            }
+            (true, true) => evict(tables, config, &slot, CloseReason::Timeout, now, observer),
             (true, false) => {
                 cells.replace(flow_table::word_cell(way), word.0, word.doomed().0);
             }
@@ -71,6 +106,57 @@ pub fn flow_bucket<T: Tables>(
             (false, false) => {}
         }
     }
+}
+
+/// Evicts a flow unless it has changed.
+fn evict<T: Tables>(
+    tables: &T,
+    config: &Config,
+    slot: &Slot<T::Cells>,
+    reason: CloseReason,
+    now: u16,
+    observer: &mut impl Observer,
+) {
+    let client_idle = clock::age(now, flow_table::last_seen(slot.cells, slot.way));
+    let other_side = other_side(tables, config, slot);
+    let backend_idle = other_side.map_or(client_idle, |(_, last_seen)| clock::age(now, last_seen));
+    let ended = Ended {
+        flow: slot.reference(),
+        tag: slot.tag(),
+        word: slot.word,
+        client: other_side.map(|(client, _)| client),
+        reason: CloseReason::of(slot.word.state(), reason),
+        idle: client_idle.min(backend_idle).ticks(),
+    };
+    if flow_table::evict(tables, config, slot) {
+        observer.evicted(&ended);
+    }
+}
+
+/// What the reverse entry of a flow says: the client, and when the backend was seen.
+fn other_side<T: Tables>(tables: &T, config: &Config, slot: &Slot<T::Cells>) -> Option<(Client, u16)> {
+    let member = tables.member(slot.word.member())?;
+    let head = MemberHead::load(member);
+    if !head.is_of(slot.word) {
+        return None;
+    }
+    if member::is_v6(member) {
+        other_side_of::<V6, T>(tables, config, head.backend(), slot)
+    } else {
+        other_side_of::<V4, T>(tables, config, head.backend(), slot)
+    }
+}
+
+fn other_side_of<F: Family, T: Tables>(
+    tables: &T,
+    config: &Config,
+    backend: u32,
+    slot: &Slot<T::Cells>,
+) -> Option<(Client, u16)> {
+    let (cells, first, word) =
+        reverse_table::of_flow::<F, T>(tables, config, backend, slot.word, slot.reference())?;
+    let entry = reverse_table::read::<F, T::Cells>(cells, first, word)?;
+    Some((Client::of(&entry), entry.last_seen()))
 }
 
 /// Whether a flow's member is no longer the one it was made for.
@@ -97,6 +183,7 @@ pub fn reverse_bucket<F: Family, T: Tables>(
         if has_flow(tables, entry.flow, word) {
             observer.last_hop(entry.last_hop);
         } else if reverse_table::remove_entry(tables, config, cells, first, word) {
+            observer.orphan(entry.flow, &Client::of(&entry));
             observer.mended();
         }
     }

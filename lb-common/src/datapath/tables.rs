@@ -2,7 +2,7 @@
 //! over BPF maps, the agent over mmapped memory, and tests over plain or model-checked atomics.
 
 use crate::abi::{
-    BackendKeyV4, BackendKeyV6, Config, Counter, Event, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
+    BackendKeyV4, BackendKeyV6, Config, Counter, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
 };
 
 /// One map element as an array of 64-bit cells that several CPUs use at once.
@@ -23,6 +23,9 @@ pub trait Cells: Copy {
     fn fetch_or(self, index: usize, bits: u64) -> u64;
     /// Keeps only `bits`; returns what was there.
     fn fetch_and(self, index: usize, bits: u64) -> u64;
+
+    /// Adds; returns what was there.
+    fn fetch_add(self, index: usize, value: u64) -> u64;
 
     /// Whether [`Cells::compare_exchange`] took place.
     #[inline(always)]
@@ -84,14 +87,17 @@ pub trait Maps: Tables {
     fn descriptor(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `SYNS`, eight cells.
     fn syn(&self, index: u32) -> Option<Self::Cells>;
+    /// Element of `FLOW_STATS`, eight cells.
+    fn flow_stats(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `RINGS`, one cell: two slots.
     fn ring_pair(&self, index: u32) -> Option<Self::Cells>;
     /// This CPU's element of `MEMBER_STATS` for a member, eight cells.
     fn member_stats(&self, member: u32, member_count: u32) -> Option<Self::Cells>;
     /// Adds one to this CPU's counter.
     fn count(&self, counter: Counter);
-    /// Sends an event unless this CPU has sent `limit` in the current tick.
-    fn event(&self, event: &Event, limit: u32);
+    /// Sends an event, as the words of an [`Event`](crate::abi::Event), unless this CPU has sent `limit` in the tick
+    /// of `time` (nanoseconds); else counts it as `lost`. The words are asked for once there is room for them.
+    fn event(&self, time: u64, limit: u32, lost: Counter, words: impl FnOnce() -> [u64; 7]);
     /// Nanoseconds of the coarse monotonic clock.
     fn now(&self) -> u64;
 }

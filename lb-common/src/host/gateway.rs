@@ -10,7 +10,7 @@ use bytemuck::Zeroable;
 use super::maps::{HostMaps, Sizes};
 use crate::{
     abi::{
-        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, Member, RING_SIZES, ReactionWord,
+        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, FlowLogWord, Member, RING_SIZES, ReactionWord,
         RingPair, RingWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, TCP, Timeouts, VipKeyV4, VipKeyV6,
         address_filter, backend_flags, member_flags,
     },
@@ -32,8 +32,10 @@ pub struct GatewayConfig {
     pub port_words: u16,
     /// Idle times in milliseconds, in the order of [`Timeouts`]' fields.
     pub timeouts_ms: [u64; 6],
-    /// Events that a processor may send within one tick.
+    /// Events that a processor may send within one tick in all.
     pub events_per_tick: u32,
+    /// And when one for the flow log is among them.
+    pub flow_events_per_tick: u32,
 }
 
 impl Default for GatewayConfig {
@@ -49,13 +51,15 @@ impl Default for GatewayConfig {
                 members: 64,
                 backends: 64,
                 snat_stride: 1,
+                flow_stats: 1024,
                 cpus: 2,
             },
             snat: Vec::from([[192, 168, 0, 2].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 2].into()]),
             port_base: 12288,
             port_words: 256,
             timeouts_ms: [10_000, 3_600_000, 60_000, 10_000, 10_000, 60_000],
-            events_per_tick: 1000,
+            events_per_tick: 1100,
+            flow_events_per_tick: 1000,
         }
     }
 }
@@ -134,6 +138,8 @@ impl Gateway {
             settings.timeouts_ms.map(ticks_from_millis);
         config.timeouts = Timeouts { half_open, established, closed, reset, udp_new, udp_replied };
         config.events_per_tick = settings.events_per_tick;
+        config.flow_events_per_tick = settings.flow_events_per_tick;
+        config.flow_stats_mask = settings.sizes.flow_stats - 1;
         maps.config = Some(config);
         // Away from 0, so that an age that is wrongly computed from 0 shows.
         maps.set_clock(1 << 40);
@@ -310,6 +316,12 @@ impl Gateway {
     pub fn set_reaction(&mut self, service: u32, reaction: ReactionWord) {
         let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
         self.maps.descriptors.write(service, &ServiceDescriptor { reaction: reaction.0, ..descriptor });
+    }
+
+    /// Says which flows of a service the flow log notes.
+    pub fn set_flow_log(&mut self, service: u32, flow_log: FlowLogWord) {
+        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
+        self.maps.descriptors.write(service, &ServiceDescriptor { flow_log: flow_log.0, ..descriptor });
     }
 
     /// Says in which cluster a backend is.

@@ -14,7 +14,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     abi::{
         ADDRESS_FILTER_SIZE, Backend, BackendKeyV4, BackendKeyV6, Config, Counter, CpuCounters, Event,
-        EventBudget, FlowBucket, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, MOST_SYN_COPIES, Member,
+        EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, MOST_SYN_COPIES, Member,
         MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
         ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
     },
@@ -145,6 +145,10 @@ impl Cells for HostCells<'_> {
     fn fetch_and(self, index: usize, bits: u64) -> u64 {
         self.cells[index].fetch_and(bits, Ordering::SeqCst)
     }
+
+    fn fetch_add(self, index: usize, value: u64) -> u64 {
+        self.cells[index].fetch_add(value, Ordering::SeqCst)
+    }
 }
 
 /// Numbers of elements.
@@ -166,6 +170,8 @@ pub struct Sizes {
     pub backends: u32,
     /// Elements of `PORTS` for each backend.
     pub snat_stride: u32,
+    /// Elements of `FLOW_STATS`, a power of two.
+    pub flow_stats: u32,
     /// Processors.
     pub cpus: u32,
 }
@@ -190,6 +196,7 @@ pub struct HostMaps {
     pub flows: Array,
     pub handshakes: Array,
     pub syns: Array,
+    pub flow_stats: Array,
     pub locks: Array,
     pub reverse_v4: Array,
     pub reverse_v6: Array,
@@ -224,6 +231,7 @@ impl HostMaps {
             flows: Array::of::<FlowBucket>(sizes.flow_buckets),
             handshakes: Array::of::<HandshakeBucket>(sizes.flow_buckets),
             syns: Array::of::<SynCopy>(sizes.flow_buckets.min(MOST_SYN_COPIES)),
+            flow_stats: Array::of::<FlowStats>(sizes.flow_stats),
             locks: Array::of::<u64>(LOCK_STRIPES),
             reverse_v4: Array::of::<ReverseBucketV4>(sizes.reverse_v4_buckets),
             reverse_v6: Array::of::<ReverseBucketV6>(sizes.reverse_v6_buckets),
@@ -394,6 +402,10 @@ impl Maps for HostCpu<'_> {
         self.maps.syns.get(index)
     }
 
+    fn flow_stats(&self, index: u32) -> Option<Self::Cells> {
+        self.maps.flow_stats.get(index)
+    }
+
     fn ring_pair(&self, index: u32) -> Option<Self::Cells> {
         self.maps.rings.get(index)
     }
@@ -408,20 +420,20 @@ impl Maps for HostCpu<'_> {
         }
     }
 
-    fn event(&self, event: &Event, limit: u32) {
+    fn event(&self, time: u64, limit: u32, lost: Counter, words: impl FnOnce() -> [u64; 7]) {
         let Some(budget) = self.maps.event_budget.get(self.cpu) else { return };
-        let now = clock::tick(event.time) as u64;
+        let now = clock::tick(time) as u64;
         let spent = budget.load(0);
         let sent = if spent & 0xffff_ffff == now { spent >> 32 } else { 0 };
         if sent >= limit as u64 {
-            return self.count(Counter::EventLost);
+            return self.count(lost);
         }
         budget.store(0, now | (sent + 1) << 32);
         let mut events = self.maps.events.lock().unwrap_or_else(PoisonError::into_inner);
         if events.len() >= self.maps.event_room {
-            return self.count(Counter::EventLost);
+            return self.count(lost);
         }
-        events.push(*event);
+        events.push(bytemuck::cast(words()));
     }
 
     fn now(&self) -> u64 {

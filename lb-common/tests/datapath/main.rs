@@ -3,6 +3,7 @@
 
 mod bed;
 mod events;
+mod flow_log;
 mod flow_table;
 mod histories;
 mod last_hops;

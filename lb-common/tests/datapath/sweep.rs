@@ -7,7 +7,7 @@ use lb_common::{
     clock::TICK_NS,
     datapath::{
         Cells, Family, Tables, V4, V6, Verdict,
-        sweep::{self, FlowView, Observer, Suspects},
+        sweep::{self, Ended, FlowView, Observer, Suspects},
     },
     host::{ACK, FIN, Frame, GatewayConfig, HostCells, HostCpu, RST, SYN, ledger},
 };
@@ -29,7 +29,7 @@ impl Observer for Report {
         self.live += 1;
     }
 
-    fn evicted(&mut self, _state: FlowState, _member: u32) {
+    fn evicted(&mut self, _ended: &Ended) {
         self.evicted += 1;
     }
 

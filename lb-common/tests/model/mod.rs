@@ -8,13 +8,13 @@ use std::{
 
 use lb_common::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, Counter, Event, FlowState, FlowWord, PORT_BITMAP_WORDS,
+        BackendKeyV4, BackendKeyV6, Config, Counter, FlowState, FlowWord, PORT_BITMAP_WORDS,
         ReverseWord, ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
     },
     clock,
     datapath::{
         self, Cells, Maps, Tables, V4, Verdict,
-        sweep::{self, Observer},
+        sweep::{self, Ended, Observer},
     },
     host::{Frame, Gateway, GatewayConfig, HostCells, HostPacket, Seen},
 };
@@ -141,6 +141,13 @@ impl Cells for ModelCells<'_> {
         match self {
             Self::Plain(cells) => cells.fetch_and(index, bits),
             Self::Modelled(cells) => cells[index].visit().body.fetch_and(bits, Ordering::SeqCst),
+        }
+    }
+
+    fn fetch_add(self, index: usize, value: u64) -> u64 {
+        match self {
+            Self::Plain(cells) => cells.fetch_add(index, value),
+            Self::Modelled(cells) => cells[index].visit().body.fetch_add(value, Ordering::SeqCst),
         }
     }
 }
@@ -370,7 +377,7 @@ struct Quiet;
 
 impl Observer for Quiet {
     fn flow(&mut self, _state: FlowState, _member: u32) {}
-    fn evicted(&mut self, _state: FlowState, _member: u32) {}
+    fn evicted(&mut self, _ended: &Ended) {}
     fn last_hop(&mut self, _index: u16) {}
     fn mended(&mut self) {}
     fn is_unwanted(&self, _member: u32) -> bool {
@@ -461,6 +468,10 @@ impl Maps for &Model {
         GATEWAY.maps.syns.get(index).map(ModelCells::Plain)
     }
 
+    fn flow_stats(&self, _index: u32) -> Option<Self::Cells> {
+        None
+    }
+
     fn ring_pair(&self, index: u32) -> Option<Self::Cells> {
         GATEWAY.maps.rings.get(index).map(ModelCells::Plain)
     }
@@ -475,7 +486,7 @@ impl Maps for &Model {
         }
     }
 
-    fn event(&self, _event: &Event, _limit: u32) {}
+    fn event(&self, _time: u64, _limit: u32, _lost: Counter, _words: impl FnOnce() -> [u64; 7]) {}
 
     fn now(&self) -> u64 {
         Model::now(self)

@@ -15,6 +15,7 @@ use super::clock;
 use super::drains::{self, Drains};
 use super::events::Tripped;
 use super::first_plan::FirstPlan;
+use super::flow_log::Naming;
 use super::log;
 use super::policies;
 use super::problems;
@@ -91,6 +92,8 @@ pub(super) struct Outputs {
     pub(super) desired: watch::Sender<Arc<Desired>>,
     /// What became of the VIPs in the packet program, for the same.
     pub(super) programmed: watch::Sender<Arc<Programmed>>,
+    /// What members are called, before flows can refer to them.
+    pub(super) naming: watch::Sender<Arc<Naming>>,
 }
 
 /// The loop's own state.
@@ -375,6 +378,7 @@ impl State {
         if !plan.steps.is_empty() {
             tracing::debug!("plan {}: {} steps", plan.number, plan.steps.len());
         }
+        self.name_members();
         let at_once = self.queue.push(plan.number, plan.steps);
         let found = plan.problems.iter().filter_map(|problem| problems::from_plan(problem, &self.next_hops));
         let mut problems: Vec<view::Problem> =
@@ -388,6 +392,18 @@ impl State {
         self.apply_all(&at_once)?;
         self.publish();
         Ok(())
+    }
+
+    /// Tells the flow log who the members are that the plan knows.
+    fn name_members(&self) {
+        let naming = Naming { desired: self.desired.clone(), members: self.model.members().collect() };
+        self.core.outputs.naming.send_if_modified(|told| {
+            let differs = !Arc::ptr_eq(&told.desired, &naming.desired) || told.members != naming.members;
+            if differs || told.members.is_empty() {
+                *told = Arc::new(naming);
+            }
+            differs
+        });
     }
 
     /// Whether the first plan may be made: each route has been looked up, each neighbour has answered, and

@@ -5,10 +5,14 @@ use std::time::{Duration, Instant};
 use lb_common::abi::EventKind;
 use tokio::sync::mpsc;
 
+use super::flow_log::{Teller, Told};
 use crate::bpf::Events;
 
 /// The same complaint is logged at most once in this time.
 const QUIET: Duration = Duration::from_secs(10);
+
+/// Kinds of events for the flow log.
+const FLOW_LOG: [u8; 3] = [EventKind::Opened as u8, EventKind::Closed as u8, EventKind::Rescued as u8];
 
 /// A backend got so many connect errors in a row that the packet program keeps new flows from it for a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +42,9 @@ impl Complaint {
     }
 }
 
-/// Reads events for as long as the agent runs. Opened and closed flows are for `--log-level trace`; what is
-/// lost is logged at once; trips are told to the loop.
-pub(super) async fn run(mut events: Events, trips: mpsc::Sender<Tripped>) {
+/// Reads events for as long as the agent runs. What is lost is logged at once; trips are told to the loop, and all
+/// else to the flow log.
+pub(super) async fn run(mut events: Events, trips: mpsc::Sender<Tripped>, flow_log: Teller) {
     let (mut table_full, mut ports_exhausted) = (Complaint::default(), Complaint::default());
     loop {
         let event = match events.next().await {
@@ -55,6 +59,9 @@ pub(super) async fn run(mut events: Events, trips: mpsc::Sender<Tripped>) {
         if event.kind == EventKind::Tripped as u8 {
             // Where the loop is that far behind, the trip ends by itself.
             let _ = trips.try_send(Tripped { member: event.member, errors: event.detail });
+        }
+        if FLOW_LOG.contains(&event.kind) {
+            flow_log.tell(Told::Event(event));
         }
         if event.kind == EventKind::TableFull as u8
             && let Some(count) = table_full.due(now)

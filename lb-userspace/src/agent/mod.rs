@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! settings → checks → lock → maps made or adopted ─► loop: sources, verdicts, next hops ─► target ─► plan ─► maps
-//!                                                     beside it: sweep, events, probes, the socket
+//!                                                     beside it: sweep, events, flow log, probes, the socket
 //! ```
 //!
 //! One task owns the model of the maps. Whatever changes (clusters, verdicts, next hops, what the sweep
@@ -14,6 +14,7 @@ mod core;
 mod drains;
 mod events;
 mod first_plan;
+mod flow_log;
 mod log;
 mod policies;
 mod problems;
@@ -127,13 +128,20 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
     let (verdicts_out, verdicts) = watch::channel(Arc::default());
     tokio::spawn(probe::run(Prober::new(probe::default_in_flight(), rand::random()), probed, verdicts_out));
 
+    let (teller, log, records) = flow_log::flow_log();
+    let (naming, named) = watch::channel(Arc::default());
+    tokio::spawn(log.run(named, kernel.memory()));
+    if let Some(output) = started.flow_log {
+        output.follow(records.subscribe()).context("cannot write the flow log")?;
+    }
+
     let (orders, ordered) = watch::channel(sweep::Orders::default());
     let (passes_out, passes) = watch::channel(Arc::default());
-    tokio::spawn(sweep::run(kernel.memory(), *kernel.config(), ordered, passes_out));
+    tokio::spawn(sweep::run(kernel.memory(), *kernel.config(), ordered, passes_out, teller.clone()));
 
     let (trips_out, trips) = mpsc::channel(TRIPS);
     if let Some(events) = kernel.take_events().context("cannot read events of the packet program")? {
-        tokio::spawn(events::run(events, trips_out));
+        tokio::spawn(events::run(events, trips_out, teller));
     }
     let (last_good, kept) = watch::channel(None);
     tokio::spawn(keep_last_good(settings.state_dir.clone(), kept));
@@ -166,6 +174,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
         memory: kernel.memory(),
         config: *kernel.config(),
         keeper: Keeper::new(settings.state_dir, drains_out, in_force),
+        records,
     };
     let core = Core {
         inputs: Inputs {
@@ -185,6 +194,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
             last_good,
             desired,
             programmed,
+            naming,
         },
         interfaces: Interfaces { names: settings.interfaces, indices: interfaces, mode: settings.xdp_mode },
         snat_addresses: started.snat_addresses,

@@ -10,10 +10,12 @@ use lb_common::abi::{
 };
 use lb_common::clock::TICK_NS;
 use lb_common::datapath::sweep::{self, FlowView};
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::watch;
 
 use super::clock;
 use super::drains::{self, Keeper};
+use super::flow_log::Records;
 use super::published::{Facts, Gone, Published};
 use super::sweep::Pass;
 use crate::bpf::Memory;
@@ -34,6 +36,7 @@ pub(super) struct Report {
     pub(super) memory: Arc<Memory>,
     pub(super) config: Config,
     pub(super) keeper: Keeper,
+    pub(super) records: Records,
 }
 
 impl Source for Report {
@@ -152,6 +155,10 @@ impl Source for Report {
             }
         }
         flows
+    }
+
+    fn follow(&self) -> Receiver<Arc<view::FlowRecord>> {
+        self.records.subscribe()
     }
 
     fn change(&self, change: &Change) -> Result<view::Drained, String> {
@@ -295,13 +302,7 @@ impl<'a> Names<'a> {
 }
 
 fn matches(flow: &view::Flow, filter: &FlowFilter) -> bool {
-    let service = filter.service.as_deref().is_none_or(|wanted| {
-        let named = flow.service.as_deref().is_some_and(|name| {
-            name == wanted || name.split_once('/').is_some_and(|(_, name)| name == wanted)
-        });
-        named || flow.vip.to_string() == wanted || flow.vip.ip().to_string() == wanted
-    });
-    service && filter.client.is_none_or(|client| flow.client.ip() == client)
+    filter.wants_service(flow.service.as_deref(), Some(flow.vip)) && filter.client.is_none_or(|client| flow.client.ip() == client)
 }
 
 fn blank(endpoint: &Endpoint, service: &str, vip: IpAddr) -> view::Backend {

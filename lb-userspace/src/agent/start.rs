@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
 
 use super::drains::{self, Drains};
+use super::flow_log::Output;
 use crate::bpf::{self, AgentLock, Kernel, LOCK_DIR, host};
 use crate::cluster::{self, LastGood, Programmed};
 use crate::config::{Settings, SnatPorts, Source};
@@ -19,8 +20,10 @@ use crate::network::snat::{self, DEFAULT_NODE_PORTS, PortRange, PortRequest, Por
 use crate::network::{NetworkWatcher, default_snat_addresses, is_local, list_links};
 use crate::status::server::Server;
 
-/// Events that one CPU may send within one tick of 268 ms: at most 4,000 a second from each.
-const EVENTS_PER_TICK: u32 = 1024;
+/// Events of the flow log that one CPU may send within one tick of 268 ms: at most 4,000 a second from each.
+const FLOW_EVENTS_PER_TICK: u32 = 1024;
+/// Events of all kinds: what the flow log can't use up is for those that the agent acts on.
+const EVENTS_PER_TICK: u32 = FLOW_EVENTS_PER_TICK + 64;
 
 /// Everything that the loop begins with. Nothing is attached yet.
 pub(super) struct Started {
@@ -41,6 +44,7 @@ pub(super) struct Started {
     pub(super) snat_addresses: BTreeSet<IpAddr>,
     pub(super) snat_ports: PortRange,
     pub(super) server: Server,
+    pub(super) flow_log: Option<Output>,
 }
 
 /// Checks everything, and loads the packet program over new or adopted maps.
@@ -53,6 +57,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
     let lock = AgentLock::acquire(Path::new(LOCK_DIR), &settings.pin_dir)?;
     bpf::refuse_foreign_programs(&settings.pin_dir, &settings.interfaces)?;
     let server = Server::bind(&settings.socket)?;
+    let flow_log = settings.flow_log.as_deref().map(open_flow_log).transpose()?;
 
     let last_good = load_last_good(&settings.state_dir);
     let allocations = last_good.as_ref().map(|state| state.allocations.clone()).unwrap_or_default();
@@ -87,6 +92,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
         port_count: snat_ports.words * WORD,
         timeouts: settings.timeouts.to_abi(),
         events_per_tick: EVENTS_PER_TICK,
+        flow_events_per_tick: FLOW_EVENTS_PER_TICK,
     });
     if let Err(error) = configured {
         remove_unless_adopted(kernel);
@@ -105,6 +111,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
         drains,
         snat_ports,
         server,
+        flow_log,
     })
 }
 
@@ -126,6 +133,10 @@ async fn follow(
                 .context("cannot start from Kubernetes (--kubeconfig names the gateway cluster's)")
         }
     }
+}
+
+fn open_flow_log(path: &Path) -> Result<Output> {
+    Output::open(path).with_context(|| format!("cannot write the flow log to {} (--flow-log)", path.display()))
 }
 
 /// Takes back what this process made. Maps that were found belong to flows that go on.
@@ -204,6 +215,7 @@ fn table_sizes(settings: &Settings, snat_addresses: &[IpAddr]) -> bpf::TableSize
         backends: tables.backends,
         members: tables.members,
         ring_slots: tables.ring_slots,
+        flow_counters: tables.flow_counters,
         snat_count: v4.max(snat_addresses.len() - v4) as u32,
         cpus: possible_cpus(),
     }

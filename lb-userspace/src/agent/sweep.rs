@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{Config, FlowState, LAST_HOPS, PORT_BITMAP_WORDS};
+use lb_common::abi::{Config, FlowRef, FlowState, LAST_HOPS, PORT_BITMAP_WORDS};
 use lb_common::clock::TICK_NS;
-use lb_common::datapath::sweep::{self, Observer, Suspects};
+use lb_common::datapath::sweep::{self, Client, Ended, Observer, Suspects};
 use lb_common::datapath::{Cells, Tables, V4, V6};
 use tokio::sync::watch;
 
@@ -15,6 +15,7 @@ use crate::bpf::Memory;
 use crate::plan::FlowUsage;
 
 use super::clock;
+use super::flow_log::{Teller, Told};
 
 /// How long a pass over all tables should take. It must be longer than a tick: ports are given back when they
 /// looked orphaned in two passes that lie a tick apart.
@@ -55,13 +56,16 @@ pub(super) async fn run(
     config: Config,
     orders: watch::Receiver<Orders>,
     passes: watch::Sender<Arc<Pass>>,
+    flow_log: Teller,
 ) {
     let mut sweep = Sweep::new(orders.borrow().clone());
     let chunks = u32::try_from(PASS.as_millis() / REST.as_millis()).unwrap_or(1);
     let chunk = (sweep.length(&config, memory.backends.len()) / chunks).max(256);
     let mut began = Instant::now();
     loop {
-        if let Some(pass) = sweep.advance(&memory.tables(&config), &config, clock::tick(), chunk, &orders) {
+        let pass = sweep.advance(&memory.tables(&config), &config, clock::tick(), chunk, &orders);
+        sweep.take_ended().for_each(|ended| flow_log.tell(Told::Ended(ended)));
+        if let Some(pass) = pass {
             if passes.send(Arc::new(pass)).is_err() {
                 return;
             }
@@ -101,6 +105,10 @@ struct Seen {
     pass: Pass,
     last_hops: Vec<bool>,
     unwanted: Arc<HashSet<u32>>,
+    /// Flows that were evicted and are not told yet.
+    ended: Vec<Ended>,
+    /// Flows that were evicted and whose clients the sweep has not found yet, by slot.
+    without_client: HashMap<u32, Ended>,
 }
 
 impl Seen {
@@ -110,6 +118,8 @@ impl Seen {
             pass: Pass { usage, ..Pass::default() },
             last_hops: vec![false; LAST_HOPS as usize],
             unwanted: orders.unwanted,
+            ended: Vec::new(),
+            without_client: HashMap::new(),
         }
     }
 }
@@ -119,8 +129,19 @@ impl Observer for Seen {
         self.pass.states[state as usize] += 1;
         *self.pass.usage.flows.entry(member).or_default() += 1;
     }
-    fn evicted(&mut self, _: FlowState, _: u32) {
+    fn evicted(&mut self, ended: &Ended) {
         self.pass.evicted += 1;
+        if ended.client.is_some() {
+            self.ended.push(*ended);
+        } else {
+            self.without_client.insert(ended.flow.slot, *ended);
+        }
+    }
+    fn orphan(&mut self, flow: FlowRef, client: &Client) {
+        if let Some(ended) = self.without_client.remove(&flow.slot) {
+            let client = (ended.flow == flow).then_some(*client);
+            self.ended.push(Ended { client, ..ended });
+        }
     }
     fn last_hop(&mut self, index: u16) {
         if let Some(seen) = self.last_hops.get_mut(usize::from(index)) {
@@ -194,6 +215,11 @@ impl Sweep {
         None
     }
 
+    /// The flows that have been evicted since the last call.
+    fn take_ended(&mut self) -> std::vec::Drain<'_, Ended> {
+        self.seen.ended.drain(..)
+    }
+
     /// Sweeps the ports of the backend whose turn it is; whether there is another one.
     fn backend<T: Tables>(&mut self, tables: &T, config: &Config) -> bool {
         let index = self.next;
@@ -221,7 +247,9 @@ impl Sweep {
     }
 
     fn finish<T: Tables>(&mut self, tables: &T, now: u16, orders: Orders) -> Pass {
-        let seen = std::mem::replace(&mut self.seen, Seen::new(orders));
+        let mut seen = std::mem::replace(&mut self.seen, Seen::new(orders));
+        self.seen.ended = seen.ended;
+        self.seen.ended.extend(seen.without_client.drain().map(|(_, ended)| ended));
         for (index, seen) in (0_u16..).zip(seen.last_hops) {
             if !seen {
                 sweep::free_last_hop(tables, index, now, LAST_HOP_QUIET);

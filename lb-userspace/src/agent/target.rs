@@ -50,6 +50,7 @@ fn target_service(service: &Service, shares: Option<&Arc<Shares>>) -> TargetServ
         members: members.collect(),
         drain_timeout: service.policy.drain_timeout,
         reaction: Reaction::from(&*service.policy),
+        flow_log: service.policy.flow_log,
     }
 }
 

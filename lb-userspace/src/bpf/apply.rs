@@ -19,6 +19,7 @@ const NEXT_HOP_CELLS: std::ops::RangeInclusive<usize> = 3..=6;
 /// Cells of [`ServiceDescriptor`].
 const RING_CELL: usize = std::mem::offset_of!(ServiceDescriptor, ring) / 8;
 const FALLBACK_CELL: usize = std::mem::offset_of!(ServiceDescriptor, fallback) / 8;
+const FLOW_LOG_CELL: usize = std::mem::offset_of!(ServiceDescriptor, flow_log) / 8;
 const REACTION_CELL: usize = std::mem::offset_of!(ServiceDescriptor, reaction) / 8;
 /// Cell of [`Backend`] with the cluster, in its upper half.
 const CLUSTER_CELL: usize = std::mem::offset_of!(Backend, cluster) / 8;
@@ -180,6 +181,9 @@ impl Kernel {
             Step::SwapRing { index, ring } => ("DESCRIPTORS", *index, self.swap(*index, RING_CELL, ring.0)),
             Step::SwapFallback { index, ring } => {
                 ("DESCRIPTORS", *index, self.swap(*index, FALLBACK_CELL, ring.0))
+            }
+            Step::SetFlowLog { index, flow_log } => {
+                ("DESCRIPTORS", *index, self.swap(*index, FLOW_LOG_CELL, flow_log.0))
             }
             Step::SetReaction { index, reaction } => {
                 ("DESCRIPTORS", *index, self.swap(*index, REACTION_CELL, reaction.0))

@@ -5,7 +5,7 @@ use std::fmt;
 use comfy_table::{CellAlignment, Table, presets};
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    EventBudget, FLOW_WAYS, FlowBucket, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, Lock,
+    EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, Lock,
     MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
     REVERSE_WAYS, RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
     ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
@@ -16,7 +16,7 @@ use crate::config;
 /// Slots of the flow tables for each flow promised: at half load 0.001% of new flows find both of their
 /// buckets full.
 const SLOTS_PER_FLOW: u64 = 2;
-/// Bytes of the ring buffer `EVENTS`: 18,724 events of 56 bytes each, header included.
+/// Bytes of the ring buffer `EVENTS`: 16,384 events of 64 bytes each, header included.
 const EVENT_BYTES: u32 = 1 << 20;
 /// Interfaces that `EGRESS` has room for.
 const EGRESS_INTERFACES: u32 = 256;
@@ -44,6 +44,8 @@ pub struct TableSizes {
     pub members: u32,
     /// Slots of all Maglev rings together, old and new ones of a swap both counted.
     pub ring_slots: u32,
+    /// Flows whose traffic can be counted at once: 1 to 134,217,728, rounded up to a power of two.
+    pub flow_counters: u32,
     /// SNAT addresses of the family that has more of them: 1 to 8.
     pub snat_count: u32,
     /// CPUs that the machine may have: the highest possible CPU's number + 1.
@@ -122,6 +124,7 @@ impl TableSizes {
             backends: tables.backends,
             members: tables.members,
             ring_slots: tables.ring_slots,
+            flow_counters: tables.flow_counters,
             snat_count: 1,
             cpus,
         }
@@ -141,6 +144,7 @@ impl TableSizes {
             ("backends", self.backends, 1, MAX_MEMBER_INDEX - 1),
             ("members", self.members, 1, MAX_MEMBER_INDEX - 1),
             ("ringSlots", self.ring_slots, 2 * RING_SIZES[0], 1 << 30),
+            ("flowCounters", self.flow_counters, 1, most_flows as u32),
             ("snatCount", self.snat_count, 1, MAX_SNAT_ADDRESSES as u32),
             ("cpus", self.cpus, 1, 1 << 12),
         ];
@@ -163,6 +167,12 @@ impl TableSizes {
     pub const fn syn_copies(&self) -> u32 {
         let buckets = self.flow_buckets();
         if buckets < MOST_SYN_COPIES { buckets } else { MOST_SYN_COPIES }
+    }
+
+    /// Elements of `FLOW_STATS`: a power of two.
+    #[must_use]
+    pub const fn flow_stats(&self) -> u32 {
+        self.flow_counters.next_power_of_two()
     }
 
     /// Buckets of `REVERSE_V4`: a power of two.
@@ -220,6 +230,7 @@ impl TableSizes {
             array::<FlowBucket>("FLOWS", self.flow_buckets()),
             array::<HandshakeBucket>("HANDSHAKES", self.flow_buckets()),
             array::<SynCopy>("SYNS", self.syn_copies()),
+            array::<FlowStats>("FLOW_STATS", self.flow_stats()),
             array::<Lock>("LOCKS", LOCK_STRIPES),
             array::<ReverseBucketV4>("REVERSE_V4", self.reverse_v4_buckets()),
             array::<ReverseBucketV6>("REVERSE_V6", self.reverse_v6_buckets()),

@@ -308,6 +308,7 @@ fn map_arrays(ebpf: &mut Ebpf, layouts: &[MapLayout]) -> Result<Memory, LoadErro
         config: map("CONFIG")?,
         counters: map("COUNTERS")?,
         member_stats: map("MEMBER_STATS")?,
+        flow_stats: map("FLOW_STATS")?,
     })
 }
 

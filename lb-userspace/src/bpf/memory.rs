@@ -140,6 +140,10 @@ impl Cells for MappedCells<'_> {
     fn fetch_and(self, index: usize, bits: u64) -> u64 {
         self.cell(index).fetch_and(bits, Ordering::SeqCst)
     }
+
+    fn fetch_add(self, index: usize, value: u64) -> u64 {
+        self.cell(index).fetch_add(value, Ordering::SeqCst)
+    }
 }
 
 /// All arrays, mapped. Shared between the agent's tasks.
@@ -175,6 +179,8 @@ pub struct Memory {
     pub counters: MappedArray,
     /// `MEMBER_STATS`.
     pub member_stats: MappedArray,
+    /// `FLOW_STATS`.
+    pub flow_stats: MappedArray,
 }
 
 impl Memory {

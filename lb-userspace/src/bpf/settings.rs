@@ -25,6 +25,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Events that one CPU may send within one tick of about 268 ms.
     pub events_per_tick: u32,
+    /// And when one for the flow log is among them.
+    pub flow_events_per_tick: u32,
 }
 
 /// Settings that can't be, or that the flows in the tables can't survive.
@@ -166,6 +168,8 @@ impl Settings {
         config.port_words = words;
         config.timeouts = self.timeouts;
         config.events_per_tick = self.events_per_tick;
+        config.flow_events_per_tick = self.flow_events_per_tick;
+        config.flow_stats_mask = sizes.flow_stats() - 1;
         Ok(config)
     }
 }
@@ -215,7 +219,8 @@ mod tests {
                 udp_new: 38,
                 udp_replied: 224,
             },
-            events_per_tick: 100,
+            events_per_tick: 110,
+            flow_events_per_tick: 100,
         }
     }
 

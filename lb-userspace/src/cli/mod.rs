@@ -2,6 +2,7 @@
 
 mod crds;
 mod drain;
+mod follow;
 mod remote_secret;
 mod tables;
 mod uninstall;
@@ -41,7 +42,7 @@ enum Command {
     Services(Query),
     /// List the backends of every service.
     Backends(Query),
-    /// List client connections and the pods that they go to.
+    /// List client connections and the pods that they go to, or follow what happens to them.
     Flows(Flows),
     /// Give a cluster or a backend no new connections; those that it has go on.
     ///
@@ -92,10 +93,16 @@ struct Flows {
     /// Only flows of this client address.
     #[arg(long, value_name = "ADDRESS")]
     client: Option<IpAddr>,
-    /// At most so many flows.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    limit: usize,
+    /// At most so many flows [default: 1000]; with --follow so many records [default: no limit].
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Print what happens to flows from now on: opened, rescued, closed; with `-o json` a record a line.
+    #[arg(short, long)]
+    follow: bool,
 }
+
+/// Flows that are listed where nobody says how many.
+const LISTED: usize = 1000;
 
 #[derive(Debug, Args)]
 struct Cleanup {
@@ -131,8 +138,11 @@ fn dispatch(command: Command) -> Result<()> {
             show(&query, &Request::Backends, |rows: &Vec<view::Backend>| tables::backends(rows))
         }
         Command::Flows(flows) => {
-            let filter =
-                FlowFilter { service: flows.service, client: flows.client, limit: Some(flows.limit) };
+            if flows.follow {
+                return follow::run(flows);
+            }
+            let limit = Some(flows.limit.unwrap_or(LISTED));
+            let filter = FlowFilter { service: flows.service, client: flows.client, limit };
             show(&flows.query, &Request::Flows(filter), |rows: &Vec<view::Flow>| tables::flows(rows))
         }
         Command::Drain(arguments) => drain::drain(arguments),

@@ -140,6 +140,10 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Table sizes")]
     pub ring_slots: Option<u32>,
 
+    /// Flows whose traffic the flow log counts at once, where policies ask for it [default: 32768]
+    #[arg(long, value_name = "N", help_heading = "Table sizes")]
+    pub flow_counters: Option<u32>,
+
     /// TCP before the handshake is proven [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
     #[serde(deserialize_with = "duration")]
@@ -174,6 +178,10 @@ pub struct Options {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
     #[serde(deserialize_with = "duration")]
     pub drain_timeout: Option<Duration>,
+
+    /// Write the flow log to this file, a JSON record a line, or to standard output (`-`); SIGHUP opens the file anew
+    #[arg(long, value_name = "FILE|-")]
+    pub flow_log: Option<PathBuf>,
 
     /// How to attach: in the driver, or in the slower generic hook [default: native]
     #[arg(long, value_enum, value_name = "MODE")]
@@ -230,6 +238,7 @@ impl Options {
             backends: self.backends.or(file.backends),
             members: self.members.or(file.members),
             ring_slots: self.ring_slots.or(file.ring_slots),
+            flow_counters: self.flow_counters.or(file.flow_counters),
             tcp_half_open: self.tcp_half_open.or(file.tcp_half_open),
             tcp_established: self.tcp_established.or(file.tcp_established),
             tcp_closed: self.tcp_closed.or(file.tcp_closed),
@@ -237,6 +246,7 @@ impl Options {
             udp_new: self.udp_new.or(file.udp_new),
             udp_replied: self.udp_replied.or(file.udp_replied),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            flow_log: self.flow_log.or(file.flow_log),
             xdp_mode: self.xdp_mode.or(file.xdp_mode),
             log_level: self.log_level.or(file.log_level),
         }

@@ -45,6 +45,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// How long the flows of an endpoint that is gone may go on.
     pub drain_timeout: Duration,
+    /// Where the flow log is written; `-`: standard output.
+    pub flow_log: Option<PathBuf>,
     /// How to attach.
     pub xdp_mode: XdpMode,
     /// How much to log.
@@ -66,6 +68,8 @@ pub struct TableSizes {
     pub members: u32,
     /// Slots of all rings together.
     pub ring_slots: u32,
+    /// Flows whose traffic is counted at once.
+    pub flow_counters: u32,
 }
 
 impl Default for TableSizes {
@@ -77,6 +81,7 @@ impl Default for TableSizes {
             backends: 1 << 12,
             members: 1 << 13,
             ring_slots: 1 << 22,
+            flow_counters: 1 << 15,
         }
     }
 }
@@ -302,6 +307,7 @@ impl TryFrom<Options> for Settings {
                 backends: options.backends.unwrap_or(tables.backends),
                 members: options.members.unwrap_or(tables.members),
                 ring_slots: options.ring_slots.unwrap_or(tables.ring_slots),
+                flow_counters: options.flow_counters.unwrap_or(tables.flow_counters),
             },
             timeouts: Timeouts {
                 tcp_half_open: options.tcp_half_open.unwrap_or(timeouts.tcp_half_open),
@@ -312,6 +318,7 @@ impl TryFrom<Options> for Settings {
                 udp_replied: options.udp_replied.unwrap_or(timeouts.udp_replied),
             },
             drain_timeout: options.drain_timeout.unwrap_or(Duration::from_secs(3600)),
+            flow_log: options.flow_log,
             xdp_mode: options.xdp_mode.unwrap_or_default(),
             log_level: options.log_level.unwrap_or_default(),
         };
@@ -391,6 +398,7 @@ impl TableSizes {
             ("backends", self.backends, 1, MAX_MEMBER_INDEX),
             ("members", self.members, 1, MAX_MEMBER_INDEX),
             ("ringSlots", self.ring_slots, 1024, 1 << 30),
+            ("flowCounters", self.flow_counters, 1, (MAX_FLOW_SLOT + 1) / 2),
         ];
         for (name, value, least, most) in limits {
             if !(least..=most).contains(&value) {

@@ -33,7 +33,7 @@ pub use health_check::{HealthCheck, HealthCheckKind};
 pub use index::slices_by_service;
 pub use mcs_crds::{Revision, mcs_crds, mcs_crds_yaml};
 pub use policies::judge_policies;
-pub use policy::{Area, Locality, OutlierDetection, Policy};
+pub use policy::{Area, FlowLogging, Locality, OutlierDetection, Policy};
 pub use problems::cluster_place;
 pub use resources::{
     AddressAllocation, AddressAllocationSpec, AddressAllocationStatus, AddressPool, AddressPoolSpec,

@@ -26,6 +26,23 @@ pub struct Policy {
     /// Over how long the share of a cluster that comes back grows to its full size, once nothing holds its region
     /// back; zero: at once.
     pub slow_start: Duration,
+    /// What the flow log notes of its connections.
+    pub flow_log: FlowLogging,
+}
+
+/// What the flow log notes of a service's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowLogging {
+    /// Whether bytes and packets of each are counted.
+    pub counters: bool,
+    /// One of so many connections is noted, at least 1.
+    pub sample_one_in: u32,
+}
+
+impl Default for FlowLogging {
+    fn default() -> Self {
+        Self { counters: false, sample_one_in: 1 }
+    }
 }
 
 impl Default for Policy {
@@ -39,6 +56,7 @@ impl Default for Policy {
             drain_timeout: None,
             retry_on_reset: true,
             slow_start: Duration::ZERO,
+            flow_log: FlowLogging::default(),
         }
     }
 }

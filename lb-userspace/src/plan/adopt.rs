@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytemuck::Zeroable;
-use lb_common::abi::{Backend, Member, RING_SIZES, ReactionWord, RingWord, ServiceDescriptor, member_flags};
+use lb_common::abi::{
+    Backend, FlowLogWord, Member, RING_SIZES, ReactionWord, RingWord, ServiceDescriptor, member_flags,
+};
 
 use super::encode::{BackendKey, backend_id, descriptor_id};
 use super::free::{IndexPool, Region, Regions};
@@ -219,6 +221,7 @@ impl Adoption<'_> {
         for state in self.model.services.values_mut() {
             let Some(found) = self.snapshot.descriptors.get(&state.index) else { continue };
             state.reaction = ReactionWord(found.reaction);
+            state.flow_log = FlowLogWord(found.flow_log);
             for (ring, word) in [(&mut state.ring, found.ring), (&mut state.fallback, found.fallback)] {
                 *ring = adopt_ring(RingWord(word), self.snapshot, &mut self.model.regions);
                 if let RingContent::Adopted(slots) = &ring.content {

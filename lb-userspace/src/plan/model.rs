@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{Member, RING_SIZES, ReactionWord, RingWord, backend_flags, member_flags};
+use lb_common::abi::{FlowLogWord, Member, RING_SIZES, ReactionWord, RingWord, backend_flags, member_flags};
 
 use super::encode::{address_bytes, family};
 use super::free::{IndexPool, Region, Regions};
@@ -60,6 +60,7 @@ pub(super) struct ServiceState {
     /// Its key is in the map.
     pub(super) keyed: bool,
     pub(super) reaction: ReactionWord,
+    pub(super) flow_log: FlowLogWord,
     pub(super) ring: RingState,
     pub(super) fallback: RingState,
     /// As the target said last.
@@ -73,6 +74,7 @@ impl ServiceState {
             described: false,
             keyed: false,
             reaction: ReactionWord::default(),
+            flow_log: FlowLogWord::default(),
             ring: RingState::default(),
             fallback: RingState::default(),
             drain_timeout: None,

@@ -197,7 +197,9 @@ impl<'a> Planner<'a> {
         backend.members += 1;
         let generation = model.generations.entry(member_index).or_insert(0);
         *generation = if *generation == u8::MAX { 1 } else { *generation + 1 };
-        let value = member_value(service, (id, backend.index), *generation, member_flags::VALID);
+        let counts = self.target.services.get(service.0).is_some_and(|service| service.flow_log.counters);
+        let flags = member_flags::VALID | if counts { member_flags::COUNTED } else { 0 };
+        let value = member_value(service, (id, backend.index), *generation, flags);
         let value = with_next_hop(value, backend.next_hop.as_ref());
         self.steps.push(Step::ResetMemberStats { index: member_index });
         self.steps.push(Step::WriteMember { index: member_index, value });
@@ -209,7 +211,7 @@ impl<'a> Planner<'a> {
         if next_hop.is_some() && self.target.usable.contains(id) { backend_flags::USABLE } else { 0 }
     }
 
-    /// Usability, next hops, and the flags of members that come back. First what closes, then next hops, then
+    /// Usability, next hops, and the flags of members that come back or are counted anew. First what closes, then next hops, then
     /// what opens.
     fn update_existing(&mut self) {
         let flags: BTreeMap<BackendId, u32> = self
@@ -274,7 +276,9 @@ impl<'a> Planner<'a> {
                 member.leaving = None;
             }
             let keep = if wanted.draining { !member_flags::REMOVED } else { !gone };
-            let flags = member.value.flags & keep;
+            let counts = self.target.services.get(&key.0).is_some_and(|service| service.flow_log.counters);
+            let counted = if counts { member_flags::COUNTED } else { 0 };
+            let flags = member.value.flags & keep & !member_flags::COUNTED | counted;
             if flags != member.value.flags {
                 member.value = Member { flags, ..member.value };
                 self.steps.push(Step::SetMemberFlags { index: member.index, flags });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lb_common::abi::{RING_SIZES, RingWord, ServiceDescriptor};
+use lb_common::abi::{FlowLogWord, RING_SIZES, RingWord, ServiceDescriptor};
 
 use super::encode;
 use super::free::{Region, Regions};
@@ -29,12 +29,11 @@ impl Planner<'_> {
         let (main, fallback) = self.ring_members(id);
         let service = self.model.services.get_mut(id).expect("the caller looked");
         let index = service.index;
-        let reaction = self
-            .target
-            .services
-            .get(id)
-            .map_or(service.reaction, |wanted| encode::reaction(&wanted.reaction));
+        let Some(wanted) = self.target.services.get(id) else { return };
+        let reaction = encode::reaction(&wanted.reaction);
+        let flow_log = FlowLogWord::one_in(wanted.flow_log.sample_one_in);
         let reacts_anew = std::mem::replace(&mut service.reaction, reaction) != reaction;
+        let logs_anew = std::mem::replace(&mut service.flow_log, flow_log) != flow_log;
         let regions = &mut self.model.regions;
         let mut steps = Vec::new();
         let mut ring = service.ring.update(main, maglev::ring_class, regions, &mut steps);
@@ -45,12 +44,16 @@ impl Planner<'_> {
                 ring: service.ring.word.0,
                 fallback: service.fallback.word.0,
                 reaction: reaction.0,
+                flow_log: flow_log.0,
                 ..encode::descriptor(id)
             };
             self.steps.push(Step::WriteDescriptor { index, value });
         } else {
             if reacts_anew {
                 self.steps.push(Step::SetReaction { index, reaction });
+            }
+            if logs_anew {
+                self.steps.push(Step::SetFlowLog { index, flow_log });
             }
             if let Ok(Some(_)) = spare {
                 self.steps.push(Step::SwapFallback { index, ring: service.fallback.word });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lb_common::abi::{Backend, Member, ReactionWord, RingWord, ServiceDescriptor};
+use lb_common::abi::{Backend, FlowLogWord, Member, ReactionWord, RingWord, ServiceDescriptor};
 
 use super::encode::{BackendKey, ServiceKey, VipKey};
 
@@ -104,6 +104,13 @@ pub enum Step {
         index: u32,
         /// What failed connections lead to.
         reaction: ReactionWord,
+    },
+    /// Store the `flow_log` word of a live descriptor.
+    SetFlowLog {
+        /// Service.
+        index: u32,
+        /// Which of its flows are noted.
+        flow_log: FlowLogWord,
     },
     /// Insert a key into `SERVICES_V4` or `SERVICES_V6`.
     PutService {

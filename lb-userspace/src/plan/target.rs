@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::desired::{BackendId, Policy, ServiceId};
+use crate::desired::{BackendId, FlowLogging, Policy, ServiceId};
 use crate::network::NextHops;
 
 /// What the maps should say.
@@ -42,6 +42,8 @@ pub struct TargetService {
     pub drain_timeout: Option<Duration>,
     /// What its failed connections lead to.
     pub reaction: Reaction,
+    /// What the flow log notes of its connections.
+    pub flow_log: FlowLogging,
 }
 
 /// What the packet program does when connections of a service fail.

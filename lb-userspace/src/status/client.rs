@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::protocol::Answer;
+use super::protocol::{Answer, FlowFilter, Request};
 
 /// How long the agent may take: a table of a million flows is read in a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,6 +36,29 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, request: &impl Serialize) -> Resu
     }
 }
 
+/// Follows the flow log of the agent at `socket`: calls `line` with each record's, until that fails.
+///
+/// # Errors
+/// As [`ask`]; when the agent ends; and what `line` says.
+pub fn follow(socket: &Path, filter: FlowFilter, mut line: impl FnMut(&str) -> Result<()>) -> Result<()> {
+    let limited = filter.limit.is_some();
+    let mut stream = UnixStream::connect(socket).map_err(|error| explain(socket, error))?;
+    let mut request = serde_json::to_string(&Request::Follow(filter))?;
+    request.push('\n');
+    stream.write_all(request.as_bytes()).context("the agent hung up")?;
+    let mut lines = BufReader::new(stream).lines();
+    let Some(first) = lines.next() else { bail!("the agent hung up without an answer; its log says why") };
+    let answer: Answer<String> =
+        serde_json::from_str(&first?).context("the agent's answer is of another version of kanmon")?;
+    if let Answer::Error(message) = answer {
+        bail!("the agent says: {message}");
+    }
+    for record in lines {
+        line(&record.context("the agent hung up")?)?;
+    }
+    if limited { Ok(()) } else { bail!("the agent has ended, or hung up") }
+}
+
 fn explain(socket: &Path, error: std::io::Error) -> anyhow::Error {
     let socket = socket.display();
     match error.kind() {
@@ -53,7 +76,6 @@ fn explain(socket: &Path, error: std::io::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::protocol::Request;
 
     #[test]
     fn without_an_agent_the_error_says_how_to_start_one() {

@@ -2,10 +2,11 @@
 //! client that the command line uses.
 //!
 //! - [`view`]: the answers, with stable field names;
-//! - [`protocol`]: one request, one answer, each a line of JSON;
+//! - [`protocol`]: one request, one answer, each a line of JSON; `follow`: many lines to one request;
 //! - [`server`] and [`client`]: the two ends of the socket.
 
 pub mod client;
+mod follow;
 pub mod protocol;
 pub mod server;
 pub mod view;

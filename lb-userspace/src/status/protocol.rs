@@ -11,7 +11,7 @@
 //! {"do":"drain","what":"hangzhou"}
 //! ```
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,6 +31,9 @@ pub enum Request {
     Backends,
     /// A list of [`super::view::Flow`].
     Flows(FlowFilter),
+    /// `{"ok":"following"}`, and then each [`super::view::FlowRecord`] as it comes, a line each, until one side hangs
+    /// up.
+    Follow(FlowFilter),
 }
 
 /// What a client wants changed. The answer is [`super::view::Drained`].
@@ -87,6 +90,19 @@ pub struct FlowFilter {
     /// At most so many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+}
+
+impl FlowFilter {
+    /// Whether it wants what belongs to this service, as far as that is known.
+    #[must_use]
+    pub fn wants_service(&self, service: Option<&str>, vip: Option<SocketAddr>) -> bool {
+        self.service.as_deref().is_none_or(|wanted| {
+            let named = service.is_some_and(|name| {
+                name == wanted || name.split_once('/').is_some_and(|(_, name)| name == wanted)
+            });
+            named || vip.is_some_and(|vip| vip.to_string() == wanted || vip.ip().to_string() == wanted)
+        })
+    }
 }
 
 /// What the agent answers.

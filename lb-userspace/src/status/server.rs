@@ -13,13 +13,17 @@ use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::sync::broadcast::Receiver;
 use tokio::time::timeout;
 
 use super::protocol::{Answer, Change, FlowFilter, MAX_REQUEST, Message, Request};
-use super::view::{Backend, Drained, Flow, Service, Status};
+use super::follow::follow;
+use super::view::{Backend, Drained, Flow, FlowRecord, Service, Status};
 
 /// Clients that are served at once; more wait.
 const CLIENTS: usize = 8;
+/// Clients that may follow the flow log at once; more are refused.
+const FOLLOWERS: usize = 16;
 /// How long a client may take to send its line, or to read ours.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -33,6 +37,8 @@ pub trait Source: Send + Sync + 'static {
     fn backends(&self) -> Vec<Backend>;
     /// The flows that pass the filter, in no particular order.
     fn flows(&self, filter: &FlowFilter) -> Vec<Flow>;
+    /// Records of flows, from now on.
+    fn follow(&self) -> Receiver<Arc<FlowRecord>>;
     /// Does as it is told. Called within the runtime.
     ///
     /// # Errors
@@ -70,18 +76,28 @@ impl Server {
     /// Answers until it is dropped.
     pub async fn serve(self, source: Arc<dyn Source>) {
         let clients = Arc::new(Semaphore::new(CLIENTS));
+        let followers = Arc::new(Semaphore::new(FOLLOWERS));
         loop {
             let Ok(permit) = clients.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let source = source.clone();
+                    let (source, followers) = (source.clone(), followers.clone());
                     tokio::spawn(async move {
-                        match timeout(3 * PATIENCE, answer(stream, source)).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(error)) => tracing::debug!("a client of the socket went away: {error:#}"),
-                            Err(_) => tracing::debug!("a client of the socket was too slow"),
-                        }
+                        let follower = match timeout(3 * PATIENCE, answer(stream, source.clone())).await {
+                            Ok(Ok(follower)) => follower,
+                            Ok(Err(error)) => {
+                                return tracing::debug!("a client of the socket went away: {error:#}");
+                            }
+                            Err(_) => return tracing::debug!("a client of the socket was too slow"),
+                        };
+                        // Who follows does so for long, and takes no place from those that ask.
                         drop(permit);
+                        if let Some((stream, filter)) = follower {
+                            let permit = followers.try_acquire_owned();
+                            if let Err(error) = follow(stream, &filter, source.follow(), permit.is_ok()).await {
+                                tracing::debug!("a follower of the flow log went away: {error:#}");
+                            }
+                        }
                     });
                 }
                 Err(error) => {
@@ -120,18 +136,22 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
 }
 
-async fn answer(stream: UnixStream, source: Arc<dyn Source>) -> Result<()> {
-    let (read, mut write) = stream.into_split();
+/// Answers a client, or gives it back with what it wants to follow.
+async fn answer(
+    mut stream: UnixStream,
+    source: Arc<dyn Source>,
+) -> Result<Option<(UnixStream, FlowFilter)>> {
     let mut line = String::new();
-    timeout(PATIENCE, BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line)).await??;
+    timeout(PATIENCE, BufReader::new((&mut stream).take(MAX_REQUEST)).read_line(&mut line)).await??;
     let mut text = match Message::parse(&line) {
+        Ok(Message::Get(Request::Follow(filter))) => return Ok(Some((stream, filter))),
         Ok(message) => tokio::task::spawn_blocking(move || dispatch(&*source, &message)).await??,
         Err(error) => serde_json::to_string(&Answer::<()>::Error(format!("not a request: {error}")))?,
     };
     text.push('\n');
-    write.write_all(text.as_bytes()).await?;
-    write.shutdown().await?;
-    Ok(())
+    stream.write_all(text.as_bytes()).await?;
+    stream.shutdown().await?;
+    Ok(None)
 }
 
 fn dispatch(source: &dyn Source, message: &Message) -> serde_json::Result<String> {
@@ -143,6 +163,8 @@ fn dispatch(source: &dyn Source, message: &Message) -> serde_json::Result<String
         Message::Get(Request::Services) => ok(source.services()),
         Message::Get(Request::Backends) => ok(source.backends()),
         Message::Get(Request::Flows(filter)) => ok(source.flows(filter)),
+        // Answered line by line, elsewhere.
+        Message::Get(Request::Follow(_)) => ok(()),
         Message::Do(change) => match source.change(change) {
             Ok(done) => ok(done),
             Err(why) => serde_json::to_string(&Answer::<()>::Error(why)),
@@ -203,6 +225,9 @@ mod tests {
                 idle_seconds: 0.0,
             };
             vec![flow; filter.limit.unwrap_or(2)]
+        }
+        fn follow(&self) -> Receiver<Arc<FlowRecord>> {
+            tokio::sync::broadcast::channel(1).1
         }
         fn change(&self, change: &Change) -> Result<Drained, String> {
             match change {

@@ -337,9 +337,166 @@ pub struct Flow {
     pub idle_seconds: f64,
 }
 
+/// A line of the flow log: `kanmon flows --follow -o json`, and `--flow-log`. What is not known, or does not apply,
+/// is left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    /// When it happened, RFC 3339, UTC.
+    pub time: String,
+    /// What happened.
+    pub state: RecordState,
+    /// The client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<SocketAddr>,
+    /// The address and port that the client talks to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vip: Option<SocketAddr>,
+    /// `TCP` or `UDP`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// `namespace/name` of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The pod's address and port; of a rescued flow, the new one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_host: Option<SocketAddr>,
+    /// Of a rescued flow: the pod that refused it, or did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_upstream_host: Option<SocketAddr>,
+    /// Member cluster of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Region of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Zone of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Name of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// `fin`, `rst`, `timeout`, `evicted` (half-open, it made room for a new flow) or `backend-removed`; of a rescued
+    /// flow `rescued`, which is why its way to the previous pod ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub close_reason: Option<String>,
+    /// Seconds from the flow's first packet to its last, of a closed one; in steps of some milliseconds, of one that
+    /// timed out or was reset of 0.27.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<f64>,
+    /// Bytes of whole frames towards the pod, of a closed flow; like those below where the service's policy says
+    /// `flowLog: {counters: true}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_in: Option<u64>,
+    /// Packets towards the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_in: Option<u64>,
+    /// Bytes of whole frames towards the client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_out: Option<u64>,
+    /// Packets towards the client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_out: Option<u64>,
+    /// How many records were lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<u64>,
+    /// Where: in the `kernel` (more than its rate limit), in the `agent`, by this `follower` or the `file`, which were
+    /// too slow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_in: Option<String>,
+}
+
+/// What a [`FlowRecord`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecordState {
+    /// A client's first packet went to a pod.
+    Opened,
+    /// A SYN that failed at one pod went to another.
+    Rescued,
+    /// The flow has ended.
+    Closed,
+    /// Records are missing here.
+    Lost,
+}
+
+impl FlowRecord {
+    /// A record that says nothing else yet.
+    #[must_use]
+    pub fn of(time: String, state: RecordState) -> Self {
+        Self {
+            time,
+            state,
+            client: None,
+            vip: None,
+            protocol: None,
+            service: None,
+            upstream_host: None,
+            previous_upstream_host: None,
+            cluster: None,
+            region: None,
+            zone: None,
+            pod: None,
+            close_reason: None,
+            duration_seconds: None,
+            bytes_in: None,
+            packets_in: None,
+            bytes_out: None,
+            packets_out: None,
+            lost: None,
+            lost_in: None,
+        }
+    }
+
+    /// Says that so many records were lost, and where.
+    #[must_use]
+    pub fn lost(time: String, count: u64, place: &str) -> Self {
+        Self { lost: Some(count), lost_in: Some(place.to_owned()), ..Self::of(time, RecordState::Lost) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_the_flow_log_keeps_its_field_names() {
+        let record = FlowRecord {
+            client: Some("198.51.100.2:40000".parse().unwrap()),
+            vip: Some("192.168.100.10:80".parse().unwrap()),
+            protocol: Some("TCP".into()),
+            service: Some("demo/httpbin".into()),
+            upstream_host: Some("10.0.1.10:8080".parse().unwrap()),
+            previous_upstream_host: Some("10.0.1.11:8080".parse().unwrap()),
+            cluster: Some("hangzhou".into()),
+            region: Some("cn-hangzhou".into()),
+            zone: Some("b".into()),
+            pod: Some("hangzhou-1".into()),
+            close_reason: Some("fin".into()),
+            duration_seconds: Some(0.5),
+            bytes_in: Some(1),
+            packets_in: Some(2),
+            bytes_out: Some(3),
+            packets_out: Some(4),
+            ..FlowRecord::of("2026-01-01T00:00:00.000Z".into(), RecordState::Closed)
+        };
+        let json = serde_json::json!({
+            "time": "2026-01-01T00:00:00.000Z", "state": "closed", "client": "198.51.100.2:40000",
+            "vip": "192.168.100.10:80", "protocol": "TCP", "service": "demo/httpbin",
+            "upstream_host": "10.0.1.10:8080", "previous_upstream_host": "10.0.1.11:8080",
+            "cluster": "hangzhou", "region": "cn-hangzhou", "zone": "b", "pod": "hangzhou-1",
+            "close_reason": "fin", "duration_seconds": 0.5, "bytes_in": 1, "packets_in": 2, "bytes_out": 3,
+            "packets_out": 4
+        });
+        assert_eq!(serde_json::to_value(&record).unwrap(), json);
+        assert_eq!(serde_json::from_value::<FlowRecord>(json).unwrap(), record);
+        let lost = FlowRecord::lost("2026-01-01T00:00:00.000Z".into(), 7, "kernel");
+        assert_eq!(
+            serde_json::to_value(&lost).unwrap(),
+            serde_json::json!({
+                "time": "2026-01-01T00:00:00.000Z", "state": "lost", "lost": 7, "lost_in": "kernel"
+            })
+        );
+    }
 
     #[test]
     fn a_service_row_keeps_its_field_names() {

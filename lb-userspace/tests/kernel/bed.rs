@@ -155,6 +155,7 @@ pub(crate) fn sizes() -> TableSizes {
         backends: 64,
         members: 64,
         ring_slots: 4096,
+        flow_counters: 1024,
         snat_count: 1,
         cpus: aya::util::nr_cpus().expect("the number of CPUs") as u32,
     }
@@ -175,7 +176,8 @@ pub(crate) fn settings() -> Settings {
             udp_new: 38,
             udp_replied: 224,
         },
-        events_per_tick: 100,
+        events_per_tick: 110,
+        flow_events_per_tick: 100,
     }
 }
 

@@ -128,6 +128,10 @@ impl Cells for MappedCells<'_> {
     fn fetch_and(self, index: usize, bits: u64) -> u64 {
         self.cell(index).fetch_and(bits, Ordering::SeqCst)
     }
+
+    fn fetch_add(self, index: usize, value: u64) -> u64 {
+        self.cell(index).fetch_add(value, Ordering::SeqCst)
+    }
 }
 
 /// Every array of the packet program, by its map's name, and the settings as they were written last.
@@ -147,6 +151,7 @@ pub struct KernelTables {
     pub ports: MappedArray,
     pub last_hops: MappedArray,
     pub syns: MappedArray,
+    pub flow_stats: MappedArray,
     pub counters: MappedArray,
     pub member_stats: MappedArray,
     pub event_budget: MappedArray,
@@ -172,6 +177,7 @@ impl KernelTables {
             ports: array("PORTS")?,
             last_hops: array("LAST_HOPS")?,
             syns: array("SYNS")?,
+            flow_stats: array("FLOW_STATS")?,
             counters: array("COUNTERS")?,
             member_stats: array("MEMBER_STATS")?,
             event_budget: array("EVENT_BUDGET")?,
@@ -203,6 +209,7 @@ impl KernelTables {
             &self.ports,
             &self.last_hops,
             &self.syns,
+            &self.flow_stats,
             &self.counters,
             &self.member_stats,
             &self.event_budget,

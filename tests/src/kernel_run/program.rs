@@ -213,7 +213,7 @@ fn object_path() -> PathBuf {
 }
 
 /// The arrays whose sizes are set at load.
-fn elements(sizes: &Sizes) -> [(&'static str, u32); 13] {
+fn elements(sizes: &Sizes) -> [(&'static str, u32); 14] {
     [
         ("DESCRIPTORS", sizes.services),
         ("RINGS", sizes.ring_pairs),
@@ -223,6 +223,7 @@ fn elements(sizes: &Sizes) -> [(&'static str, u32); 13] {
         ("FLOWS", sizes.flow_buckets),
         ("HANDSHAKES", sizes.flow_buckets),
         ("SYNS", sizes.flow_buckets.min(MOST_SYN_COPIES)),
+        ("FLOW_STATS", sizes.flow_stats),
         ("REVERSE_V4", sizes.reverse_v4_buckets),
         ("REVERSE_V6", sizes.reverse_v6_buckets),
         ("COUNTERS", sizes.cpus),

@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     abi::{
         AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, Event, EventBudget,
-        FlowBucket, FlowEntry, Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap,
+        FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap,
         ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor,
         ServiceKeyV4, ServiceKeyV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
@@ -37,12 +37,13 @@ pub(crate) fn describe(out: &mut String) {
         Backend { flags, pad, tripped_until, errors, address, port, protocol, family, cluster, reserved }
         BackendKeyV4 { address, port, protocol, pad }
         BackendKeyV6 { address, port, protocol, pad }
-        Config { flow_key, ring_key, snat_v4, snat_v6, snat_v4_count, snat_v6_count, snat_stride, flow_bucket_mask, reverse_v4_mask, reverse_v6_mask, member_count, port_base, port_words, timeouts, events_per_tick, zero, reserved }
+        Config { flow_key, ring_key, snat_v4, snat_v6, snat_v4_count, snat_v6_count, snat_stride, flow_bucket_mask, reverse_v4_mask, reverse_v6_mask, member_count, port_base, port_words, timeouts, events_per_tick, zero, flow_stats_mask, flow_events_per_tick, reserved }
         CpuCounters { counts }
-        Event { time, client, member, client_port, snat_port, kind, family, protocol, snat, service, detail, reserved }
+        Event { time, client, member, client_port, snat_port, kind, family, protocol, snat, service, detail, slot, version, generation, reason, before_generation, reserved }
         EventBudget { tick, sent }
         FlowBucket { entries }
         FlowEntry { word, tag, last_seen }
+        FlowStats { owner, opened, packets_in, bytes_in, packets_out, bytes_out, reserved }
         Handshake { word }
         HandshakeBucket { ways }
         HashKey { words }
@@ -56,7 +57,7 @@ pub(crate) fn describe(out: &mut String) {
         ReverseEntryV4 { word, forward, client, path }
         ReverseEntryV6 { word, forward, client, path, client_address, check, reserved }
         RingPair { slots }
-        ServiceDescriptor { ring, fallback, vip, port, protocol, family, pad, reaction, reserved }
+        ServiceDescriptor { ring, fallback, vip, port, protocol, family, pad, reaction, flow_log, reserved }
         ServiceKeyV4 { vip, port, protocol, pad }
         ServiceKeyV6 { vip, port, protocol, pad }
         SynCopy { word, seq, flags, window, check, network, options }

@@ -1,7 +1,7 @@
 //! Worlds, and the histories that happen in them: what comes next depends on what came out before.
 
 use lb_common::{
-    abi::{ReactionWord, member_flags, vip_flags},
+    abi::{FlowLogWord, ReactionWord, member_flags, vip_flags},
     clock::TICK_NS,
     datapath::Verdict,
     hash::finish,
@@ -62,7 +62,7 @@ pub(crate) enum Profile {
     FewPorts,
     /// The same, and flows that do not get far or close.
     ChurningPorts,
-    /// Two events a tick.
+    /// Two events a tick, one of them for the flow log.
     FewEvents,
     /// One bucket of the reverse tables.
     FewReverse,
@@ -112,6 +112,7 @@ impl World {
     pub(crate) fn gateway(&self) -> Gateway {
         let mut random = Random::new(self.seed ^ 0x6174_6577_6179);
         let broad = self.profile == Profile::Broad;
+        let few_events = matches!(self.profile, Profile::FewEvents | Profile::FewSlots);
         let snat = ["192.168.0.2", "fd00::2", "192.168.0.3", "fd00::3"].map(frames::ip);
         let settings = GatewayConfig {
             sizes: SIZES,
@@ -119,7 +120,8 @@ impl World {
             port_base: 12_288,
             port_words: if self.profile.is_short_of_ports() { 1 } else { 4 },
             timeouts_ms: [2_000, 60_000, 5_000, 2_000, 2_000, 5_000],
-            events_per_tick: if self.profile == Profile::FewEvents { 2 } else { 1000 },
+            events_per_tick: if few_events { 2 } else { 1100 },
+            flow_events_per_tick: if few_events { 1 } else { 1000 },
         };
         let mut gateway = Gateway::new(&settings, self.seed);
         let config = gateway.config_mut();
@@ -150,10 +152,15 @@ impl World {
         }
         for service in 0..SERVICES.len() as u32 {
             let errors = random.one_of([0, 1, 2, 4]);
+            gateway.set_flow_log(service, FlowLogWord::one_in(random.one_of([0, 1, 1, 2, 3])));
             gateway.set_reaction(
                 service,
                 ReactionWord::new(errors, 1 + random.next() as u32 % 8_000, random.chance(80)),
             );
+        }
+        for member in 1..=frames::members(self.profile) {
+            let flags = gateway.member(member).flags;
+            gateway.set_member_flags(member, flags | random.one_of([0, member_flags::COUNTED]));
         }
         for backend in 1..=frames::backends(self.profile) as u32 {
             gateway.set_cluster(backend, random.one_of([0, 7, 8]));
@@ -391,7 +398,8 @@ impl History<'_> {
     fn change(&mut self, session: &mut Session<'_>) -> Result<(), String> {
         let member = 1 + self.random.below(frames::members(self.world.profile) as usize) as u32;
         let backend = 1 + self.random.below(frames::backends(self.world.profile)) as u32;
-        let sound = member_flags::VALID | member_flags::NEXT_HOP;
+        let counted = self.random.one_of([0, member_flags::COUNTED]);
+        let sound = member_flags::VALID | member_flags::NEXT_HOP | counted;
         let op = match self.random.below(12) {
             0..3 => Op::Usable(backend, self.random.chance(70)),
             3..5 => Op::Flags(member, sound),

@@ -27,6 +27,7 @@ pub(crate) const SIZES: Sizes = Sizes {
     members: 32,
     backends: 32,
     snat_stride: 2,
+    flow_stats: 64,
     cpus: 1,
 };
 
@@ -267,6 +268,7 @@ impl<'a> Session<'a> {
             ("FLOWS", &host.flows, &kernel.flows),
             ("HANDSHAKES", &host.handshakes, &kernel.handshakes),
             ("SYNS", &host.syns, &kernel.syns),
+            ("FLOW_STATS", &host.flow_stats, &kernel.flow_stats),
             ("BACKENDS", &host.backends, &kernel.backends),
             ("LOCKS", &host.locks, &kernel.locks),
             ("REVERSE_V4", &host.reverse_v4, &kernel.reverse_v4),

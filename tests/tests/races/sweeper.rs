@@ -12,7 +12,7 @@ use lb_common::{
     clock::{TICK_NS, tick},
     datapath::{
         Tables, V4, V6,
-        sweep::{self, Observer, Suspects},
+        sweep::{self, Ended, Observer, Suspects},
     },
 };
 use tests::kernel_run::KernelTables;
@@ -38,7 +38,7 @@ pub(crate) struct Swept {
 impl Observer for Swept {
     fn flow(&mut self, _state: FlowState, _member: u32) {}
 
-    fn evicted(&mut self, _state: FlowState, _member: u32) {
+    fn evicted(&mut self, _ended: &Ended) {
         self.evicted += 1;
     }
 

@@ -6,11 +6,7 @@ use super::super::resources::LoadBalancingPolicySpec;
 type Field = (&'static str, fn(&LoadBalancingPolicySpec) -> bool);
 
 /// The fields without an effect. What comes to have one leaves this list.
-const FIELDS: [Field; 3] = [
-    ("flowLog.counters", |spec| spec.flow_log.as_ref().is_some_and(|log| log.counters)),
-    ("flowLog.sampleOneIn", |spec| spec.flow_log.as_ref().is_some_and(|log| log.sample_one_in.is_some())),
-    ("newFlowLimit", |spec| spec.new_flow_limit.is_some()),
-];
+const FIELDS: [Field; 1] = [("newFlowLimit", |spec| spec.new_flow_limit.is_some())];
 
 /// Says which fields of a policy have no effect; `None`: all have.
 pub(super) fn ignored(spec: &LoadBalancingPolicySpec) -> Option<String> {

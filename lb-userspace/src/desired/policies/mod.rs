@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::fronts::Front;
 use super::index::object_name;
 use super::members::Members;
-use super::policy::{OutlierDetection, Policy};
+use super::policy::{FlowLogging, OutlierDetection, Policy};
 use super::problems::Problems;
 use super::resources::{LoadBalancingPolicySpec, OutlierDetectionSpec, ZonePreference};
 use super::types::{GatewayObjects, Judgement, Knowledge, ObjectName, Place, PolicyState, Reason};
@@ -91,6 +91,7 @@ fn policy(standing: &Standing<'_>) -> Policy {
         drain_timeout,
         retry_on_reset,
         slow_start,
+        flow_log,
         ..
     } = standing.spec;
     let default = Policy::default();
@@ -104,6 +105,10 @@ fn policy(standing: &Standing<'_>) -> Policy {
         drain_timeout: duration(drain_timeout.as_ref()),
         retry_on_reset: retry_on_reset.unwrap_or(default.retry_on_reset),
         slow_start: duration(slow_start.as_ref()).unwrap_or(default.slow_start),
+        flow_log: flow_log.as_ref().map_or(default.flow_log, |log| FlowLogging {
+            counters: log.counters,
+            sample_one_in: log.sample_one_in.unwrap_or(default.flow_log.sample_one_in),
+        }),
         ..default
     }
 }

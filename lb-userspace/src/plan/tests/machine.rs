@@ -194,6 +194,9 @@ impl Machine {
                 assert!(expected, "packets in flight are about to look for a ring");
                 maps.descriptors.get_mut(index).unwrap().ring = ring.0;
             }
+            Step::SetFlowLog { index, flow_log } => {
+                maps.descriptors.get_mut(index).unwrap().flow_log = flow_log.0;
+            }
             Step::SetReaction { index, reaction } => {
                 maps.descriptors.get_mut(index).unwrap().reaction = reaction.0;
             }
