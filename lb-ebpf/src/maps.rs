@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock,
-    Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
+    EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop,
+    Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
     ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 

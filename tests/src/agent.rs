@@ -2,10 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    io::{BufRead, BufReader, Write},
+    net::{IpAddr, Shutdown},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -56,7 +58,7 @@ pub struct Agent {
     process: Process,
     program: PathBuf,
     socket: PathBuf,
-    _run: Arc<RunDir>,
+    run: Arc<RunDir>,
 }
 
 /// A row of `kanmon backends -o json`: a backend as a member of one service.
@@ -170,6 +172,94 @@ pub struct Flow {
     pub snat: String,
 }
 
+/// A record of the flow log. What it does not say is empty or none.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct FlowRecord {
+    /// `opened`, `rescued`, `closed` or `lost`.
+    pub state: String,
+    /// The client's address and port.
+    pub client: String,
+    /// The VIP and port.
+    pub vip: String,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// `namespace/name`.
+    pub service: String,
+    /// The pod's address and port.
+    pub upstream_host: String,
+    /// Of a rescued flow: the pod before.
+    pub previous_upstream_host: String,
+    /// The pod's cluster.
+    pub cluster: String,
+    /// The pod's region.
+    pub region: String,
+    /// Why it ended.
+    pub close_reason: String,
+    /// From its first packet to its last.
+    pub duration_seconds: Option<f64>,
+    /// Bytes towards the pod.
+    pub bytes_in: Option<u64>,
+    /// Packets towards the pod.
+    pub packets_in: Option<u64>,
+    /// Bytes towards the client.
+    pub bytes_out: Option<u64>,
+    /// Packets towards the client.
+    pub packets_out: Option<u64>,
+    /// How many records were lost.
+    pub lost: Option<u64>,
+}
+
+/// Who follows the flow log over the agent's socket. Dropping it ends that.
+#[derive(Debug)]
+pub struct Follower {
+    stream: UnixStream,
+    records: Arc<Mutex<Vec<FlowRecord>>>,
+}
+
+impl Follower {
+    fn start(socket: &Path, filter: Value) -> Result<Follower> {
+        let mut stream = UnixStream::connect(socket)?;
+        writeln!(stream, "{filter}")?;
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let first = lines.next().context("the agent hung up")??;
+        ensure!(first == r#"{"ok":"following"}"#, "the agent says {first}");
+        let records = Arc::new(Mutex::new(Vec::new()));
+        let seen = records.clone();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let record = serde_json::from_str(&line).unwrap_or_else(|e| panic!("no record: {line}: {e}"));
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+            }
+        });
+        Ok(Follower { stream, records })
+    }
+
+    /// The records so far.
+    pub fn records(&self) -> Vec<FlowRecord> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// The records in a file, a line each; a last line that is not complete yet is left out.
+///
+/// # Errors
+/// When the file can't be read, or a line is no record.
+pub fn read_records(path: &Path) -> Result<Vec<FlowRecord>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("no record: {line}")))
+        .collect()
+}
+
 /// More than any test has flows: so many are shown.
 const ALL_FLOWS: &str = "1000000";
 
@@ -247,7 +337,7 @@ impl Agent {
     /// When it is not built or cannot be started.
     pub fn start(run: &Arc<RunDir>, name: &str, command: Command, socket: PathBuf) -> Result<Agent> {
         let process = run.spawn(name, command)?;
-        Ok(Agent { process, program: program("kanmon")?, socket, _run: run.clone() })
+        Ok(Agent { process, program: program("kanmon")?, socket, run: run.clone() })
     }
 
     /// Its process: to signal, to kill, to read its log.
@@ -330,6 +420,43 @@ impl Agent {
     /// When the agent does not answer.
     pub fn flows(&self) -> Result<Vec<Flow>> {
         self.ask("flows", &["--limit", ALL_FLOWS])
+    }
+
+    /// Follows the flow log from now on, as `kanmon flows --follow` does, with filters like `{"service": "httpbin"}`.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn follow(&self, mut filter: Value) -> Result<Follower> {
+        filter["get"] = "follow".into();
+        Follower::start(&self.socket, filter)
+    }
+
+    /// What `kanmon flows --follow` prints of the next `count` records, while `busy` makes some.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn follow_by_command(
+        &self,
+        arguments: &[&str],
+        count: usize,
+        mut busy: impl FnMut(),
+    ) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        command.args(["flows", "--follow", "--limit", &count.to_string(), "--socket"]).arg(&self.socket);
+        let mut process = self.run.spawn("follow", {
+            command.args(arguments);
+            command
+        })?;
+        let deadline = Instant::now() + START;
+        let status = loop {
+            busy();
+            if let Some(status) = process.try_wait()? {
+                break status;
+            }
+            ensure!(Instant::now() < deadline, "kanmon flows --follow does not end");
+        };
+        ensure!(status.success(), "kanmon flows --follow ended with {status}: {}", process.log_tail(5));
+        Ok(std::fs::read_to_string(process.log())?)
     }
 
     /// How the program is attached, over all interfaces: "native", "generic" or both.

@@ -1,7 +1,9 @@
 //! Events about flows, for the agent: what it acts on, and the flow log.
 
 use super::{Cells, Family, Maps};
-use crate::abi::{CloseReason, Config, Counter, EventKind, FlowLogWord, FlowRef, FlowState, FlowWord, TCP, UDP};
+use crate::abi::{
+    CloseReason, Config, Counter, EventKind, FlowLogWord, FlowRef, FlowState, FlowWord, TCP, UDP,
+};
 
 /// What an event says.
 pub(super) struct About<F: Family> {
@@ -23,7 +25,13 @@ pub(super) struct About<F: Family> {
 /// Tells the agent that connections to a flow's backend failed so often in a row that it was tripped. Without the
 /// client, whom the agent does not ask for: two programs that say this have no room left on their stacks.
 #[inline(always)]
-pub(super) fn tripped<F: Family, M: Maps>(maps: &M, config: &Config, flow: FlowWord, service: u32, errors: u64) {
+pub(super) fn tripped<F: Family, M: Maps>(
+    maps: &M,
+    config: &Config,
+    flow: FlowWord,
+    service: u32,
+    errors: u64,
+) {
     let about = About::<F> {
         kind: EventKind::Tripped,
         client: F::Address::default(),
@@ -95,7 +103,8 @@ pub(super) fn send<F: Family, M: Maps>(maps: &M, limit: u32, lost: Counter, abou
         // Put together from whole words: byte-wise building would cost the kernel's stack and a `memset`.
         let [client_high, client_low] = F::raw(about.client);
         let flow = about.flow;
-        let ends = flow.member() as u64 | (about.client_port as u64) << 32 | (flow.port().to_be() as u64) << 48;
+        let ends =
+            flow.member() as u64 | (about.client_port as u64) << 32 | (flow.port().to_be() as u64) << 48;
         let what = about.kind as u64
             | (F::NUMBER as u64) << 8
             | (about.protocol as u64) << 16

@@ -1,6 +1,9 @@
 //! The forward table: from a flow's hash to its word. Layout and protocol: docs/adr/0001-flow-tables.md.
 
-use super::{Cells, Family, Maps, Tables, V4, V6, events, member, member::MemberHead, reverse_table, reverse_table::Reverse};
+use super::{
+    Cells, Family, Maps, Tables, V4, V6, events, member, member::MemberHead, reverse_table,
+    reverse_table::Reverse,
+};
 use crate::{
     abi::{CloseReason, Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, ReverseWord},
     clock::{self, Age},

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     abi::{
-        CloseReason, Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, HandshakeWord, TCP, UDP, member_flags,
+        CloseReason, Config, Counter, EventKind, FLOW_WAYS, FlowState, FlowWord, HandshakeWord, TCP, UDP,
+        member_flags,
     },
     clock,
     hash::{FlowHash, HashKey},

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     abi::{
-        CloseReason, Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, LastHopWord, PORT_BITMAP_WORDS, REVERSE_WAYS,
-        ReverseWord,
+        CloseReason, Config, FLOW_WAYS, FlowRef, FlowState, FlowWord, LastHopWord, PORT_BITMAP_WORDS,
+        REVERSE_WAYS, ReverseWord,
     },
     clock,
 };

@@ -10,9 +10,9 @@ use bytemuck::Zeroable;
 use super::maps::{HostMaps, Sizes};
 use crate::{
     abi::{
-        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, FlowLogWord, Member, RING_SIZES, ReactionWord,
-        RingPair, RingWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, TCP, Timeouts, VipKeyV4, VipKeyV6,
-        address_filter, backend_flags, member_flags,
+        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, FlowLogWord, Member, RING_SIZES,
+        ReactionWord, RingPair, RingWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, TCP, Timeouts,
+        VipKeyV4, VipKeyV6, address_filter, backend_flags, member_flags,
     },
     clock::ticks_from_millis,
     datapath::checksum::Sum,

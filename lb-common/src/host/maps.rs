@@ -14,9 +14,9 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     abi::{
         ADDRESS_FILTER_SIZE, Backend, BackendKeyV4, BackendKeyV6, Config, Counter, CpuCounters, Event,
-        EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, MOST_SYN_COPIES, Member,
-        MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
-        ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
+        EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop,
+        MOST_SYN_COPIES, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
+        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},

@@ -101,7 +101,11 @@ fn the_flow_log_leaves_room_for_what_the_agent_must_hear() {
     let bed = Bed::sized(net, 1, &GatewayConfig { sizes, ..limits });
     for n in 0..4 {
         let counters = if n < 3 { &[][..] } else { &[Counter::FlowEventLost] };
-        let flow = bed.begin(&Frame::tcp(net.client(n), net.vip(), SYN), 6, &[&[Counter::FlowOpened], counters].concat());
+        let flow = bed.begin(
+            &Frame::tcp(net.client(n), net.vip(), SYN),
+            6,
+            &[&[Counter::FlowOpened], counters].concat(),
+        );
         bed.accept(&flow);
     }
     let full = |n, counters: &[Counter]| {

@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, Counter, FlowState, FlowWord, PORT_BITMAP_WORDS,
-        ReverseWord, ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
+        BackendKeyV4, BackendKeyV6, Config, Counter, FlowState, FlowWord, PORT_BITMAP_WORDS, ReverseWord,
+        ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
     },
     clock,
     datapath::{

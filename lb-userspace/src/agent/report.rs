@@ -302,7 +302,8 @@ impl<'a> Names<'a> {
 }
 
 fn matches(flow: &view::Flow, filter: &FlowFilter) -> bool {
-    filter.wants_service(flow.service.as_deref(), Some(flow.vip)) && filter.client.is_none_or(|client| flow.client.ip() == client)
+    filter.wants_service(flow.service.as_deref(), Some(flow.vip))
+        && filter.client.is_none_or(|client| flow.client.ip() == client)
 }
 
 fn blank(endpoint: &Endpoint, service: &str, vip: IpAddr) -> view::Backend {

@@ -136,7 +136,8 @@ async fn follow(
 }
 
 fn open_flow_log(path: &Path) -> Result<Output> {
-    Output::open(path).with_context(|| format!("cannot write the flow log to {} (--flow-log)", path.display()))
+    Output::open(path)
+        .with_context(|| format!("cannot write the flow log to {} (--flow-log)", path.display()))
 }
 
 /// Takes back what this process made. Maps that were found belong to flows that go on.

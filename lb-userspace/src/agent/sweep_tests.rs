@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{PortBitmap, UDP};
+use lb_common::abi::{CloseReason, Member, PortBitmap, UDP};
 use lb_common::clock;
 use lb_common::datapath::Verdict;
 use lb_common::host::{Frame, Gateway, GatewayConfig, HostPacket, ledger};
@@ -39,6 +39,15 @@ impl<'a> Swept<'a> {
     fn new(gateway: &'a Gateway) -> Self {
         let orders = watch::channel(Orders::default()).0;
         Self { gateway, sweep: Sweep::new(Orders::default()), orders }
+    }
+
+    /// Why flows have ended since the last call, each with its client's port.
+    fn ended(&mut self) -> Vec<(CloseReason, Option<u16>)> {
+        let port = |client: Client| u16::from_be_bytes(client.port);
+        let mut ended: Vec<_> =
+            self.sweep.take_ended().map(|ended| (ended.reason, ended.client.map(port))).collect();
+        ended.sort_by_key(|(_, port)| *port);
+        ended
     }
 
     /// A whole pass in chunks of this size, and the number of chunks.
@@ -123,4 +132,45 @@ fn a_port_that_nobody_has_is_given_back_in_the_second_pass() {
     assert_eq!((first.mended, first.usage.busy_backends.contains(&1)), (0, true));
     let (second, _) = swept.pass(100);
     assert_eq!((second.mended, second.usage.busy_backends.contains(&1)), (1, false));
+}
+
+#[test]
+fn an_expired_flow_is_told_with_its_client_and_how_long_it_was_idle() {
+    let gateway = gateway();
+    flows(&gateway, 3);
+    gateway.maps.advance_clock(11 * SECOND);
+    let mut swept = Swept::new(&gateway);
+    swept.pass(100);
+    assert_eq!(swept.ended(), []);
+    swept.pass(100);
+    let idle: Vec<u16> = swept.sweep.seen.ended.iter().map(|ended| ended.idle).collect();
+    assert!(idle.iter().all(|idle| (40..=42).contains(idle)), "eleven seconds in ticks: {idle:?}");
+    assert_eq!(swept.ended(), [40_000, 40_001, 40_002].map(|port| (CloseReason::Timeout, Some(port))));
+    swept.pass(100);
+    assert_eq!(swept.ended(), []);
+}
+
+#[test]
+fn flows_of_an_unwanted_member_end_because_their_backend_does() {
+    let gateway = gateway();
+    flows(&gateway, 20);
+    let mut swept = Swept::new(&gateway);
+    swept.orders.send_replace(Orders { applied: 0, unwanted: Arc::new([1, 2].into()) });
+    swept.pass(100);
+    let all: Vec<_> = (0..20).map(|n| (CloseReason::BackendRemoved, Some(40_000 + n))).collect();
+    assert_eq!(swept.ended(), all);
+}
+
+#[test]
+fn a_flow_whose_member_is_gone_already_is_told_with_its_client_all_the_same() {
+    let gateway = gateway();
+    flows(&gateway, 20);
+    for index in [1, 2] {
+        let Member { generation, .. } = gateway.member(index);
+        gateway.maps.members.write(index, &Member { generation, ..Member::default() });
+    }
+    let mut swept = Swept::new(&gateway);
+    swept.pass(10);
+    let all: Vec<_> = (0..20).map(|n| (CloseReason::BackendRemoved, Some(40_000 + n))).collect();
+    assert_eq!(swept.ended(), all);
 }

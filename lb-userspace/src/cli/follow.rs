@@ -107,7 +107,8 @@ mod tests {
         assert!(row.ends_with("fin, 0.250 s, in 2 pkts 100 B, out 3 pkts 2.0 KiB"), "{row}");
         let before = Some("10.0.1.11:8080".parse().unwrap());
         let state = RecordState::Rescued;
-        let rescued = FlowRecord { state, previous_upstream_host: before, ..FlowRecord::of("t".into(), state) };
+        let rescued =
+            FlowRecord { state, previous_upstream_host: before, ..FlowRecord::of("t".into(), state) };
         assert!(super::row(&rescued).ends_with("from 10.0.1.11:8080"));
         let lost = super::row(&FlowRecord::lost("t".into(), 7, "kernel"));
         assert!(lost.ends_with("7 records lost in the kernel"), "{lost}");

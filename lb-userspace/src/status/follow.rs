@@ -64,7 +64,8 @@ async fn send(write: &mut (impl AsyncWriteExt + Unpin), what: &impl serde::Seria
 /// What was lost may have been wanted.
 fn is_wanted(record: &FlowRecord, filter: &FlowFilter) -> bool {
     let service = || filter.wants_service(record.service.as_deref(), record.vip);
-    let client = || filter.client.is_none_or(|wanted| record.client.is_some_and(|client| client.ip() == wanted));
+    let client =
+        || filter.client.is_none_or(|wanted| record.client.is_some_and(|client| client.ip() == wanted));
     record.state == RecordState::Lost || (service() && client())
 }
 

@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::sync::broadcast::Receiver;
 use tokio::time::timeout;
 
-use super::protocol::{Answer, Change, FlowFilter, MAX_REQUEST, Message, Request};
 use super::follow::follow;
+use super::protocol::{Answer, Change, FlowFilter, MAX_REQUEST, Message, Request};
 use super::view::{Backend, Drained, Flow, FlowRecord, Service, Status};
 
 /// Clients that are served at once; more wait.
@@ -94,7 +94,8 @@ impl Server {
                         drop(permit);
                         if let Some((stream, filter)) = follower {
                             let permit = followers.try_acquire_owned();
-                            if let Err(error) = follow(stream, &filter, source.follow(), permit.is_ok()).await {
+                            if let Err(error) = follow(stream, &filter, source.follow(), permit.is_ok()).await
+                            {
                                 tracing::debug!("a follower of the flow log went away: {error:#}");
                             }
                         }
@@ -137,10 +138,7 @@ fn remove_stale(path: &Path) -> Result<()> {
 }
 
 /// Answers a client, or gives it back with what it wants to follow.
-async fn answer(
-    mut stream: UnixStream,
-    source: Arc<dyn Source>,
-) -> Result<Option<(UnixStream, FlowFilter)>> {
+async fn answer(mut stream: UnixStream, source: Arc<dyn Source>) -> Result<Option<(UnixStream, FlowFilter)>> {
     let mut line = String::new();
     timeout(PATIENCE, BufReader::new((&mut stream).take(MAX_REQUEST)).read_line(&mut line)).await??;
     let mut text = match Message::parse(&line) {

@@ -8,9 +8,9 @@ use std::{
 use lb_common::{
     abi::{
         AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, Event, EventBudget,
-        FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap,
-        ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor,
-        ServiceKeyV4, ServiceKeyV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
+        FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats,
+        PortBitmap, ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair,
+        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
 };

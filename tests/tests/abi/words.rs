@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use lb_common::{
     abi::{
-        ADDRESS_FILTER_SIZE, Counter, EventKind, FLOW_WAYS, FlowRef, FlowState, FlowWord, HandshakeWord,
-        LAST_HOP_WAYS, LAST_HOPS, LOCK_STRIPES, LastHopWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX,
+        ADDRESS_FILTER_SIZE, CloseReason, Counter, EventKind, FLOW_WAYS, FlowRef, FlowState, FlowWord,
+        HandshakeWord, LAST_HOP_WAYS, LAST_HOPS, LOCK_STRIPES, LastHopWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX,
         MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReactionWord,
         ReverseState, ReverseWord, RingWord, SynWord, VERSION_MASK, address_check, address_filter,
         backend_flags, member_flags, pack_client, pack_forward, pack_path, vip_flags,
@@ -162,6 +162,9 @@ fn numbers(out: &mut String) {
     for state in [ReverseState::Empty, ReverseState::Claimed, ReverseState::New, ReverseState::Replied] {
         let _ = writeln!(out, "ReverseState::{state:?} = {}", state as u8);
     }
+    for reason in (0..=u8::MAX).filter_map(CloseReason::from_bits) {
+        let _ = writeln!(out, "CloseReason::{reason:?} = {}", reason as u8);
+    }
     for kind in [
         EventKind::Opened,
         EventKind::Closed,
@@ -181,6 +184,7 @@ fn numbers(out: &mut String) {
         ("member_flags::NEXT_HOP", u64::from(member_flags::NEXT_HOP)),
         ("member_flags::DRAINING", u64::from(member_flags::DRAINING)),
         ("member_flags::REMOVED", u64::from(member_flags::REMOVED)),
+        ("member_flags::COUNTED", u64::from(member_flags::COUNTED)),
         ("vip_flags::NODE_ADDRESS", u64::from(vip_flags::NODE_ADDRESS)),
         ("address_filter::VIP", address_filter::VIP),
         ("address_filter::SNAT", address_filter::SNAT),

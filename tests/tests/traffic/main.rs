@@ -6,12 +6,14 @@
 //! - [`neighbours`]: a next hop that changes;
 //! - [`endpoints`]: readiness, probes;
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
+//! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
 //! - [`manifests`]: edits, good and bad;
 //! - [`views`]: what `kanmon flows` and the counters say of all that.
 
 mod addresses;
 mod drains;
 mod endpoints;
+mod flow_log;
 mod headers;
 mod manifests;
 mod neighbours;

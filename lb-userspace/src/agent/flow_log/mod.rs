@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lb_common::abi::{CloseReason, Counter, Event, EventKind, FlowLogWord, FlowOwner, FlowRef, FlowState, FlowStats};
+use lb_common::abi::{
+    CloseReason, Counter, Event, EventKind, FlowLogWord, FlowOwner, FlowRef, FlowState, FlowStats,
+};
 use lb_common::clock::TICK_NS;
 use lb_common::datapath::sweep::Ended;
 use tokio::sync::{broadcast, mpsc, watch};

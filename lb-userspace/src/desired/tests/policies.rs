@@ -230,7 +230,9 @@ fn what_has_no_effect_yet_is_told() {
     assert_eq!(asked(&desired).slow_start, Duration::from_secs(1), "the rest counts");
     assert_eq!(told(&desired, "demo/p"), ["Accepted=Accepted", "!Enforced=NotEnforced"]);
     let message = desired.only_problem("", "LoadBalancingPolicy demo/p", Reason::NotEnforced);
-    assert!(message.contains("newFlowLimit"), "{message}");
+    assert!(message.contains("newFlowLimit") && !message.contains("flowLog"), "{message}");
+    let flow_log = asked(&desired).flow_log;
+    assert_eq!((flow_log.counters, flow_log.sample_one_in), (true, 10));
 }
 
 const FAILOVER: &str = "locality: {failover: [{from: cn-a, to: [cn-b, cn-c/9]}, {from: cn-a/2, to: [cn-a/1, cn-a]}, {from: cn-b, to: [cn-a]}]}";

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod drains;
+mod flow_log;
 mod machine;
 mod random;
 mod reactions;
