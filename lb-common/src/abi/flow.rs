@@ -322,6 +322,17 @@ impl HandshakeWord {
         Self(Self::ANSWERED | isn as u64 | (((version & VERSION_MASK) as u64) << 32))
     }
 
+    /// The same, gone to another backend at this time, after it had gone to the member `before`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sent_again(self, time: u64, before: u32) -> Self {
+        Self(
+            (self.0 & !0xffff_ffff)
+                | ((time >> Self::TIME_SHIFT) & Self::TIME_MASK)
+                | (((before & 0xf_ffff) as u64) << 12),
+        )
+    }
+
     /// Whether it belongs to this version of the slot, and the backend has not answered.
     #[must_use]
     #[inline(always)]

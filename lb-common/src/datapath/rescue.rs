@@ -80,17 +80,14 @@ pub(super) fn retry<F: Family, P: PacketMut, M: Maps>(
     let Some(ports) = parse::ports(packet, ip.transport_offset) else {
         return Outcome::Drop(Counter::DropMalformed);
     };
-    let syn = Syn {
-        isn: syn::sequence(packet, ip.transport_offset).unwrap_or(0),
-        has_data: syn::has_data(packet, ip),
-    };
+    let has_data = syn::has_data(packet, ip);
     let (hash, ring_hash) = setup::hashes::<F>(config, ip.source, ip.destination, ports, ip.protocol);
     let now = maps.now();
     let lock = match setup::lock(maps, hash) {
         Ok(lock) => lock,
         Err(counter) => return Outcome::Drop(counter),
     };
-    let tried = locked::<F, M>(maps, config, ip, ports, hash, ring_hash, &syn, now);
+    let tried = locked::<F, M>(maps, config, ip, ports, hash, ring_hash, has_data, now);
     lock.compare_exchange(0, 1, 0);
     match tried {
         Ok(tried) => {
@@ -99,13 +96,6 @@ pub(super) fn retry<F: Family, P: PacketMut, M: Maps>(
         }
         Err(counter) => Outcome::Drop(counter),
     }
-}
-
-/// What a SYN says besides whose it is.
-struct Syn {
-    /// Initial sequence number, host order.
-    isn: u32,
-    has_data: bool,
 }
 
 /// What became of a flow.
@@ -181,7 +171,7 @@ fn locked<F: Family, M: Maps>(
     ports: Ports,
     hash: FlowHash,
     ring_hash: u64,
-    syn: &Syn,
+    has_data: bool,
     now: u64,
 ) -> Result<Tried, Counter> {
     let found = flow_table::find(maps, config, hash).ok_or(Counter::DropMoved)?;
@@ -208,7 +198,7 @@ fn locked<F: Family, M: Maps>(
     }
     let silent = if before.state() as u8 == FlowState::SynSent as u8 { head.backend() } else { 0 };
     // The first backend may have read the data.
-    let word = if syn.has_data {
+    let word = if has_data {
         None
     } else {
         another_path::<F, M>(maps, config, ip, ports, hash, ring_hash, &slot, member, now)
@@ -220,8 +210,7 @@ fn locked<F: Family, M: Maps>(
         return Ok(Tried { before, word, slot: number, service, silent });
     };
     if let Some(cells) = maps.handshakes(slot.bucket) {
-        // Where the client began anew with the same port, its number is another one than before.
-        let kept = HandshakeWord::sent(before.version(), syn.isn, now, before.member());
+        let kept = HandshakeWord(cells.load(slot.way as usize)).sent_again(now, before.member());
         cells.store(slot.way as usize, kept.0);
     }
     flow_table::release(maps, config, before, slot.reference());

@@ -185,18 +185,6 @@ fn options_and_padding_take_nothing_from_a_good_syn() {
 }
 
 #[test]
-fn a_client_that_began_anew_with_its_port_is_known_by_its_new_number() {
-    for net in Net::BOTH {
-        let bed = Bed::with_backends(net, 4);
-        bed.open(net.client(1), net.vip());
-        bed.wait(seconds(1));
-        let anew = bed.begin(&syn(net, 1).numbers(5000, 0), TCP, RESCUED);
-        let refusal = anew.reply(RST | ACK).numbers(0, 5001);
-        bed.send(&refusal).sends(&[Counter::ConnectRefused]).reaches_client_of(&anew);
-    }
-}
-
-#[test]
 fn the_answer_after_a_rescue_is_what_the_client_has_to_prove() {
     let net = Net::V4;
     let bed = Bed::with_backends(net, 4);
