@@ -398,7 +398,7 @@ impl TableSizes {
             ("backends", self.backends, 1, MAX_MEMBER_INDEX),
             ("members", self.members, 1, MAX_MEMBER_INDEX),
             ("ringSlots", self.ring_slots, 1024, 1 << 30),
-            ("flowCounters", self.flow_counters, 1, (MAX_FLOW_SLOT + 1) / 2),
+            ("flowCounters", self.flow_counters, 1, MAX_FLOW_SLOT.div_ceil(2)),
         ];
         for (name, value, least, most) in limits {
             if !(least..=most).contains(&value) {
