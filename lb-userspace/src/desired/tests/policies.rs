@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::super::{
-    Area, Desired, HealthCheckKind, Judgement, Knowledge, LoadBalancingPolicy, Locality, OutlierDetection,
-    Policy, Reason, Severity,
+    Area, Desired, FlowLogging, HealthCheckKind, Judgement, Knowledge, LoadBalancingPolicy, Locality,
+    OutlierDetection, Policy, Reason, Severity,
 };
 use super::{World, front, front_with, member, name, slice, tcp, udp};
 
@@ -79,7 +79,8 @@ fn without_a_policy_all_is_as_it_is_by_default() {
 fn every_field_reaches_the_service() {
     let spec = "locality: {overprovisioningPercent: 120, failbackDelay: 90s}\nzonePreference: Prefer\n\
                 outlierDetection: {consecutiveErrors: 1, interval: 1s, baseEjectionTime: 10m}\n\
-                drainTimeout: 1h30m\nretryOnReset: false\nslowStart: 30s";
+                drainTimeout: 1h30m\nretryOnReset: false\nslowStart: 30s\n\
+                flowLog: {counters: true, sampleOneIn: 10}";
     let desired = world(&policy("p", spec)).merge();
     let expected = Policy {
         name: Some(name("demo/p")),
@@ -96,6 +97,7 @@ fn every_field_reaches_the_service() {
         drain_timeout: Some(Duration::from_secs(5400)),
         retry_on_reset: false,
         slow_start: Duration::from_secs(30),
+        flow_log: FlowLogging { counters: true, sample_one_in: 10 },
     };
     assert_eq!(asked(&desired), &expected);
     assert_eq!(told(&desired, "demo/p"), WELL);

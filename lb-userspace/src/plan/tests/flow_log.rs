@@ -9,11 +9,10 @@ use crate::desired::FlowLogging;
 /// The word of the only service, and how many of its members are counted and are not.
 fn written(agent: &Agent) -> (FlowLogWord, usize, usize) {
     let maps = agent.machine.snapshot();
-    let valid = maps.members.values().filter(|member| member.flags & member_flags::VALID != 0);
-    let (counted, others): (Vec<_>, Vec<_>) =
-        valid.partition(|member| member.flags & member_flags::COUNTED != 0);
+    let with = |flags: u8| maps.members.values().filter(|member| member.flags & flags == flags).count();
+    let counted = with(member_flags::VALID | member_flags::COUNTED);
     let word = maps.descriptors.values().next().expect("a service").flow_log;
-    (FlowLogWord(word), counted.len(), others.len())
+    (FlowLogWord(word), counted, with(member_flags::VALID) - counted)
 }
 
 #[test]
