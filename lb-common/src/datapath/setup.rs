@@ -1,5 +1,7 @@
 //! A packet to a VIP that no flow knows: the service, the member, the port, the entries.
 
+use core::hint::black_box;
+
 use super::{
     Cells, Family, Maps, Outcome, PacketMut, events, flow_stats,
     flow_table::{self, Displaced, Slot},
@@ -198,13 +200,15 @@ fn locked<F: Family, M: Maps>(
     let now = clock::tick(time);
     if let Some(found) = flow_table::find(maps, config, hash) {
         let existing = Slot { way: config.forget(found.way) & (FLOW_WAYS - 1), ..found };
+        // Masked anew where it is used: the verifier of Linux 6.1 forgets a bound that was kept on the stack.
+        let bounded = |slot: &Slot<M::Cells>| Slot { way: black_box(slot.way) & (FLOW_WAYS - 1), ..*slot };
         if is_joined(maps, ip.protocol, flags, &existing) {
-            existing.touch(now);
+            bounded(&existing).touch(now);
             return Ok(Opened { word: existing.word, slot: 0, is_new: false });
         }
         // Somebody moved the old flow at this very moment: making the new one beside it would give its key two
         // entries. The client will send again.
-        if !flow_table::evict(maps, config, &existing) {
+        if !flow_table::evict(maps, config, &bounded(&existing)) {
             return Err(Counter::DropInsertContended);
         }
         maps.count(Counter::FlowReclaimed);
