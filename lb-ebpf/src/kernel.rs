@@ -171,6 +171,12 @@ impl Tables for Kernel {
 
 impl Maps for Kernel {
     #[inline(always)]
+    fn tells_displaced(&self) -> bool {
+        // SAFETY: a static of the program; volatile because the loader may have replaced its value.
+        unsafe { (&raw const maps::TELL_DISPLACED).read_volatile() != 0 }
+    }
+
+    #[inline(always)]
     fn service_v4(&self, key: &ServiceKeyV4) -> Option<u32> {
         // SAFETY: a value never changes while its key exists.
         unsafe { maps::SERVICES_V4.get(key).copied() }

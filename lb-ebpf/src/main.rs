@@ -27,8 +27,12 @@ const RETRY_V6: u32 = 3;
 const REFUSED_V4: u32 = 4;
 /// Index in `PROGRAMS` of [`kanmon_refused_v6`].
 const REFUSED_V6: u32 = 5;
+/// Index in `PROGRAMS` of [`kanmon_opened_v4`].
+const OPENED_V4: u32 = 6;
+/// Index in `PROGRAMS` of [`kanmon_opened_v6`].
+const OPENED_V6: u32 = 7;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 6;
+const ENTRY: u32 = 8;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -47,13 +51,31 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
 /// Where [`kanmon`] sends what may begin an IPv4 flow.
 #[xdp]
 pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
-    again(&ctx, datapath::new_flow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+    match datapath::new_flow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::OpenedV4 => tail_call(&ctx, OPENED_V4),
+        verdict => again(&ctx, verdict),
+    }
 }
 
 /// Where [`kanmon`] sends what may begin an IPv6 flow.
 #[xdp]
 pub fn kanmon_new_v6(ctx: XdpContext) -> u32 {
-    again(&ctx, datapath::new_flow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+    match datapath::new_flow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::OpenedV6 => tail_call(&ctx, OPENED_V6),
+        verdict => again(&ctx, verdict),
+    }
+}
+
+/// Where [`kanmon_new_v4`] sends a packet for which it has made a flow.
+#[xdp]
+pub fn kanmon_opened_v4(ctx: XdpContext) -> u32 {
+    again(&ctx, datapath::opened::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// The same over IPv6.
+#[xdp]
+pub fn kanmon_opened_v6(ctx: XdpContext) -> u32 {
+    again(&ctx, datapath::opened::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// Where [`kanmon`] sends an IPv4 client's SYN that its backend may have left unanswered, and [`kanmon_refused_v4`]

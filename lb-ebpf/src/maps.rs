@@ -78,7 +78,7 @@ pub(crate) static EVENTS: RingBuf<(), { 256 * 1024 }> = RingBuf::new();
 #[btf_map]
 pub(crate) static EGRESS: DevMapHash<64> = DevMapHash::new();
 #[btf_map]
-pub(crate) static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+pub(crate) static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 
 /// The clock of a program that was loaded with [`INJECT_CLOCK`], in nanoseconds.
 #[btf_map]
@@ -88,3 +88,8 @@ pub(crate) static CLOCK: Array<u64, 1, SHARED> = Array::new();
 /// and removes the branch.
 #[unsafe(no_mangle)]
 pub(crate) static INJECT_CLOCK: u32 = 0;
+
+/// Non-zero: the flow log is told of flows that make room for new ones. The agent sets it at load, and leaves it 0
+/// where the kernel's verifier finds that too much.
+#[unsafe(no_mangle)]
+pub(crate) static TELL_DISPLACED: u32 = 0;

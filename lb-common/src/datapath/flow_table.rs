@@ -347,6 +347,9 @@ pub(super) fn release<T: Tables>(tables: &T, config: &Config, word: FlowWord, fl
 /// Does so for a flow that had to make room, and tells the flow log.
 #[inline(always)]
 fn displace<M: Maps>(maps: &M, config: &Config, slot: &Slot<M::Cells>, reason: CloseReason, now: u16) {
+    if !maps.tells_displaced() {
+        return release(maps, config, slot.word, slot.reference());
+    }
     let Some(member) = maps.member(slot.word.member()) else { return };
     if !MemberHead::load(member).is_of(slot.word) {
         return;

@@ -10,6 +10,7 @@ mod flow_stats;
 mod flow_table;
 mod last_hop;
 mod member;
+mod opened;
 mod packet;
 mod parse;
 mod ports;
@@ -47,6 +48,8 @@ enum Outcome {
     Send(u32),
     /// Untouched: it begins a flow of this family.
     NewFlow(Network),
+    /// Untouched: it has a new flow.
+    Opened(Network),
     /// A SYN whose flow may have to go to another backend.
     Retry(Network),
     /// Untouched: a backend's RST to a SYN.
@@ -55,8 +58,8 @@ enum Outcome {
     Again,
 }
 
-/// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`retry`] or [`refused`], which the
-/// kernel enters by tail calls so that the common path stays short.
+/// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`] or [`refused`], which
+/// the kernel enters by tail calls so that the common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
@@ -74,6 +77,20 @@ pub fn new_flow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> V
         Some(link) if link.network == F::NETWORK => {
             once_more::<F, P, M>(packet, maps, &link, |packet, maps, config, link, ip| {
                 setup::open(packet, maps, config, link, ip)
+            })
+        }
+        _ => Outcome::Pass(Counter::PassNotIp),
+    };
+    conclude(packet, maps, outcome)
+}
+
+/// Does what is left for the first packet of a flow, for which [`new_flow`] said so; then [`forward`] forwards it.
+#[inline(always)]
+pub fn opened<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == F::NETWORK => {
+            once_more::<F, P, M>(packet, maps, &link, |packet, maps, config, _, ip| {
+                opened::opened(packet, maps, config, ip)
             })
         }
         _ => Outcome::Pass(Counter::PassNotIp),
@@ -116,6 +133,8 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
             Verdict::Again => forward(packet, maps),
             Verdict::NewFlowV4 => new_flow::<V4, P, M>(packet, maps),
             Verdict::NewFlowV6 => new_flow::<V6, P, M>(packet, maps),
+            Verdict::OpenedV4 => opened::<V4, P, M>(packet, maps),
+            Verdict::OpenedV6 => opened::<V6, P, M>(packet, maps),
             Verdict::RetryV4 => retry::<V4, P, M>(packet, maps),
             Verdict::RetryV6 => retry::<V6, P, M>(packet, maps),
             Verdict::RefusedV4 => refused::<V4, P, M>(packet, maps),
@@ -146,6 +165,8 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Ve
         Outcome::NewFlow(Network::V4) => Verdict::NewFlowV4,
         Outcome::NewFlow(Network::V6) => Verdict::NewFlowV6,
         Outcome::Again => Verdict::Again,
+        Outcome::Opened(Network::V4) => Verdict::OpenedV4,
+        Outcome::Opened(Network::V6) => Verdict::OpenedV6,
         Outcome::Retry(Network::V4) => Verdict::RetryV4,
         Outcome::Retry(Network::V6) => Verdict::RetryV6,
         Outcome::Refused(Network::V4) => Verdict::RefusedV4,

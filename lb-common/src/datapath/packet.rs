@@ -47,6 +47,10 @@ pub enum Verdict {
     NewFlowV6,
     /// Untouched, and its flow exists now: [`super::forward`] has to look at it again.
     Again,
+    /// Untouched IPv4, and its flow is new: [`super::opened`] has to look at it.
+    OpenedV4,
+    /// Untouched IPv6, likewise.
+    OpenedV6,
     /// An IPv4 SYN: [`super::retry`] has to look at it.
     RetryV4,
     /// An IPv6 SYN, likewise.

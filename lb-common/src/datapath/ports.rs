@@ -298,7 +298,8 @@ fn evict_holder<F: Family, M: Maps>(
         return false;
     }
     let Holder { cells, first, entry, slot } = holder;
-    let reverse = reverse_table::read::<F, M::Cells>(cells, first, entry);
+    let told = maps.tells_displaced();
+    let reverse = if told { reverse_table::read::<F, M::Cells>(cells, first, entry) } else { None };
     let empty = FlowWord::new(FlowState::Empty, slot.word.version());
     if !slot.cells.replace(flow_table::word_cell(slot.way), slot.word.0, empty.0) {
         return false;

@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use super::{
-    Cells, Family, Maps, Outcome, PacketMut, events, flow_stats,
+    Cells, Family, Maps, Outcome, PacketMut, events,
     flow_table::{self, Displaced, Slot},
     last_hop,
     member::MemberHead,
@@ -52,25 +52,15 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     if ip.ttl <= 1 {
         return Outcome::Drop(Counter::DropTtl);
     }
-    // A SYN with data is never taken to another backend: the first one may have read them. Nor is one that a backend
-    // does not answer for what is wrong with it: no backend would.
-    let (isn, attempt) = if ip.protocol == TCP {
-        let attempt = if syn::is_evidence(packet, ip) { 0 } else { rescue::NO_RESCUE };
-        (syn::sequence(packet, ip.transport_offset).unwrap_or(0), config.forget(attempt as u32) as u8)
-    } else {
-        (0, 0)
-    };
+    let isn = if ip.protocol == TCP { syn::sequence(packet, ip.transport_offset).unwrap_or(0) } else { 0 };
+    let isn = config.forget(isn);
     let now = maps.now();
     let (hash, ring_hash) = hashes::<F>(config, ip.source, ip.destination, ports, ip.protocol);
     let Some(last_hop) = last_hop::learn(packet, maps, config, link, clock::tick(now)) else {
         return Outcome::Drop(Counter::DropLastHopsFull);
     };
     let last_hop = config.forget(last_hop as u32) as u16;
-    if attempt == 0 && ip.protocol == TCP && rescue::reaction(maps, service).retries_on_reset() {
-        syn::keep(packet, maps, config, ip, hash);
-    }
-    let noted = events::noted(maps, service).notes(hash.tag());
-    let opening = Opening { service, flags, isn, attempt, hash, ring_hash, last_hop, now, noted };
+    let opening = Opening { service, flags, isn, hash, ring_hash, last_hop, now };
 
     // A compare-exchange on a slot doesn't make a key unique: two CPUs could insert it into two slots.
     let lock = match lock(maps, hash) {
@@ -80,12 +70,16 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let made = locked::<F, M>(maps, config, ip, ports, &opening);
     lock.compare_exchange(0, 1, 0);
 
+    let counter = match made {
+        Ok(Opened::New) => return Outcome::Opened(F::NETWORK),
+        Ok(Opened::Joined) => return Outcome::Again,
+        Err(counter) => counter,
+    };
     // One place that tells the agent, outside the lock.
-    let (kind, flow, slot) = match &made {
-        Ok(flow) if flow.is_new && noted => (Some(EventKind::Opened), flow.word, flow.slot),
-        Err(Counter::DropTableFull) => (Some(EventKind::TableFull), NO_FLOW, 0),
-        Err(Counter::DropPortsExhausted) => (Some(EventKind::PortsExhausted), NO_FLOW, 0),
-        _ => (None, NO_FLOW, 0),
+    let kind = match counter {
+        Counter::DropTableFull => Some(EventKind::TableFull),
+        Counter::DropPortsExhausted => Some(EventKind::PortsExhausted),
+        _ => None,
     };
     if let Some(kind) = kind {
         let about = events::About::<F> {
@@ -93,20 +87,16 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
             client: ip.source,
             client_port: ports.source,
             protocol: ip.protocol,
-            flow,
-            slot,
+            flow: NO_FLOW,
+            slot: 0,
             service,
             detail: 0,
             reason: 0,
             before_generation: 0,
         };
-        let (limit, lost) = match kind {
-            EventKind::Opened => (config.flow_events_per_tick, Counter::FlowEventLost),
-            _ => (config.events_per_tick, Counter::EventLost),
-        };
-        events::send(maps, limit, lost, &about);
+        events::send(maps, config.events_per_tick, Counter::EventLost, &about);
     }
-    made.map_or_else(Outcome::Drop, |_| Outcome::Again)
+    Outcome::Drop(counter)
 }
 
 /// Takes the lock of a key's stripe; whoever has it gives it back by an exchange from 1 to 0.
@@ -163,11 +153,11 @@ fn hash_half<F: Family>(key: &HashKey, identity: &Identity<F>, high: bool) -> u6
 const NO_FLOW: FlowWord = FlowWord::new(FlowState::Empty, 0);
 
 /// A packet's flow.
-struct Opened {
-    word: FlowWord,
-    slot: u32,
+enum Opened {
     /// It was made for this packet.
-    is_new: bool,
+    New,
+    /// It was there after all.
+    Joined,
 }
 
 /// What is known of a new flow before it has the key's lock.
@@ -176,15 +166,11 @@ struct Opening {
     flags: Flags,
     /// The SYN's sequence number, host order.
     isn: u32,
-    /// The flow's attempt.
-    attempt: u8,
     hash: FlowHash,
     ring_hash: u64,
     last_hop: u16,
     /// In nanoseconds.
     now: u64,
-    /// Whether the flow log notes it.
-    noted: bool,
 }
 
 /// What happens under the key's lock: find the flow after all, or make it.
@@ -196,7 +182,7 @@ fn locked<F: Family, M: Maps>(
     ports: Ports,
     opening: &Opening,
 ) -> Result<Opened, Counter> {
-    let &Opening { service, flags, isn, attempt, hash, ring_hash, last_hop, now: time, noted } = opening;
+    let &Opening { service, flags, isn, hash, ring_hash, last_hop, now: time } = opening;
     let now = clock::tick(time);
     if let Some(found) = flow_table::find(maps, config, hash) {
         let existing = Slot { way: config.forget(found.way) & (FLOW_WAYS - 1), ..found };
@@ -204,7 +190,7 @@ fn locked<F: Family, M: Maps>(
         let bounded = |slot: &Slot<M::Cells>| Slot { way: black_box(slot.way) & (FLOW_WAYS - 1), ..*slot };
         if is_joined(maps, ip.protocol, flags, &existing) {
             bounded(&existing).touch(now);
-            return Ok(Opened { word: existing.word, slot: 0, is_new: false });
+            return Ok(Opened::Joined);
         }
         // Somebody moved the old flow at this very moment: making the new one beside it would give its key two
         // entries. The client will send again.
@@ -213,7 +199,7 @@ fn locked<F: Family, M: Maps>(
         }
         maps.count(Counter::FlowReclaimed);
         // What was closed has been told.
-        if existing.word.state() as u8 != FlowState::Closed as u8 {
+        if maps.tells_displaced() && existing.word.state() as u8 != FlowState::Closed as u8 {
             let end = events::End::<F> {
                 client: ip.source,
                 client_port: ports.source,
@@ -261,7 +247,8 @@ fn locked<F: Family, M: Maps>(
         maps.count(Counter::PortReclaimed);
     }
     let state = if ip.protocol == UDP { FlowState::UdpNew } else { FlowState::SynSent };
-    let word = FlowWord::new(state, slot.word.version()).with_attempt(attempt).with_path(
+    // `opened` says whether a SYN may go to another backend.
+    let word = FlowWord::new(state, slot.word.version()).with_attempt(rescue::NO_RESCUE).with_path(
         selected.index,
         selected.head.generation(),
         allocation.snat,
@@ -272,12 +259,6 @@ fn locked<F: Family, M: Maps>(
     {
         cells.store(slot.way as usize, HandshakeWord::sent(word.version(), isn, time, 0).0);
     }
-    if selected.head.has(member_flags::COUNTED)
-        && noted
-        && !flow_stats::begin(maps, config, slot.reference(), time)
-    {
-        maps.count(Counter::FlowUncounted);
-    }
     flow_table::publish(slot, hash, word, now);
     maps.count(Counter::FlowOpened);
     if selected.tripped {
@@ -286,7 +267,7 @@ fn locked<F: Family, M: Maps>(
     if let Some(stats) = maps.member_stats(selected.index, config.member_count) {
         stats.add(0, 1);
     }
-    Ok(Opened { word, slot: slot.reference().slot, is_new: true })
+    Ok(Opened::New)
 }
 
 /// Whether a packet belongs to a flow, which perhaps another CPU made meanwhile; else it begins a new one in its

@@ -4,9 +4,11 @@ use core::{hint::black_box, mem::offset_of};
 
 use network_types::{eth::EthHdr, tcp::TcpHdr};
 
-use super::{Cells, Family, Maps, PacketMut, checksum::Sum, parse, parse::Ip};
+use super::{
+    Cells, Family, Maps, PacketMut, checksum::Sum, flow_table, flow_table::Slot, parse, parse::Ip, rescue,
+};
 use crate::{
-    abi::{Config, SynWord, TCP},
+    abi::{Config, FlowState, SynWord, TCP},
     hash::FlowHash,
 };
 
@@ -77,20 +79,34 @@ fn covered<P: PacketMut, const OFFSET: usize>(packet: &P, place: usize, options:
     }
 }
 
-/// Keeps a copy of a flow's SYN, unless it is an unusual one, or another CPU writes to the same element.
+/// Lets the new flow of a SYN go to another backend, if its backend's silence would be evidence, and keeps a copy of
+/// the SYN for a refusal. Until then the flow counts as one that nobody rescues.
 #[inline(always)]
-pub(super) fn keep<F: Family, P: PacketMut, M: Maps>(
+pub(super) fn admit<F: Family, P: PacketMut, M: Maps>(
     packet: &P,
     maps: &M,
     config: &Config,
     ip: &Ip<F>,
     hash: FlowHash,
+    slot: &Slot<M::Cells>,
+    service: u32,
 ) {
-    let _ = write(packet, maps, config, ip, hash);
+    // Whatever has happened to the flow meanwhile, it stays so.
+    let is_new =
+        slot.word.state() as u8 == FlowState::SynSent as u8 && slot.word.attempt() == rescue::NO_RESCUE;
+    if !is_new || !is_evidence(packet, ip) {
+        return;
+    }
+    if rescue::reaction(maps, service).retries_on_reset() {
+        let _ = keep(packet, maps, config, ip, hash);
+    }
+    let word = slot.word.with_attempt(0);
+    slot.cells.compare_exchange(flow_table::word_cell(slot.way), slot.word.0, word.0);
 }
 
+/// Keeps a copy of a flow's SYN, unless it is an unusual one, or another CPU writes to the same element.
 #[inline(always)]
-fn write<F: Family, P: PacketMut, M: Maps>(
+fn keep<F: Family, P: PacketMut, M: Maps>(
     packet: &P,
     maps: &M,
     config: &Config,

@@ -69,6 +69,11 @@ pub trait Tables {
 
 /// Everything else that the packet program asks for.
 pub trait Maps: Tables {
+    /// Whether the flow log is told of flows that make room for new ones. A constant of the loaded program: the
+    /// verifiers of old kernels give up where it is so.
+    fn tells_displaced(&self) -> bool {
+        true
+    }
     /// Index of a service.
     fn service_v4(&self, key: &ServiceKeyV4) -> Option<u32>;
     /// Index of a service.

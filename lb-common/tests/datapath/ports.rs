@@ -150,7 +150,12 @@ fn expired_udp_flows_give_up_their_ports_too() {
 #[test]
 fn a_dead_flow_goes_before_a_half_open_one() {
     let net = Net::V4;
-    let mut settings = GatewayConfig { port_words: 20, events_per_tick: 10_000, ..GatewayConfig::default() };
+    let mut settings = GatewayConfig {
+        port_words: 20,
+        events_per_tick: 10_000,
+        flow_events_per_tick: 10_000,
+        ..GatewayConfig::default()
+    };
     settings.sizes.flow_buckets = 4096;
     settings.sizes.reverse_v4_buckets = 4096;
     let bed = Bed::sized(net, 1, &settings);

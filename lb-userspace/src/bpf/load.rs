@@ -27,13 +27,15 @@ pub(super) const ENTRY_PROGRAM: &str = "kanmon";
 /// The map of programs that the entry program calls.
 const PROGRAM_ARRAY: &str = "PROGRAMS";
 /// Those programs, by index.
-const CALLED_PROGRAMS: [&str; 6] = [
+const CALLED_PROGRAMS: [&str; 8] = [
     "kanmon_new_v4",
     "kanmon_new_v6",
     "kanmon_retry_v4",
     "kanmon_retry_v6",
     "kanmon_refused_v4",
     "kanmon_refused_v6",
+    "kanmon_opened_v4",
+    "kanmon_opened_v6",
 ];
 
 /// The loaded packet program with its maps. Dropping it closes descriptors and nothing else: what is pinned
@@ -201,24 +203,8 @@ fn load(pins: &PinDir, sizes: TableSizes, lock: AgentLock, adopted: bool) -> Res
             check_pin(pins, &pin, layout)?;
         }
     }
-    let mut loader = EbpfLoader::new();
-    for layout in &layouts {
-        loader.map_max_entries(layout.name, layout.max_entries);
-        loader.map_pin_path(layout.name, pins.map(layout.name));
-    }
-    let mut ebpf = loader.load(EBPF_OBJECT)?;
-    for layout in &layouts {
-        if ebpf.map(layout.name).is_none() {
-            return Err(LoadError::Missing(layout.name));
-        }
-        check_pin(pins, &pins.map(layout.name), layout)?;
-    }
-    // Before the maps are taken: loading a program needs all their descriptors open.
-    let entry = load_program(&mut ebpf, ENTRY_PROGRAM)?;
-    let mut called = Vec::new();
-    for name in CALLED_PROGRAMS {
-        called.push(load_program(&mut ebpf, name)?);
-    }
+    let Programs { mut ebpf, entry, called } =
+        load_programs(pins, &layouts, true).or_else(|error| without_displaced(pins, &layouts, error))?;
     let memory = map_arrays(&mut ebpf, &layouts)?;
     let mut config = memory.read_config();
     if config == bytemuck::Zeroable::zeroed() {
@@ -244,6 +230,52 @@ fn load(pins: &PinDir, sizes: TableSizes, lock: AgentLock, adopted: bool) -> Res
         _lock: lock,
         _ebpf: ebpf,
     })
+}
+
+/// The programs, over maps that nobody has taken yet.
+struct Programs {
+    ebpf: Ebpf,
+    entry: ProgramFd,
+    /// By index in [`PROGRAM_ARRAY`].
+    called: Vec<ProgramFd>,
+}
+
+/// Loads the programs. `tell_displaced`: the flow log hears of flows that make room for new ones.
+fn load_programs(pins: &PinDir, layouts: &[MapLayout], tell_displaced: bool) -> Result<Programs, LoadError> {
+    let tell = u32::from(tell_displaced);
+    let mut loader = EbpfLoader::new();
+    loader.override_global("TELL_DISPLACED", &tell, true);
+    for layout in layouts {
+        loader.map_max_entries(layout.name, layout.max_entries);
+        loader.map_pin_path(layout.name, pins.map(layout.name));
+    }
+    let mut ebpf = loader.load(EBPF_OBJECT)?;
+    for layout in layouts {
+        if ebpf.map(layout.name).is_none() {
+            return Err(LoadError::Missing(layout.name));
+        }
+        check_pin(pins, &pins.map(layout.name), layout)?;
+    }
+    // Before the maps are taken: loading a program needs all their descriptors open.
+    let entry = load_program(&mut ebpf, ENTRY_PROGRAM)?;
+    let mut called = Vec::new();
+    for name in CALLED_PROGRAMS {
+        called.push(load_program(&mut ebpf, name)?);
+    }
+    Ok(Programs { ebpf, entry, called })
+}
+
+/// Loads what the verifiers of old kernels (6.1) can follow too, after they refused the whole.
+fn without_displaced(pins: &PinDir, layouts: &[MapLayout], error: LoadError) -> Result<Programs, LoadError> {
+    if !matches!(error, LoadError::Program { .. }) {
+        return Err(error);
+    }
+    let programs = load_programs(pins, layouts, false).map_err(|_| error)?;
+    tracing::warn!(
+        "this kernel's verifier can't follow the whole packet program: the flow log will not tell of connections \
+         that make room for new ones in full tables; everything else is as on newer kernels"
+    );
+    Ok(programs)
 }
 
 /// Compares a pinned map with what this agent would make: aya adopts a pin without looking at it.

@@ -22,13 +22,15 @@ use super::{KernelTables, Runner};
 /// The program that packets enter by. The others call it too: it comes after them in `PROGRAMS`.
 const ENTRY: &str = "kanmon";
 /// The other programs, by their index in `PROGRAMS`.
-const CALLED: [&str; 6] = [
+const CALLED: [&str; 8] = [
     "kanmon_new_v4",
     "kanmon_new_v6",
     "kanmon_retry_v4",
     "kanmon_retry_v6",
     "kanmon_refused_v4",
     "kanmon_refused_v6",
+    "kanmon_opened_v4",
+    "kanmon_opened_v6",
 ];
 
 /// What the program takes for the time.
@@ -70,6 +72,7 @@ impl KernelProgram {
         let inject = u32::from(clock == Clock::Injected);
         let mut loader = EbpfLoader::new();
         loader.override_global("INJECT_CLOCK", &inject, true);
+        loader.override_global("TELL_DISPLACED", &1u32, true);
         for (name, elements) in elements(sizes) {
             loader.map_max_entries(name, elements);
         }
