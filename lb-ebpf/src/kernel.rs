@@ -263,12 +263,10 @@ impl Maps for Kernel {
             return self.count(lost);
         };
         let target = entry.as_mut_ptr().cast::<u64>();
-        let mut index = 0;
-        for word in words() {
+        for (index, word) in words().into_iter().enumerate() {
             // SAFETY: an event is as many words as there are. One store each, straight into the ring: there is no
             // room for all of them on the stack.
             unsafe { target.add(index).write_volatile(word) };
-            index += 1;
         }
         entry.submit(0);
     }
