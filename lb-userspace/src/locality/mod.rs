@@ -2,11 +2,11 @@
 //!
 //! Pure: endpoints, policy and health in, percentages and weights out. A policy sorts endpoints into groups: the
 //! levels of a failover list or the areas of a distribution, and what is in none of them. Each group gets a whole
-//! percentage by its health ([`levels`], [`distribute`]), and the members of a group share it evenly
-//! ([`weights`]). Without a policy there is one group.
+//! percentage by its health (`levels`, `distribute`), and the members of a group share it evenly
+//! (`weights`). Without a policy there is one group.
 //!
 //! [`shares`] takes health as it is. [`Localities`] follows services over time and holds a group back that has
-//! just recovered ([`failback`]).
+//! just recovered (`failback`).
 
 mod compute;
 mod distribute;

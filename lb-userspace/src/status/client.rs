@@ -14,7 +14,7 @@ use super::protocol::{Answer, FlowFilter, Request};
 /// How long the agent may take: a table of a million flows is read in a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks the agent at `socket`: a [`Request`](super::protocol::Request) or a [`Change`](super::protocol::Change).
+/// Asks the agent at `socket`: a [`Request`] or a [`Change`](super::protocol::Change).
 ///
 /// # Errors
 /// When no agent answers there, when the socket may not be used, or when the agent reports an error.
