@@ -18,7 +18,7 @@ use crate::{
 
 /// Backends that a SYN is taken to after the first one.
 pub(super) const MOST_RESCUES: u8 = 2;
-/// The attempt of a flow whose SYN goes to no other backend any more.
+/// The attempt of a flow whose SYN goes to no other backend: not any more, or not before `syn::admit`.
 pub(super) const NO_RESCUE: u8 = 3;
 /// A SYN that comes again sooner proves nothing: 54 units of 2^24 ns are 0.906 s, and a client that knows nothing
 /// of the way sends it again after 1 s (RFC 6298, §2.1).

@@ -40,7 +40,7 @@ const FEWEST_HOPS: u8 = 16;
 /// Whether a backend that is well would answer a SYN. One that arrives broken, or that a router drops on the way, is
 /// no evidence against any backend; a client must not be able to make evidence.
 #[inline(always)]
-pub(super) fn is_evidence<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> bool {
+fn is_evidence<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> bool {
     let plain = ip.transport_offset - ip.network_offset == F::HEADER;
     plain && ip.ttl >= FEWEST_HOPS && !has_data(packet, ip) && is_intact(packet, ip).unwrap_or(false)
 }

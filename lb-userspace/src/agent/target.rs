@@ -60,36 +60,16 @@ mod tests {
 
     use super::super::steering::Steering;
     use super::*;
-    use crate::desired::{BackendId, Endpoint, HealthCheck, Policy, Protocol, ServiceId};
+    use crate::desired::{Endpoint, Policy, Protocol, ServiceId, fixtures};
     use crate::network::LocalAddress;
 
     fn endpoint(last: u8, ready: bool, terminating: bool) -> Endpoint {
-        Endpoint {
-            backend: BackendId { protocol: Protocol::Tcp, address: [10, 0, 0, last].into(), port: 8080 },
-            cluster: "a".into(),
-            region: String::new(),
-            zone: String::new(),
-            pod: String::new(),
-            ready,
-            serving: true,
-            terminating,
-            probe_port: Some(8080),
-        }
+        Endpoint { region: String::new(), ready, terminating, ..fixtures::endpoint_in("a", last) }
     }
 
     fn desired(vip: [u8; 4], endpoints: Vec<Endpoint>) -> Desired {
         let id = ServiceId { vip: vip.into(), port: 80, protocol: Protocol::Tcp };
-        let service = Service {
-            id,
-            namespace: "demo".into(),
-            name: "httpbin".into(),
-            front: String::new(),
-            not_fronts: Vec::new(),
-            port_name: String::new(),
-            endpoints,
-            health_check: HealthCheck::default(),
-            policy: Arc::default(),
-        };
+        let service = Service { id, namespace: "demo".into(), ..fixtures::service(1, endpoints) };
         Desired { services: BTreeMap::from([(id, service)]), ..Desired::default() }
     }
 

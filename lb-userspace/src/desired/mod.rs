@@ -9,6 +9,8 @@ mod crds;
 mod endpoints;
 mod enforcement;
 mod exports;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod fronts;
 mod health_check;
 mod index;

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::super::fixtures::{backend, endpoint_in, service, service_id};
 use super::super::{Ejection, Outcome, Probed, Prober};
 use super::*;
+use crate::desired::fixtures::{backend, endpoint_in, service, service_id};
 use crate::desired::{HealthCheck, HealthCheckKind};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -6,8 +6,6 @@
 //! reachability into the backends that each service may use.
 
 mod clusters;
-#[cfg(test)]
-mod fixtures;
 mod machine;
 mod outlier;
 pub mod probe;

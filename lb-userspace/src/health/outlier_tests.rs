@@ -1,7 +1,7 @@
 //! Outlier detection in virtual time.
 
-use super::super::fixtures::{backend, endpoint_in, service, service_id};
 use super::*;
+use crate::desired::fixtures::{backend, endpoint_in, service, service_id};
 
 #[path = "outlier_random_tests.rs"]
 mod random;

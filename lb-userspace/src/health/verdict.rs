@@ -209,8 +209,8 @@ mod tests {
     use std::time::Instant;
 
     use super::super::Ejection;
-    use super::super::fixtures::{backend, endpoint_in, service, service_id};
     use super::*;
+    use crate::desired::fixtures::{backend, endpoint_in, service, service_id};
     use crate::desired::{Area, HealthCheck, HealthCheckKind, Locality, Policy};
 
     fn endpoint(last: u8, ready: bool) -> Endpoint {

@@ -1,12 +1,7 @@
 //! What the network is like when a step with a policy begins, and the way there and back: each such step brings its own
 //! world and puts back what was before.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -21,8 +16,6 @@ use crate::{
 pub(super) const SOON: Duration = Duration::from_secs(20);
 /// Pods in each cluster between the steps.
 const PODS: u8 = 3;
-/// Between two looks at the ring.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// The policy's file in the manifest directory.
 const POLICY: &str = "policy.yaml";
@@ -107,7 +100,7 @@ impl Stage {
     }
 
     fn apply(&self, policy: &str) -> Result<()> {
-        self.bed.manifests().write(POLICY, &document(policy))
+        self.bed.manifests().write(POLICY, &document("httpbin", policy))
     }
 
     fn wait_until_unprobed(&mut self) -> Result<()> {
@@ -125,15 +118,7 @@ impl Stage {
     /// The ring of the TCP service, in the packet program's maps, once it is as `wanted`, or as it is when it did not
     /// get so soon.
     pub(super) fn ring_when(&self, wanted: impl Fn(&Ring) -> bool) -> Result<Ring> {
-        let rings = Rings::open(&self.bed.bpffs())?;
-        let deadline = Instant::now() + SOON;
-        loop {
-            let ring = rings.of(self.bed.vip_http())?;
-            if wanted(&ring) || Instant::now() >= deadline {
-                return Ok(ring);
-            }
-            thread::sleep(LOOK);
-        }
+        Rings::open(&self.bed.bpffs())?.when(self.bed.vip_http(), SOON, wanted)
     }
 
     /// Who has which address.
@@ -168,13 +153,14 @@ pub(super) fn wait_for_verdict(agent: &mut Agent, pods: &[Pod], healthy: bool) -
     })
 }
 
-fn document(spec: &str) -> String {
+/// A policy of the Service `demo/NAME`, with these fields of `spec`, two spaces before each.
+pub(super) fn document(service: &str, fields: &str) -> String {
     format!(
         "apiVersion: kanmon.dev/v1alpha1
 kind: LoadBalancingPolicy
-metadata: {{namespace: demo, name: httpbin}}
+metadata: {{namespace: demo, name: {service}}}
 spec:
-  targetRefs: [{{kind: Service, name: httpbin}}]
-{spec}"
+  targetRefs: [{{group: \"\", kind: Service, name: {service}}}]
+{fields}"
     )
 }

@@ -6,6 +6,8 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +19,8 @@ use super::maps::{Socket, array, keys, of_member, socket4, socket6};
 
 /// IP protocol number of TCP.
 const TCP: u8 = 6;
+/// Between two looks at a ring.
+const LOOK: Duration = Duration::from_millis(10);
 /// How often a ring is read again that was replaced meanwhile.
 const TRIES: usize = 10;
 
@@ -85,6 +89,26 @@ impl Rings {
             members: array(pins, "MEMBERS")?,
             backends: array(pins, "BACKENDS")?,
         })
+    }
+
+    /// The ring of a TCP service once it is as `wanted`, or as it is when it did not get so within `patience`.
+    ///
+    /// # Errors
+    /// As [`Rings::of`].
+    pub fn when(
+        &self,
+        service: SocketAddr,
+        patience: Duration,
+        wanted: impl Fn(&Ring) -> bool,
+    ) -> Result<Ring> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let ring = self.of(service)?;
+            if wanted(&ring) || Instant::now() >= deadline {
+                return Ok(ring);
+            }
+            thread::sleep(LOOK);
+        }
     }
 
     /// How many rings a TCP service has had: cheap to ask, and another number where the ring is another one.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::agent::published::{MemberCluster, Published};
 use crate::agent::sweep::Pass;
-use crate::desired::{HealthCheck, ServiceId};
+use crate::desired::{ServiceId, fixtures};
 use crate::plan::MemberInfo;
 
 const NOW: &str = "2026-11-23T03:00:00Z";
@@ -20,31 +20,12 @@ fn backend(protocol: Protocol, address: &str) -> BackendId {
 }
 
 fn endpoint(cluster: &str, backend: BackendId, pod: &str) -> Endpoint {
-    Endpoint {
-        backend,
-        cluster: cluster.into(),
-        region: String::new(),
-        zone: String::new(),
-        pod: pod.into(),
-        ready: true,
-        serving: true,
-        terminating: false,
-        probe_port: None,
-    }
+    let region = String::new();
+    Endpoint { backend, region, pod: pod.into(), probe_port: None, ..fixtures::endpoint_in(cluster, 1) }
 }
 
 fn service(id: ServiceId, endpoints: Vec<Endpoint>) -> Service {
-    Service {
-        id,
-        namespace: "demo".into(),
-        name: "httpbin".into(),
-        front: String::new(),
-        not_fronts: Vec::new(),
-        port_name: String::new(),
-        endpoints,
-        health_check: HealthCheck::default(),
-        policy: Arc::default(),
-    }
+    Service { id, namespace: "demo".into(), ..fixtures::service(1, endpoints) }
 }
 
 /// `demo/httpbin` over TCP with a pod in each cluster and an IPv6 twin, and over UDP with one pod in hangzhou.

@@ -104,39 +104,22 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Endpoint, HealthCheck, Protocol, Service};
+    use crate::desired::fixtures::{backend, endpoint_in, service};
+    use crate::desired::{Endpoint, Protocol, Service};
 
     fn id() -> ServiceId {
         ServiceId { vip: [203, 0, 113, 10].into(), port: 80, protocol: Protocol::Tcp }
     }
 
-    fn backend(last: u8) -> BackendId {
-        BackendId { protocol: Protocol::Tcp, address: [10, 0, 0, last].into(), port: 8080 }
-    }
-
     fn desired(pods: &[u8]) -> Arc<Desired> {
         let endpoint = |last: &u8| Endpoint {
-            backend: backend(*last),
-            cluster: "hangzhou".into(),
             region: "cn-hangzhou".into(),
             zone: "b".into(),
             pod: format!("pod-{last}"),
-            ready: true,
-            serving: true,
-            terminating: false,
-            probe_port: None,
+            ..endpoint_in("hangzhou", *last)
         };
-        let service = Service {
-            id: id(),
-            namespace: "demo".into(),
-            name: "httpbin".into(),
-            front: String::new(),
-            not_fronts: Vec::new(),
-            port_name: String::new(),
-            endpoints: pods.iter().map(endpoint).collect(),
-            health_check: HealthCheck::default(),
-            policy: Arc::default(),
-        };
+        let endpoints = pods.iter().map(endpoint).collect();
+        let service = Service { id: id(), namespace: "demo".into(), ..service(1, endpoints) };
         Arc::new(Desired { services: [(id(), service)].into(), ..Desired::default() })
     }
 

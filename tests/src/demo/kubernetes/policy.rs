@@ -1,11 +1,6 @@
 //! Policies as a person applies them, and what kubectl shows of them.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -13,9 +8,12 @@ use serde_json::{Value, json};
 use super::stage::Clusters;
 use crate::{
     client::Tally,
-    demo::report::{StepReport, hundredths},
+    demo::{
+        report::{StepReport, hundredths},
+        world,
+    },
     kube::condition,
-    scene::Rings,
+    scene::{Ring, Rings},
     stage::{AppPod, SOON},
 };
 
@@ -116,16 +114,11 @@ impl Clusters {
         name: impl Fn(&AppPod) -> String,
         wanted: &[(&str, f64)],
     ) -> Result<()> {
-        let deadline = Instant::now() + IN_FORCE;
-        let shares = loop {
-            let ring = Rings::open(self.stage.gateway().pins())?.of(service)?;
-            let shares =
-                ring.percents(|address| pods.iter().find(|pod| pod.addresses.contains(&address)).map(&name));
-            if are_near(&shares, wanted) || Instant::now() >= deadline {
-                break shares;
-            }
-            thread::sleep(Duration::from_millis(50));
+        let shares = |ring: &Ring| {
+            ring.percents(|address| pods.iter().find(|pod| pod.addresses.contains(&address)).map(&name))
         };
+        let rings = Rings::open(self.stage.gateway().pins())?;
+        let shares = shares(&rings.when(service, IN_FORCE, |ring| are_near(&shares(ring), wanted))?);
         self.say(&format!("The ring that the packet program reads: {}.", told(&shares)));
         report.expect(are_near(&shares, wanted), || {
             format!(
@@ -156,15 +149,8 @@ fn rounded(shares: BTreeMap<String, f64>) -> BTreeMap<String, f64> {
 }
 
 fn yaml(service: &str, spec: &str) -> String {
-    let indented: String = spec.lines().map(|line| format!("  {line}\n")).collect();
-    format!(
-        "apiVersion: kanmon.dev/v1alpha1
-kind: LoadBalancingPolicy
-metadata: {{namespace: demo, name: {service}}}
-spec:
-  targetRefs: [{{group: \"\", kind: Service, name: {service}}}]
-{indented}"
-    )
+    let fields: String = spec.lines().map(|line| format!("  {line}\n")).collect();
+    world::document(service, &fields)
 }
 
 /// What of a policy's status is not as wanted.

@@ -1,17 +1,17 @@
-//! Services for tests.
+//! Services for tests, of all that works on desired state.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::desired::{BackendId, Endpoint, HealthCheck, Protocol, Service, ServiceId};
+use super::{BackendId, Endpoint, HealthCheck, Protocol, Service, ServiceId};
 
 /// 10.0.0.`last`:8080.
-pub(super) fn backend(last: u8) -> BackendId {
+pub(crate) fn backend(last: u8) -> BackendId {
     BackendId { protocol: Protocol::Tcp, address: IpAddr::from([10, 0, 0, last]), port: 8080 }
 }
 
 /// A ready endpoint in `cluster`, probed at its own port.
-pub(super) fn endpoint_in(cluster: &str, last: u8) -> Endpoint {
+pub(crate) fn endpoint_in(cluster: &str, last: u8) -> Endpoint {
     Endpoint {
         backend: backend(last),
         cluster: cluster.to_owned(),
@@ -26,12 +26,12 @@ pub(super) fn endpoint_in(cluster: &str, last: u8) -> Endpoint {
 }
 
 /// The service at 192.0.2.`vip`.
-pub(super) fn service_id(vip: u8) -> ServiceId {
+pub(crate) fn service_id(vip: u8) -> ServiceId {
     ServiceId { vip: IpAddr::from([192, 0, 2, vip]), port: 80, protocol: Protocol::Tcp }
 }
 
 /// A service that is probed by default.
-pub(super) fn service(vip: u8, endpoints: Vec<Endpoint>) -> Service {
+pub(crate) fn service(vip: u8, endpoints: Vec<Endpoint>) -> Service {
     Service {
         id: service_id(vip),
         namespace: "shop".into(),
