@@ -67,6 +67,17 @@ fn inserts_of_two_keys_share_neither_slot_nor_port() {
 }
 
 #[test]
+fn the_first_two_flows_that_come_by_a_router_both_learn_it() {
+    explore_first(MANY, 2, |model| {
+        model.forget_last_hop();
+        let (one, two) = model.race(|model| model.send(&syn(1)), |model| model.send(&syn(2)));
+        assert!(one.is_some() && two.is_some());
+        model.check_last_hop();
+        assert_eq!(model.check().len(), 2);
+    });
+}
+
+#[test]
 fn the_last_port_goes_to_one_of_two() {
     explore_first(MANY, 1, |model| {
         model.leave_ports(1);

@@ -79,6 +79,13 @@ impl LastHopWord {
         self.0 & 0xffff_ffff_ffff == Self::in_use(hash, 0).0
     }
 
+    /// Whether it is in use and of that content, or being written with it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn will_be(self, hash: u64) -> bool {
+        !self.is_free() && (self.0 ^ hash) & 0xffff_ffff_fffc == 0
+    }
+
     /// Whether it is in use.
     #[must_use]
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::{Cells, PacketMut, Tables, parse::Link};
 use crate::{
-    abi::{Config, LAST_HOP_WAYS, LAST_HOPS, LastHopWord},
+    abi::{Config, Counter, LAST_HOP_WAYS, LAST_HOPS, LastHopWord},
     hash,
 };
 
@@ -21,7 +21,10 @@ pub(super) struct Egress {
     pub service_tag: bool,
 }
 
-/// Finds or learns the last hop of a frame; `None` when the table is full.
+/// Finds or learns the last hop of a frame.
+///
+/// # Errors
+/// Why the packet is to be dropped: the table is full, or other CPUs learned their last hops in this very moment.
 #[inline(always)]
 pub(super) fn learn<P: PacketMut, T: Tables>(
     packet: &P,
@@ -29,8 +32,10 @@ pub(super) fn learn<P: PacketMut, T: Tables>(
     config: &Config,
     link: &Link,
     now: u16,
-) -> Option<u16> {
-    let [to_low, to_mid, to_high, from_low, from_mid, from_high] = packet.read::<[u16; 6], 0>(0)?;
+) -> Result<u16, Counter> {
+    let Some([to_low, to_mid, to_high, from_low, from_mid, from_high]) = packet.read::<[u16; 6], 0>(0) else {
+        return Err(Counter::DropMalformed);
+    };
     // A reply goes to where the request came from.
     let destination = pack(from_low, from_mid, from_high, link.vlan[0]);
     let source = pack(to_low, to_mid, to_high, link.vlan[1]);
@@ -39,7 +44,11 @@ pub(super) fn learn<P: PacketMut, T: Tables>(
     let content = hash::finish(hash::finish(hash::finish(destination ^ salt) ^ source) ^ place);
 
     let index = find_or_insert(tables, &Content { destination, source, place, hash: content }, now);
-    if index == LAST_HOPS { None } else { Some(index as u16) }
+    match index {
+        FULL => Err(Counter::DropLastHopsFull),
+        CONTENDED => Err(Counter::DropInsertContended),
+        index => Ok(index as u16),
+    }
 }
 
 /// What a last hop says, and the keyed hash of it.
@@ -50,16 +59,21 @@ struct Content {
     hash: u64,
 }
 
-/// Index of the last hop; [`LAST_HOPS`] when the table is full.
+/// No index: the table is full.
+const FULL: u32 = LAST_HOPS;
+/// No index: another CPU took the free place for another content.
+const CONTENDED: u32 = LAST_HOPS + 1;
+
+/// Index of the last hop, or why there is none.
 #[inline(never)]
 fn find_or_insert<T: Tables>(tables: &T, content: &Content, now: u16) -> u32 {
     let home = content.hash >> 48;
-    let mut free = LAST_HOPS;
+    let mut free = FULL;
     let mut step = 0;
     while step < LAST_HOP_WAYS as u64 {
         let index = (home + step) as u32 & (LAST_HOPS - 1);
         step += 1;
-        let Some(cells) = tables.last_hop(index) else { return LAST_HOPS };
+        let Some(cells) = tables.last_hop(index) else { return FULL };
         let word = LastHopWord(cells.load(0));
         if word.is(content.hash) {
             // The tick is exchanged before the flow exists: the agent frees only what nobody was given lately.
@@ -69,14 +83,16 @@ fn find_or_insert<T: Tables>(tables: &T, content: &Content, now: u16) -> u32 {
             if LastHopWord(cells.load(0)).is(content.hash) {
                 return index;
             }
-        } else if word.is_free() && free == LAST_HOPS {
+        } else if word.is_free() && free == FULL {
             free = index;
         }
     }
-    let Some(cells) = tables.last_hop(free) else { return LAST_HOPS };
+    let Some(cells) = tables.last_hop(free) else { return FULL };
     let claimed = LastHopWord::claimed(content.hash, now);
     if !cells.replace(0, LastHopWord::FREE.0, claimed.0) {
-        return LAST_HOPS;
+        // The first packets that come by a router come to several CPUs at once. Replies need what the other one is
+        // writing, and this flow has none yet.
+        return if LastHopWord(cells.load(0)).will_be(content.hash) { free } else { CONTENDED };
     }
     cells.store(1, content.destination);
     cells.store(2, content.source);

@@ -56,8 +56,9 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let isn = config.forget(isn);
     let now = maps.now();
     let (hash, ring_hash) = hashes::<F>(config, ip.source, ip.destination, ports, ip.protocol);
-    let Some(last_hop) = last_hop::learn(packet, maps, config, link, clock::tick(now)) else {
-        return Outcome::Drop(Counter::DropLastHopsFull);
+    let last_hop = match last_hop::learn(packet, maps, config, link, clock::tick(now)) {
+        Ok(index) => index,
+        Err(counter) => return Outcome::Drop(counter),
     };
     let last_hop = config.forget(last_hop as u32) as u16;
     let opening = Opening { service, flags, isn, hash, ring_hash, last_hop, now };

@@ -8,15 +8,15 @@ use std::{
 
 use lb_common::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, Counter, FlowState, FlowWord, PORT_BITMAP_WORDS, ReverseWord,
-        ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
+        BackendKeyV4, BackendKeyV6, Config, Counter, FlowState, FlowWord, LastHopWord, PORT_BITMAP_WORDS,
+        ReverseWord, ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
     },
     clock,
     datapath::{
         self, Cells, Maps, Tables, V4, Verdict,
         sweep::{self, Ended, Observer},
     },
-    host::{Frame, Gateway, GatewayConfig, HostCells, HostPacket, Seen},
+    host::{Frame, Gateway, GatewayConfig, HostCells, HostPacket, SYN, Seen},
 };
 use loom::sync::atomic::{AtomicU64, Ordering};
 
@@ -162,6 +162,8 @@ static GATEWAY: LazyLock<Gateway> = LazyLock::new(|| {
     let service = gateway.add_service(vip(), TCP, &[([10, 0, 0, 1], 8080).into()]);
     let spare = gateway.add_member(service, ([10, 0, 0, 2], 8080).into());
     gateway.set_fallback(service, &[spare]);
+    // Its last hop is known: tests run at once, and share this.
+    datapath::process(&mut HostPacket::new(&Frame::tcp(client(1), vip(), SYN).build()), &gateway.maps.cpu(0));
     gateway
 });
 
@@ -173,6 +175,9 @@ thread_local! {
     static INTERRUPTION: std::cell::Cell<Option<Box<dyn FnOnce()>>> = const { std::cell::Cell::new(None) };
 }
 
+/// Cells of a last hop: with the padding that makes it a line, so that its row's length is no other's.
+const LAST_HOP_CELLS: usize = 4;
+
 const LOCKS: u32 = 2;
 /// Room for more than the port bitmap's one word, so that only a lock is a row of one cell.
 const PORT_CELLS: usize = 2;
@@ -182,6 +187,9 @@ pub(crate) struct Model {
     flows: Row,
     handshakes: Row,
     locks: Vec<Row>,
+    /// The only one, as all frames come by one router; read only by a model that has yet to learn it.
+    last_hop: Row,
+    learns_last_hop: std::sync::atomic::AtomicBool,
     reverse: Row,
     /// Of each backend.
     ports: [Row; 2],
@@ -224,6 +232,8 @@ impl Model {
             flows: row(8, |cell| cell % 2 == 1),
             handshakes: row(4, |_| false),
             locks: (0..LOCKS).map(|_| row(1, |_| false)).collect(),
+            last_hop: row(LAST_HOP_CELLS, |_| false),
+            learns_last_hop: false.into(),
             reverse: row(REVERSE_CELLS, |cell| cell % 4 == 1),
             ports: [row(PORT_CELLS, |_| false), row(PORT_CELLS, |_| false)],
             blocked: 0.into(),
@@ -264,6 +274,11 @@ impl Model {
         }
         let seen = Seen::parse(packet.bytes()).expect("a frame whose checksums verify");
         Some(Delivered { source: seen.source, destination: seen.destination })
+    }
+
+    /// Lets no frame have come before.
+    pub(crate) fn forget_last_hop(&self) {
+        self.learns_last_hop.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Takes all ports but the first few.
@@ -318,6 +333,11 @@ impl Model {
 
     fn now(&self) -> u64 {
         self.now.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Checks that the last hop is known.
+    pub(crate) fn check_last_hop(&self) {
+        assert!(LastHopWord(ModelCells::Modelled(&self.last_hop).load(0)).is_in_use());
     }
 
     /// Checks that no port is in two reverse entries.
@@ -419,6 +439,9 @@ impl<'a> Tables for &'a Model {
     }
 
     fn last_hop(&self, index: u32) -> Option<Self::Cells> {
+        if self.learns_last_hop.load(std::sync::atomic::Ordering::Relaxed) {
+            return Some(ModelCells::Modelled(&self.last_hop));
+        }
         GATEWAY.maps.last_hops.get(index).map(ModelCells::Plain)
     }
 
