@@ -50,7 +50,7 @@ impl FlowHash {
         (self.low >> 26) as u32 & 0x3ff_ffff & mask
     }
 
-    /// Element of the copy of the flow's SYN.
+    /// First of the two elements of which one has the copy of the flow's SYN; the other one is its neighbour, `^ 1`.
     #[must_use]
     #[inline(always)]
     pub const fn syn_copy(self, flow_bucket_mask: u32) -> u32 {

@@ -5,7 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use super::assert_layout;
 
 /// Most elements of the array `SYNS`, a power of two: where there are fewer flow buckets it has as many as these.
-/// A copy is needed for a round trip; then the next flow that falls on the same element may overwrite it.
+/// A copy is needed for a round trip. A flow has two elements for its copy, neighbours, and takes the one with the older
+/// copy: one is lost where two other flows of the same pair come within that time.
 pub const MOST_SYN_COPIES: u32 = 16_384;
 
 /// Element of the array `SYNS`: a SYN without data, without IPv4 options or IPv6 extension headers. Its addresses
@@ -39,6 +40,7 @@ assert_layout!(SynCopy: 64);
 /// | 0–47 | tag of the flow's hash |
 /// | 48–51 | length of the TCP header in words of four bytes, 5–15 |
 /// | 52–53 | 0 empty, 1 being written, 2 complete |
+/// | 54–63 | when it was written, in units of 2^20 ns (1.05 ms); wraps after 1.07 s |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SynWord(pub u64);
 
@@ -46,19 +48,27 @@ impl SynWord {
     const HEADER: u64 = 0xf << 48;
     const CLAIMED: u64 = 1 << 52;
     const COMPLETE: u64 = 2 << 52;
+    const TIME: u32 = 54;
 
-    /// The copy of the SYN of the flow with this tag is being written.
+    /// The copy of the SYN of the flow with this tag is being written. `now` is in nanoseconds.
     #[must_use]
     #[inline(always)]
-    pub const fn claimed(tag: u64) -> Self {
-        Self(tag | Self::CLAIMED)
+    pub const fn claimed(tag: u64, now: u64) -> Self {
+        Self(tag | Self::CLAIMED | (now >> 20) << Self::TIME)
     }
 
-    /// It is complete; its TCP header has so many words.
+    /// What was claimed is complete; its TCP header has so many words.
     #[must_use]
     #[inline(always)]
-    pub const fn complete(tag: u64, header_words: u8) -> Self {
-        Self(tag | (((header_words & 0xf) as u64) << 48) | Self::COMPLETE)
+    pub const fn complete(self, header_words: u8) -> Self {
+        Self(self.0 ^ Self::CLAIMED ^ Self::COMPLETE | (((header_words & 0xf) as u64) << 48))
+    }
+
+    /// How old it is, in units of 2^20 ns, 0–1023; an empty one is as old as any.
+    #[must_use]
+    #[inline(always)]
+    pub const fn age(self, now: u64) -> u64 {
+        if self.0 == 0 { 1024 } else { (now >> 20).wrapping_sub(self.0 >> Self::TIME) & 1023 }
     }
 
     /// Whether somebody is writing it.
@@ -72,7 +82,7 @@ impl SynWord {
     #[must_use]
     #[inline(always)]
     pub const fn is_of(self, tag: u64) -> bool {
-        self.0 & !Self::HEADER == Self::complete(tag, 0).0
+        self.0 & ((1 << Self::TIME) - 1) & !Self::HEADER == tag | Self::COMPLETE
     }
 
     /// Length of the TCP header in words of four bytes.

@@ -104,6 +104,16 @@ pub(super) fn admit<F: Family, P: PacketMut, M: Maps>(
     slot.cells.compare_exchange(flow_table::word_cell(slot.way), slot.word.0, word.0);
 }
 
+/// The element for a new copy: of the two that are the flow's, the one with the older copy.
+#[inline(always)]
+fn older_of_two<M: Maps>(maps: &M, first: u32, now: u64) -> Option<M::Cells> {
+    let cells = maps.syn(first)?;
+    // A table may have but one.
+    let Some(neighbour) = maps.syn(first ^ 1) else { return Some(cells) };
+    let age = |cells: M::Cells| SynWord(cells.load(0)).age(now);
+    Some(if age(neighbour) > age(cells) { neighbour } else { cells })
+}
+
 /// Keeps a copy of a flow's SYN, unless it is an unusual one, or another CPU writes to the same element.
 #[inline(always)]
 fn keep<F: Family, P: PacketMut, M: Maps>(
@@ -113,7 +123,8 @@ fn keep<F: Family, P: PacketMut, M: Maps>(
     ip: &Ip<F>,
     hash: FlowHash,
 ) -> Option<()> {
-    let cells = maps.syn(hash.syn_copy(config.flow_bucket_mask))?;
+    let now = maps.now();
+    let cells = older_of_two(maps, hash.syn_copy(config.flow_bucket_mask), now)?;
     let old = SynWord(cells.load(0));
     let place = ip.transport_offset;
     let [sequence, acknowledgement] = packet.read::<[u32; 2], SEQUENCE>(place)?;
@@ -122,7 +133,7 @@ fn keep<F: Family, P: PacketMut, M: Maps>(
     if old.is_claimed() || place - ip.network_offset != F::HEADER || acknowledgement != 0 || urgent != 0 {
         return None;
     }
-    let claimed = SynWord::claimed(hash.tag());
+    let claimed = SynWord::claimed(hash.tag(), now);
     if !cells.replace(0, old.0, claimed.0) {
         return None;
     }
@@ -134,7 +145,7 @@ fn keep<F: Family, P: PacketMut, M: Maps>(
     cells.store(6, option::<P, { OPTIONS + 24 }>(packet, place));
     cells.store(7, option::<P, { OPTIONS + 32 }>(packet, place));
     let header_words = flags.to_be() as u32 >> 12;
-    cells.compare_exchange(0, claimed.0, SynWord::complete(hash.tag(), header_words as u8).0);
+    cells.compare_exchange(0, claimed.0, claimed.complete(header_words as u8).0);
     Some(())
 }
 
@@ -156,6 +167,17 @@ pub(super) struct Ends<F: Family> {
     pub vip_port: u16,
 }
 
+/// The copy of a flow's SYN that this number acknowledges. One of an earlier flow of the same key may be left.
+#[inline(always)]
+fn copy_of<M: Maps>(maps: &M, config: &Config, hash: FlowHash, acknowledged: u32) -> Option<M::Cells> {
+    let first = hash.syn_copy(config.flow_bucket_mask);
+    let is_it = |cells: &M::Cells| {
+        SynWord(cells.load(0)).is_of(hash.tag())
+            && u32::from_be(cells.load(1) as u32).wrapping_add(1) == acknowledged
+    };
+    maps.syn(first).filter(is_it).or_else(|| maps.syn(first ^ 1).filter(is_it))
+}
+
 /// Makes the frame the SYN that the flow began with, untagged and with no MAC addresses. `acknowledged` is what
 /// the RST in the frame acknowledges, host order: the copy's sequence number + 1, if it is the answer to that SYN.
 /// `None` where no copy is left, or the frame has no room; it must then be dropped.
@@ -168,16 +190,13 @@ pub(super) fn rebuild<F: Family, P: PacketMut, M: Maps>(
     ends: &Ends<F>,
     acknowledged: u32,
 ) -> Option<()> {
-    let cells = maps.syn(hash.syn_copy(config.flow_bucket_mask))?;
+    let cells = copy_of(maps, config, hash, acknowledged)?;
     let word = SynWord(cells.load(0));
     let numbers = cells.load(1);
     let rest = cells.load(2);
     let options = [cells.load(3), cells.load(4), cells.load(5), cells.load(6), cells.load(7)];
     // An exchange sees the latest word: where it is the same, nobody has begun to write meanwhile.
-    if !word.is_of(hash.tag())
-        || !cells.replace(0, word.0, word.0)
-        || u32::from_be(numbers as u32).wrapping_add(1) != acknowledged
-    {
+    if !word.is_of(hash.tag()) || !cells.replace(0, word.0, word.0) {
         return None;
     }
     let segment = word.header_words() * 4;

@@ -1,9 +1,11 @@
 //! A SYN that was refused goes to another backend at once, made anew from a copy.
 
+use std::time::Duration;
+
 use lb_common::{
     abi::{Counter, EventKind, FlowState, ReactionWord, SynCopy, TCP},
     datapath::Verdict,
-    host::{ACK, Frame, HostPacket, RST, SYN, TAG_8021Q, Transport},
+    host::{ACK, Frame, GatewayConfig, HostPacket, RST, SYN, TAG_8021Q, Transport},
 };
 
 use crate::bed::{Bed, Flow, Net, Step, seconds};
@@ -12,7 +14,10 @@ const RESCUED: &[Counter] = &[Counter::ConnectRefused, Counter::FlowRescued];
 const SWALLOWED: &[Counter] = &[Counter::ConnectRefused, Counter::DropRefused];
 
 fn with_retries(net: Net, backends: u8) -> Bed {
-    let mut bed = Bed::with_backends(net, backends);
+    retrying(Bed::with_backends(net, backends), backends)
+}
+
+fn retrying(mut bed: Bed, backends: u8) -> Bed {
     bed.gateway.set_reaction(0, ReactionWord::new(0, 0, true));
     let members: Vec<_> = (1..=u32::from(backends)).collect();
     bed.gateway.set_fallback(0, &members);
@@ -141,6 +146,25 @@ fn a_copy_that_another_flow_has_overwritten_is_none() {
         syns.write(index, &SynCopy { word: copy.word ^ 1, ..copy });
     }
     bed.send(&flow.reply(RST | ACK)).expect(Verdict::Drop, SWALLOWED);
+}
+
+/// Two elements are one pair, for the copies of all flows.
+#[test]
+fn a_copy_outlives_the_next_flow_s_and_goes_before_a_younger_one() {
+    for net in Net::BOTH {
+        let mut settings = GatewayConfig::default();
+        settings.sizes.flow_buckets = 2;
+        let bed = retrying(Bed::sized(net, 4, &settings), 4);
+        let open = |n| {
+            bed.wait(Duration::from_millis(2));
+            bed.open(net.client(n), net.vip())
+        };
+        let (oldest, _, third) = (open(1), open(2), open(3));
+        bed.send(&oldest.reply(RST | ACK)).expect(Verdict::Drop, SWALLOWED);
+        let fourth = open(4);
+        rescued(&bed, &third);
+        rescued(&bed, &fourth);
+    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ const BACKENDS: u16 = 64;
 /// Cell of a service's descriptor that has its `ReactionWord`.
 const REACTION: usize = 5;
 /// What Linux sends with a SYN: MSS, SACK permitted, timestamps, no-op, window scale.
-const OPTIONS: [u8; 20] = [2, 4, 5, 180, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+const OPTIONS: [u8; 20] = [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 7];
 const VIPS: [(&str, &str, &str); 2] =
     [("IPv4", "203.0.113.10:80", "198.18.0.0:0"), ("IPv6", "[2001:db8::10]:80", "[2001:db8:c::]:0")];
 
@@ -184,7 +184,13 @@ fn measure_round(kernel: &mut KernelProgram, stream: &mut Stream, service: u32) 
             if with { &mut samples.with } else { &mut samples.without }.push(nanoseconds);
         }
     }
+    ensure!(has_copies(kernel), "the packet program kept no copy of any SYN");
     Ok(samples)
+}
+
+fn has_copies(kernel: &KernelProgram) -> bool {
+    let syns = &kernel.tables.syns;
+    (0..syns.len()).filter_map(|index| syns.get(index)).any(|copy| copy.load(0) != 0)
 }
 
 /// Makes connections; nanoseconds for each.

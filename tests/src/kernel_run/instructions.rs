@@ -97,6 +97,11 @@ impl Assembler {
         self.push(0x07, to, 0, 0, value);
     }
 
+    /// Every bit the other way.
+    pub(super) fn complement(&mut self, register: u8) {
+        self.push(0xa7, register, 0, 0, -1);
+    }
+
     pub(super) fn shift_right(&mut self, register: u8, bits: i32) {
         self.push(0x77, register, 0, 0, bits);
     }

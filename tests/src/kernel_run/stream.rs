@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::host::Frame;
+use lb_common::host::{Frame, Transport};
 
 use super::{KernelProgram, XDP_TX, instructions::Assembler, runner};
 
@@ -23,6 +23,12 @@ const NUMBER: usize = 8;
 const DATA: i16 = 0;
 const DATA_END: i16 = 4;
 const DATA_META: i16 = 8;
+/// IPv4's identification and header checksum, behind an Ethernet header.
+const IDENTIFICATION: usize = 14 + 4;
+const CHECKSUM: usize = 14 + 10;
+/// Bytes among TCP's options that a frame's checksums don't depend on for us: they are the opposite of the client's
+/// number. Linux has the value of its timestamp there.
+const OPPOSITE: usize = 8;
 
 /// Frames that differ in their clients only.
 #[derive(Debug)]
@@ -34,13 +40,17 @@ pub struct Stream {
 }
 
 impl KernelProgram {
-    /// Frames like `frame`, untagged, from clients that share all of its source address but the last 16 bits.
+    /// Frames like `frame`, an untagged TCP segment, from clients that share all of its source address but the last 16
+    /// bits. `frame` has 0 there, for its port, and for bytes 8 to 11 of its TCP options.
     ///
     /// # Errors
-    /// When the kernel refuses the program that writes them.
+    /// When the frame is another one, or the kernel refuses the program that writes them.
     pub fn stream(&self, frame: &Frame) -> Result<Stream> {
         ensure!(frame.tags.is_empty() && frame.ip_options.is_empty() && frame.extensions.is_empty());
-        let bytes = frame.build();
+        ensure!(
+            matches!(&frame.transport, Transport::Tcp { options, .. } if options.get(OPPOSITE..OPPOSITE + 4) == Some(&[0; 4]))
+        );
+        let bytes = without_identification(frame);
         let load = |callee| {
             writer(&bytes, frame, self.programs(), callee)
                 .load_xdp()
@@ -82,6 +92,19 @@ impl Stream {
     }
 }
 
+/// The frame, with what IPv4 calls its identification in the checksum instead.
+fn without_identification(frame: &Frame) -> Vec<u8> {
+    let mut bytes = frame.build();
+    if frame.source.is_ipv4() {
+        let number = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        let (sum, carry) = number(CHECKSUM).overflowing_add(number(IDENTIFICATION));
+        let sum = sum.wrapping_add(carry.into());
+        bytes[IDENTIFICATION..IDENTIFICATION + 2].fill(0);
+        bytes[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
+    }
+    bytes
+}
+
 /// The program: `r6` the context, `r2` the metadata, `r3` the frame, `r7` the client's number.
 fn writer(bytes: &[u8], frame: &Frame, programs: BorrowedFd<'_>, callee: i32) -> Assembler {
     // The address's last 16 bits, and the port.
@@ -113,9 +136,19 @@ fn writer(bytes: &[u8], frame: &Frame, programs: BorrowedFd<'_>, callee: i32) ->
             }
         }
     }
+    // A number and its opposite add up to −0 (RFC 1071): checksums stay right.
+    let opposite = port + 20 + OPPOSITE as i16;
     code.store_half(3, port, 7);
+    code.move_register(5, 7);
+    code.complement(5);
+    code.store_half(3, opposite, 5);
     code.shift_right(7, 16);
+    code.shift_right(5, 16);
     code.store_half(3, address, 7);
+    code.store_half(3, opposite + 2, 5);
+    if frame.source.is_ipv4() {
+        code.store_half(3, IDENTIFICATION as i16, 5);
+    }
     code.tail_call(6, programs.as_raw_fd(), callee);
     code.exit_with(XDP_TX as i32);
     code

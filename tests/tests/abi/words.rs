@@ -68,10 +68,11 @@ fn words(out: &mut String) {
         out,
         "SynWord",
         &[
-            ("claimed", SynWord::claimed(0).0),
-            ("complete", SynWord::complete(0, 0).0),
-            ("tag", SynWord::claimed(0xffff_ffff_ffff).0),
-            ("header words", SynWord::complete(0, u8::MAX).0),
+            ("claimed", SynWord::claimed(0, 0).0),
+            ("complete", SynWord::claimed(0, 0).complete(0).0),
+            ("tag", SynWord::claimed(0xffff_ffff_ffff, 0).0),
+            ("header words", SynWord::claimed(0, 0).complete(u8::MAX).0),
+            ("time", SynWord::claimed(0, u64::MAX).0),
         ],
     );
     bits(
