@@ -20,6 +20,7 @@ const LONG: Duration = Duration::from_secs(10);
 
 /// A pod refuses and nobody probes: 2,000 connections, none fails, and no client sends a SYN twice.
 pub(super) fn rst_rescue(stage: &mut Stage) -> Result<StepReport> {
+    stage.renew_pods()?;
     stage.scene(&World { hangzhou: 3, probed: false, policy: Some(NO_PROBES) }, |stage| {
         let victim = victim(stage);
         stage.bed.kill_pod_server(&victim.name)?;

@@ -85,6 +85,21 @@ impl Stage {
         Ok(())
     }
 
+    /// Puts another pod of the same name and address in the place of each, in a world with probes. Where a server was the first to close, its
+    /// pod keeps TIME_WAIT for a minute and answers a SYN from that address and port, be it another client's, with an
+    /// ACK (RFC 9293, §3.10.7.4): the client has to send its SYN again, and no backend refused it.
+    pub(super) fn renew_pods(&mut self) -> Result<()> {
+        let old = self.bed.ready_pods();
+        for cluster in self.bed.cluster_names() {
+            let old: Vec<&Pod> = old.iter().filter(|pod| pod.cluster == cluster).collect();
+            self.bed.scale(&cluster, 0)?;
+            old.iter().try_for_each(|pod| self.agent.wait_until_unused(pod, SOON))?;
+            self.bed.scale(&cluster, u8::try_from(old.len())?)?;
+            self.all_well()?;
+        }
+        Ok(())
+    }
+
     fn undrain_all(&mut self) -> Result<()> {
         let drained = self.agent.status()?["drained"].take();
         for name in drained.as_array().into_iter().flatten().filter_map(|drain| drain["name"].as_str()) {
