@@ -31,8 +31,12 @@ const REFUSED_V6: u32 = 5;
 const OPENED_V4: u32 = 6;
 /// Index in `PROGRAMS` of [`kanmon_opened_v6`].
 const OPENED_V6: u32 = 7;
+/// Index in `PROGRAMS` of [`kanmon_icmp_v4`].
+const ICMP_V4: u32 = 8;
+/// Index in `PROGRAMS` of [`kanmon_icmp_v6`].
+const ICMP_V6: u32 = 9;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 8;
+const ENTRY: u32 = 10;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -44,6 +48,8 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
         Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
         Verdict::RefusedV4 => tail_call(&ctx, REFUSED_V4),
         Verdict::RefusedV6 => tail_call(&ctx, REFUSED_V6),
+        Verdict::IcmpV4 => tail_call(&ctx, ICMP_V4),
+        Verdict::IcmpV6 => tail_call(&ctx, ICMP_V6),
         verdict => action(verdict),
     }
 }
@@ -107,6 +113,18 @@ pub fn kanmon_refused_v6(ctx: XdpContext) -> u32 {
         Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
         verdict => action(verdict),
     }
+}
+
+/// Where [`kanmon`] sends ICMP to an address that may be a VIP or a SNAT address.
+#[xdp]
+pub fn kanmon_icmp_v4(ctx: XdpContext) -> u32 {
+    action(datapath::icmp::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// The same for ICMPv6.
+#[xdp]
+pub fn kanmon_icmp_v6(ctx: XdpContext) -> u32 {
+    action(datapath::icmp::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 #[inline(always)]

@@ -47,7 +47,7 @@ counters! {
     DropNoBackend = 4, "drop_no_backend";
     /// Dropped: to a VIP, but no service has this port.
     DropClosedPort = 5, "drop_closed_port";
-    /// Dropped: ICMP or ICMPv6 to a VIP.
+    /// Dropped: ICMP or ICMPv6 to a VIP that is no echo request to be answered and no error about a flow.
     DropIcmp = 6, "drop_icmp";
     /// Dropped: a fragment to a VIP.
     DropFragment = 7, "drop_fragment";
@@ -105,6 +105,10 @@ counters! {
     FlowEventLost = 33, "flow_event_lost";
     /// A new flow's traffic is not counted for the flow log, because another flow has its place in the table.
     FlowUncounted = 34, "flow_uncounted";
+    /// An echo request to a VIP was answered.
+    EchoAnswered = 35, "echo_answered";
+    /// An ICMP error went on to the end of the flow whose packet it quotes.
+    IcmpForwarded = 36, "icmp_forwarded";
 }
 
 /// Room for counters in [`CpuCounters`].

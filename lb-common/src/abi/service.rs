@@ -54,6 +54,8 @@ pub mod vip_flags {
     /// The VIP is also an address of the gateway node: what has no service passes to the node's own stack,
     /// or SSH to the node would die.
     pub const NODE_ADDRESS: u32 = 1;
+    /// Echo requests are answered.
+    pub const ECHO: u32 = 2;
 }
 
 /// A service as the packet path sees it: one cache line of the array `DESCRIPTORS`.

@@ -7,6 +7,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use super::{
     Cells, Maps, PacketMut, Tables,
     checksum::Sum,
+    icmp::Message,
     parse::{self, Ip, Network},
 };
 use crate::{
@@ -105,6 +106,32 @@ pub trait Family: Sized + Copy {
     ) -> Option<()>;
     /// The address as two words whose bytes in memory are in network order, IPv4 in the first four.
     fn raw(address: Self::Address) -> [u64; 2];
+    /// IP protocol number of its ICMP (IANA).
+    const ICMP: u8;
+    /// Type of an echo reply.
+    const ECHO_REPLY: u8;
+    /// What an ICMP message of this type is about (RFC 792, RFC 4443).
+    #[doc(hidden)]
+    fn icmp_message(kind: u8) -> Message;
+    /// Whether an address can be that of one host elsewhere: not multicast, broadcast, loopback or unspecified.
+    fn is_unicast(address: Self::Address) -> bool;
+    /// Reads the network header of a packet that is perhaps not all there: source, destination, protocol, and the
+    /// offset of the transport header.
+    #[doc(hidden)]
+    fn parse_quoted<P: PacketMut>(
+        packet: &P,
+        offset: usize,
+    ) -> Option<(Self::Address, Self::Address, u8, usize)>;
+    /// Writes source and destination of a quoted packet; what happens to the sum of its header's words. `delta` is
+    /// what happens to the sum of the addresses.
+    #[doc(hidden)]
+    fn write_quoted_addresses<P: PacketMut>(
+        packet: &mut P,
+        network_offset: usize,
+        source: Self::Address,
+        destination: Self::Address,
+        delta: Sum,
+    ) -> Option<Sum>;
 }
 
 /// IPv4 (RFC 791).
@@ -292,6 +319,46 @@ impl Family for V4 {
     fn raw(address: u32) -> [u64; 2] {
         [bytemuck::cast([address, 0]), 0]
     }
+
+    const ICMP: u8 = 1;
+    const ECHO_REPLY: u8 = 0;
+
+    #[inline(always)]
+    fn icmp_message(kind: u8) -> Message {
+        match kind {
+            8 => Message::EchoRequest,
+            // Unreachable, time exceeded, parameter problem. Quench is obsolete (RFC 6633), a redirect is for hosts.
+            3 | 11 | 12 => Message::Error,
+            _ => Message::Other,
+        }
+    }
+
+    #[inline(always)]
+    fn is_unicast(address: u32) -> bool {
+        let [first, ..] = address.to_ne_bytes();
+        first != 0 && first != 127 && first < 224
+    }
+
+    #[inline(always)]
+    fn parse_quoted<P: PacketMut>(packet: &P, offset: usize) -> Option<(u32, u32, u8, usize)> {
+        parse::quoted_ipv4(packet, offset)
+    }
+
+    #[inline(always)]
+    fn write_quoted_addresses<P: PacketMut>(
+        packet: &mut P,
+        network_offset: usize,
+        source: u32,
+        destination: u32,
+        delta: Sum,
+    ) -> Option<Sum> {
+        const CHECK: usize = offset_of!(Ipv4Hdr, check);
+        let check: u16 = packet.read::<_, CHECK>(network_offset)?;
+        let new = delta.apply(check);
+        packet.write::<u16, CHECK>(network_offset, new)?;
+        packet.write::<[u32; 2], { offset_of!(Ipv4Hdr, src_addr) }>(network_offset, [source, destination])?;
+        Some(delta.sub16(check).add16(new))
+    }
 }
 
 /// An address as 32-bit words, in the order in which they lie in memory.
@@ -471,5 +538,42 @@ impl Family for V6 {
     #[inline(always)]
     fn raw(address: [u64; 2]) -> [u64; 2] {
         address
+    }
+
+    const ICMP: u8 = 58;
+    const ECHO_REPLY: u8 = 129;
+
+    #[inline(always)]
+    fn icmp_message(kind: u8) -> Message {
+        match kind {
+            128 => Message::EchoRequest,
+            // Unreachable, packet too big, time exceeded, parameter problem.
+            1..=4 => Message::Error,
+            _ => Message::Other,
+        }
+    }
+
+    #[inline(always)]
+    fn is_unicast(address: [u64; 2]) -> bool {
+        let [first, ..] = address[0].to_ne_bytes();
+        first != 0xff && (address[0] != 0 || address[1] & !1_u64.to_be() != 0)
+    }
+
+    #[inline(always)]
+    fn parse_quoted<P: PacketMut>(packet: &P, offset: usize) -> Option<([u64; 2], [u64; 2], u8, usize)> {
+        parse::quoted_ipv6(packet, offset)
+    }
+
+    #[inline(always)]
+    fn write_quoted_addresses<P: PacketMut>(
+        packet: &mut P,
+        network_offset: usize,
+        source: [u64; 2],
+        destination: [u64; 2],
+        delta: Sum,
+    ) -> Option<Sum> {
+        packet.write::<[u64; 2], { offset_of!(Ipv6Hdr, src_addr) }>(network_offset, source)?;
+        packet.write::<[u64; 2], { offset_of!(Ipv6Hdr, dst_addr) }>(network_offset, destination)?;
+        Some(delta)
     }
 }

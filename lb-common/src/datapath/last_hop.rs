@@ -21,6 +21,22 @@ pub(super) struct Egress {
     pub service_tag: bool,
 }
 
+impl Egress {
+    /// Towards a member: its next hop.
+    #[inline(always)]
+    pub(super) fn of_member<C: Cells>(member: C) -> Self {
+        let place = member.load(5);
+        let shape = member.load(6);
+        Self {
+            destination: member.load(3),
+            source: member.load(4),
+            ifindex: place as u32,
+            vlan_count: (shape >> 16) as u8,
+            service_tag: (shape >> 24) as u8 != 0,
+        }
+    }
+}
+
 /// Finds or learns the last hop of a frame.
 ///
 /// # Errors

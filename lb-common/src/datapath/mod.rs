@@ -8,12 +8,14 @@ mod events;
 mod family;
 mod flow_stats;
 mod flow_table;
+mod icmp;
 mod last_hop;
 mod member;
 mod opened;
 mod packet;
 mod parse;
 mod ports;
+mod quoted;
 mod refusal;
 mod reply;
 mod request;
@@ -56,9 +58,11 @@ enum Outcome {
     Refused(Network),
     /// It has a flow now.
     Again,
+    /// Untouched: ICMP to an address that may be ours.
+    Icmp(Network),
 }
 
-/// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`] or [`refused`], which
+/// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`], [`refused`] or [`icmp()`], which
 /// the kernel enters by tail calls so that the common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
@@ -75,7 +79,7 @@ pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
 pub fn new_flow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, |packet, maps, config, link, ip| {
+            once_more::<F, P, M>(packet, maps, &link, Shape::Whole, |packet, maps, config, link, ip| {
                 setup::open(packet, maps, config, link, ip)
             })
         }
@@ -89,7 +93,7 @@ pub fn new_flow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> V
 pub fn opened<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, |packet, maps, config, _, ip| {
+            once_more::<F, P, M>(packet, maps, &link, Shape::Whole, |packet, maps, config, _, ip| {
                 opened::opened(packet, maps, config, ip)
             })
         }
@@ -104,7 +108,7 @@ pub fn opened<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Ver
 pub fn retry<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, |packet, maps, config, _, ip| {
+            once_more::<F, P, M>(packet, maps, &link, Shape::Whole, |packet, maps, config, _, ip| {
                 rescue::retry(packet, maps, config, ip)
             })
         }
@@ -118,7 +122,19 @@ pub fn retry<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verd
 pub fn refused<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, refusal::refused)
+            once_more::<F, P, M>(packet, maps, &link, Shape::Whole, refusal::refused)
+        }
+        _ => Outcome::Pass(Counter::PassNotIp),
+    };
+    conclude(packet, maps, outcome)
+}
+
+/// Answers an ICMP message for which [`forward`] said so, or sends it on to the end of a flow that it is for.
+#[inline(always)]
+pub fn icmp<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == F::NETWORK => {
+            once_more::<F, P, M>(packet, maps, &link, Shape::Other, icmp::icmp)
         }
         _ => Outcome::Pass(Counter::PassNotIp),
     };
@@ -139,6 +155,8 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
             Verdict::RetryV6 => retry::<V6, P, M>(packet, maps),
             Verdict::RefusedV4 => refused::<V4, P, M>(packet, maps),
             Verdict::RefusedV6 => refused::<V6, P, M>(packet, maps),
+            Verdict::IcmpV4 => icmp::<V4, P, M>(packet, maps),
+            Verdict::IcmpV6 => icmp::<V6, P, M>(packet, maps),
             verdict => return verdict,
         };
     }
@@ -171,6 +189,8 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Ve
         Outcome::Retry(Network::V6) => Verdict::RetryV6,
         Outcome::Refused(Network::V4) => Verdict::RefusedV4,
         Outcome::Refused(Network::V6) => Verdict::RefusedV6,
+        Outcome::Icmp(Network::V4) => Verdict::IcmpV4,
+        Outcome::Icmp(Network::V6) => Verdict::IcmpV6,
     }
 }
 
@@ -180,6 +200,7 @@ fn once_more<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
     maps: &M,
     link: &Link,
+    shape: Shape,
     rest: impl FnOnce(&mut P, &M, &Config, &Link, &Ip<F>) -> Outcome,
 ) -> Outcome {
     let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
@@ -190,7 +211,7 @@ fn once_more<F: Family, P: PacketMut, M: Maps>(
         return Outcome::Pass(Counter::PassNotIp);
     };
     let ip = Ip { protocol: config.forget(ip.protocol as u32) as u8, ..ip };
-    if ip.shape != Shape::Whole {
+    if ip.shape != shape {
         return Outcome::Drop(Counter::DropMalformed);
     }
     rest(packet, maps, config, link, &ip)
@@ -217,6 +238,9 @@ fn classify<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &L
     if filter & address_filter::SNAT != 0 {
         if let Some(outcome) = reply::forward::<F, P, M>(packet, maps, config, link, &ip) {
             return outcome;
+        }
+        if ip.shape == Shape::Other && ip.protocol == F::ICMP {
+            return Outcome::Icmp(F::NETWORK);
         }
         if F::snat_index(config, ip.destination).is_some() {
             return Outcome::Pass(Counter::PassNoFlow);
@@ -255,7 +279,7 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
         }
         Shape::Fragment => Counter::DropFragment,
         Shape::Malformed => Counter::DropMalformed,
-        Shape::Other if ip.protocol == ICMP || ip.protocol == ICMPV6 => Counter::DropIcmp,
+        Shape::Other if ip.protocol == F::ICMP => return Some(Outcome::Icmp(F::NETWORK)),
         Shape::Other => Counter::DropProtocol,
     };
     let flags = F::vip(maps, ip.destination)?;
@@ -264,10 +288,6 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
     }
     Some(Outcome::Drop(refusal))
 }
-
-/// IP protocol numbers (IANA).
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 /// The keyed hash that the flow table uses.
 #[inline(always)]

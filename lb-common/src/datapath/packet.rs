@@ -59,4 +59,8 @@ pub enum Verdict {
     RefusedV4,
     /// Over IPv6, likewise.
     RefusedV6,
+    /// An untouched ICMP message: [`super::icmp()`] has to look at it.
+    IcmpV4,
+    /// ICMPv6, likewise.
+    IcmpV6,
 }

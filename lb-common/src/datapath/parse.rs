@@ -215,6 +215,56 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut>(
     Some(Ip { network_offset: offset, transport_offset, source, destination, ttl, protocol: next, shape })
 }
 
+/// Source, destination, protocol and offset of the transport header of an IPv4 packet that is perhaps not all there;
+/// `None` where its transport header does not begin in it. `offset` is at most 256.
+#[inline(always)]
+pub(super) fn quoted_ipv4<P: PacketMut>(packet: &P, offset: usize) -> Option<(u32, u32, u8, usize)> {
+    let version_ihl: u8 = packet.read::<_, { offset_of!(Ipv4Hdr, vihl) }>(offset)?;
+    let fragment: u16 = packet.read::<_, { offset_of!(Ipv4Hdr, frags) }>(offset)?;
+    let protocol: u8 = packet.read::<_, { offset_of!(Ipv4Hdr, proto) }>(offset)?;
+    let source: u32 = packet.read::<_, { offset_of!(Ipv4Hdr, src_addr) }>(offset)?;
+    let destination: u32 = packet.read::<_, { offset_of!(Ipv4Hdr, dst_addr) }>(offset)?;
+    let header = (version_ihl & 0xf) as usize * 4;
+    if version_ihl >> 4 != 4 || header < Ipv4Hdr::LEN || fragment & 0x1fff_u16.to_be() != 0 {
+        return None;
+    }
+    Some((source, destination, protocol, offset + header))
+}
+
+/// The same of an IPv6 packet. `offset` is at most 200.
+#[inline(always)]
+pub(super) fn quoted_ipv6<P: PacketMut>(
+    packet: &P,
+    offset: usize,
+) -> Option<([u64; 2], [u64; 2], u8, usize)> {
+    let version: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, vcf) }>(offset)?;
+    let mut next: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, next_hdr) }>(offset)?;
+    let source: [u64; 2] = packet.read::<_, { offset_of!(Ipv6Hdr, src_addr) }>(offset)?;
+    let destination: [u64; 2] = packet.read::<_, { offset_of!(Ipv6Hdr, dst_addr) }>(offset)?;
+    if version >> 4 != 6 {
+        return None;
+    }
+    let mut transport_offset = offset + Ipv6Hdr::LEN;
+    let mut extension = 0;
+    while is_extension_header(next) {
+        let [following, length, place_high, place_low] = packet.read::<[u8; 4], 0>(transport_offset)?;
+        // At most 64 bytes each, as above.
+        if extension == MAX_EXTENSION_HEADERS || length > 7 {
+            return None;
+        }
+        extension += 1;
+        if next != NEXT_FRAGMENT {
+            transport_offset += (length as usize + 1) * 8;
+        } else if place_high == 0 && place_low & 0xf8 == 0 {
+            transport_offset += 8;
+        } else {
+            return None;
+        }
+        next = following;
+    }
+    Some((source, destination, next, transport_offset))
+}
+
 const NEXT_HOP_BY_HOP: u8 = 0;
 const NEXT_ROUTING: u8 = 43;
 const NEXT_FRAGMENT: u8 = 44;

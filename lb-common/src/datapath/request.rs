@@ -142,15 +142,7 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     }
     let flow = slot.word;
     let bytes = packet.len() as u64;
-    let place = member.load(5);
-    let shape = member.load(6);
-    let egress = Egress {
-        destination: member.load(3),
-        source: member.load(4),
-        ifindex: place as u32,
-        vlan_count: (shape >> 16) as u8,
-        service_tag: (shape >> 24) as u8 != 0,
-    };
+    let egress = Egress::of_member(member);
     let (transport, header) = member::deltas(member);
     let new = Tuple::<F> {
         source: F::snat_address(config, flow.snat()),

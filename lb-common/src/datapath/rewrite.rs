@@ -71,6 +71,13 @@ pub(super) fn rewrite<F: Family, P: PacketMut>(
     link_layer::<F, P>(packet, link, egress)
 }
 
+/// Sends the frame back to where it came from: the two MAC addresses change places.
+#[inline(always)]
+pub(super) fn turn_back<P: PacketMut>(packet: &mut P) -> Option<()> {
+    let [d0, d1, d2, s0, s1, s2] = packet.read::<[u16; 6], 0>(0)?;
+    packet.write::<[u16; 6], 0>(0, [s0, s1, s2, d0, d1, d2])
+}
+
 #[inline(always)]
 fn transport<F: Family, P: PacketMut>(packet: &mut P, ip: &Ip<F>, new: &Tuple<F>, delta: Sum) -> Option<()> {
     let offset = ip.transport_offset;
@@ -91,8 +98,16 @@ fn transport<F: Family, P: PacketMut>(packet: &mut P, ip: &Ip<F>, new: &Tuple<F>
     packet.write::<[u16; 2], 0>(offset, [new.source_port, new.destination_port])
 }
 
+/// Gives the frame the link-layer header of its egress.
+///
+/// # Errors
+/// As [`rewrite`].
 #[inline(always)]
-fn link_layer<F: Family, P: PacketMut>(packet: &mut P, link: &Link, egress: &Egress) -> Result<(), Counter> {
+pub(super) fn link_layer<F: Family, P: PacketMut>(
+    packet: &mut P,
+    link: &Link,
+    egress: &Egress,
+) -> Result<(), Counter> {
     let surplus = link.vlan_count as i32 - egress.vlan_count as i32;
     if surplus != 0 && !packet.adjust_head(surplus * 4) {
         return Err(Counter::DropNoRoom);

@@ -40,6 +40,15 @@ pub enum Transport {
         /// Whether there is a checksum.
         checksum: bool,
     },
+    /// ICMP, or ICMPv6 where the addresses are: an eight-byte header, and the payload.
+    Icmp {
+        /// Type.
+        kind: u8,
+        /// Code.
+        code: u8,
+        /// The header's last four bytes: identifier and sequence number, an MTU, or nothing.
+        rest: [u8; 4],
+    },
     /// Anything else: the payload follows the network header.
     Other {
         /// IP protocol.
@@ -94,6 +103,12 @@ impl Frame {
     #[must_use]
     pub fn other(source: IpAddr, destination: IpAddr, protocol: u8) -> Self {
         Self::new((source, 0).into(), (destination, 0).into(), Transport::Other { protocol })
+    }
+
+    /// An ICMP or ICMPv6 message without payload.
+    #[must_use]
+    pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, code: u8, rest: [u8; 4]) -> Self {
+        Self::new((source, 0).into(), (destination, 0).into(), Transport::Icmp { kind, code, rest })
     }
 
     fn new(source: SocketAddr, destination: SocketAddr, transport: Transport) -> Self {
@@ -226,6 +241,8 @@ impl Frame {
         match self.transport {
             Transport::Tcp { .. } => TCP,
             Transport::Udp { .. } => UDP,
+            Transport::Icmp { .. } if self.source.is_ipv4() => 1,
+            Transport::Icmp { .. } => 58,
             Transport::Other { protocol } => protocol,
         }
     }
@@ -264,7 +281,7 @@ impl Frame {
     /// The transport header and the payload.
     fn segment(&self) -> Vec<u8> {
         let mut segment = Vec::new();
-        if !matches!(self.transport, Transport::Other { .. }) {
+        if matches!(self.transport, Transport::Tcp { .. } | Transport::Udp { .. }) {
             segment.extend(self.source.port().to_be_bytes());
             segment.extend(self.destination.port().to_be_bytes());
         }
@@ -282,6 +299,11 @@ impl Frame {
                 segment.extend([0, 0]);
                 checksum.then_some(6)
             }
+            Transport::Icmp { kind, code, rest } => {
+                segment.extend([*kind, *code, 0, 0]);
+                segment.extend(rest);
+                Some(2)
+            }
             Transport::Other { .. } => None,
         };
         segment.extend(&self.payload);
@@ -295,8 +317,11 @@ impl Frame {
     }
 }
 
-/// The sum of the pseudo header (RFC 9293, §3.1; RFC 8200, §8.1), not folded.
+/// The sum of the pseudo header (RFC 9293, §3.1; RFC 8200, §8.1), not folded. ICMP over IPv4 has none (RFC 792).
 pub(super) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> u64 {
+    if protocol == 1 {
+        return 0;
+    }
     let address = |address: IpAddr| match address {
         IpAddr::V4(address) => ones_complement_sum(&address.octets()),
         IpAddr::V6(address) => ones_complement_sum(&address.octets()),

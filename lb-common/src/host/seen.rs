@@ -29,7 +29,7 @@ pub struct Seen {
     pub ttl: u8,
     /// The checksum field of the transport header.
     pub checksum: u16,
-    /// TCP flags; 0 for UDP.
+    /// TCP flags; 0 for others.
     pub flags: u8,
     /// Transport payload.
     pub payload: Vec<u8>,
@@ -39,7 +39,7 @@ impl Seen {
     /// Reads a frame and recomputes all of its checksums over all of the bytes that they cover.
     ///
     /// # Errors
-    /// What is wrong with the frame: cut short, not TCP or UDP, or a checksum that doesn't verify.
+    /// What is wrong with the frame: cut short, not TCP, UDP or ICMP, or a checksum that doesn't verify.
     pub fn parse(frame: &[u8]) -> Result<Self, String> {
         let cut = || "the frame is cut short".to_string();
         let array = |at: usize| -> Result<[u8; 6], String> {
@@ -68,18 +68,22 @@ impl Seen {
         let (check, header, flags) = match network.protocol {
             TCP if segment.len() >= 20 => (be(16), (segment[12] >> 4) as usize * 4, segment[13]),
             UDP if segment.len() >= 8 => (be(6), 8, 0),
+            // ICMP, and ICMPv6: no ports, and what follows the header is a payload.
+            1 | 58 if segment.len() >= 8 => (be(2), 8, 0),
             protocol => return Err(format!("protocol {protocol} with {} bytes", segment.len())),
         };
         let unchecked = network.protocol == UDP && check == 0;
         if !unchecked && fold(sum) != 0xffff {
             return Err(format!("the transport checksum {check:#06x} is wrong: sum {:#06x}", fold(sum)));
         }
+        let has_ports = matches!(network.protocol, TCP | UDP);
+        let port = |at| if has_ports { be(at) } else { 0 };
         Ok(Self {
             destination_mac: array(0)?,
             source_mac: array(6)?,
             tags,
-            source: SocketAddr::new(network.source, be(0)),
-            destination: SocketAddr::new(network.destination, be(2)),
+            source: SocketAddr::new(network.source, port(0)),
+            destination: SocketAddr::new(network.destination, port(2)),
             protocol: network.protocol,
             ttl: network.ttl,
             checksum: check,

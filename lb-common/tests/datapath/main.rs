@@ -6,6 +6,7 @@ mod events;
 mod flow_log;
 mod flow_table;
 mod histories;
+mod icmp;
 mod last_hops;
 mod members;
 mod passing;

@@ -22,7 +22,7 @@ use super::{KernelTables, Runner};
 /// The program that packets enter by. The others call it too: it comes after them in `PROGRAMS`.
 const ENTRY: &str = "kanmon";
 /// The other programs, by their index in `PROGRAMS`.
-const CALLED: [&str; 8] = [
+const CALLED: [&str; 10] = [
     "kanmon_new_v4",
     "kanmon_new_v6",
     "kanmon_retry_v4",
@@ -31,6 +31,8 @@ const CALLED: [&str; 8] = [
     "kanmon_refused_v6",
     "kanmon_opened_v4",
     "kanmon_opened_v6",
+    "kanmon_icmp_v4",
+    "kanmon_icmp_v6",
 ];
 
 /// What the program takes for the time.
