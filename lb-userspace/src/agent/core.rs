@@ -28,7 +28,7 @@ use super::sweep::{Orders, Pass};
 use super::target::target;
 use crate::bpf::{self, Kernel};
 use crate::cluster::{self, LastGood, Programmed};
-use crate::config::XdpMode;
+use crate::config::{Echo, XdpMode};
 use crate::desired::{self, BackendId, Desired, Endpoint, Place, ServiceId};
 use crate::health::probe::Targets;
 use crate::health::{Decision, Observation, ProbeTarget, Sign, Usability, Verdict, Verdicts, probe_targets};
@@ -54,6 +54,7 @@ pub(super) struct Core {
     pub(super) outputs: Outputs,
     pub(super) interfaces: Interfaces,
     pub(super) snat_addresses: BTreeSet<IpAddr>,
+    pub(super) echo: Echo,
     /// Where the gateway is, as its settings say; the labels of its Node go first.
     pub(super) place: Place,
     pub(super) limits: Limits,
@@ -426,6 +427,7 @@ impl State {
             &self.core.inputs.addresses.borrow(),
             &self.core.snat_addresses,
             &self.core.interfaces.indices,
+            self.core.echo,
         )
     }
 

@@ -198,6 +198,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
         },
         interfaces: Interfaces { names: settings.interfaces, indices: interfaces, mode: settings.xdp_mode },
         snat_addresses: started.snat_addresses,
+        echo: settings.echo,
         place,
         limits: Limits {
             services: sizes.descriptor_count(),

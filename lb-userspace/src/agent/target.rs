@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::config::Echo;
 use crate::desired::{Desired, Service, ServiceId};
 use crate::health::Usability;
 use crate::locality::Shares;
@@ -11,6 +12,7 @@ use crate::network::{LocalAddresses, NextHops, is_local};
 use crate::plan::{Reaction, Target, TargetMember, TargetService, cluster_number};
 
 /// What the maps should say.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn target(
     desired: &Desired,
     usability: &Usability,
@@ -19,6 +21,7 @@ pub(super) fn target(
     addresses: &LocalAddresses,
     snat_addresses: &BTreeSet<IpAddr>,
     interfaces: &BTreeSet<u32>,
+    echo: Echo,
 ) -> Target {
     let vips: BTreeMap<IpAddr, bool> =
         desired.services.keys().map(|id| (id.vip, is_local(addresses, id.vip))).collect();
@@ -35,6 +38,7 @@ pub(super) fn target(
         vips,
         snat_addresses: snat_addresses.clone(),
         interfaces: interfaces.clone(),
+        echo,
     }
 }
 
@@ -78,7 +82,8 @@ mod tests {
         let usability = Usability::default();
         let mut steering = Steering::default();
         steering.share(Instant::now(), desired, &usability);
-        target(desired, &usability, &steering.shares(), &NextHops::new(), addresses, &none, &BTreeSet::new())
+        let (next_hops, shares) = (NextHops::new(), steering.shares());
+        target(desired, &usability, &shares, &next_hops, addresses, &none, &BTreeSet::new(), Echo::default())
     }
 
     #[test]

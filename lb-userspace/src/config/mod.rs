@@ -15,5 +15,5 @@ pub(crate) mod yaml;
 pub use duration::{format_duration, parse_duration};
 pub use options::{Options, load};
 pub use selector::MemberSelector;
-pub use settings::{LogLevel, Settings, SettingsError, SnatPorts, TableSizes, Timeouts, XdpMode};
+pub use settings::{Echo, LogLevel, Settings, SettingsError, SnatPorts, TableSizes, Timeouts, XdpMode};
 pub use source::{GatewayAccess, KubernetesSettings, Source};

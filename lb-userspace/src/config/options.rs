@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::duration::parse_duration;
 use super::selector::MemberSelector;
-use super::settings::{LogLevel, Settings, SettingsError, SnatPorts, XdpMode};
+use super::settings::{Echo, LogLevel, Settings, SettingsError, SnatPorts, XdpMode};
 
 /// Everything that can be set, each unset unless somebody set it.
 ///
@@ -183,6 +183,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE|-")]
     pub flow_log: Option<PathBuf>,
 
+    /// Which VIPs answer pings: those with a usable backend, all, or none [default: when-usable]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub echo: Option<Echo>,
+
     /// How to attach: in the driver, or in the slower generic hook [default: native]
     #[arg(long, value_enum, value_name = "MODE")]
     pub xdp_mode: Option<XdpMode>,
@@ -247,6 +251,7 @@ impl Options {
             udp_replied: self.udp_replied.or(file.udp_replied),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             flow_log: self.flow_log.or(file.flow_log),
+            echo: self.echo.or(file.echo),
             xdp_mode: self.xdp_mode.or(file.xdp_mode),
             log_level: self.log_level.or(file.log_level),
         }

@@ -47,6 +47,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Where the flow log is written; `-`: standard output.
     pub flow_log: Option<PathBuf>,
+    /// Which VIPs answer echo requests.
+    pub echo: Echo,
     /// How to attach.
     pub xdp_mode: XdpMode,
     /// How much to log.
@@ -211,6 +213,19 @@ pub enum XdpMode {
     Generic,
 }
 
+/// Which VIPs answer ICMP echo requests. The node itself answers for a VIP that is its own address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Echo {
+    /// One with a service that has a usable backend: what watches it by ping sees it fail.
+    #[default]
+    WhenUsable,
+    /// All.
+    Always,
+    /// None.
+    Never,
+}
+
 /// How much to log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -319,6 +334,7 @@ impl TryFrom<Options> for Settings {
             },
             drain_timeout: options.drain_timeout.unwrap_or(Duration::from_secs(3600)),
             flow_log: options.flow_log,
+            echo: options.echo.unwrap_or_default(),
             xdp_mode: options.xdp_mode.unwrap_or_default(),
             log_level: options.log_level.unwrap_or_default(),
         };

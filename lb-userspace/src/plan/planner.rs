@@ -11,6 +11,7 @@ use super::model::{BackendState, MemberState, Model, ServiceState, member_value,
 use super::problem::PlanProblem;
 use super::step::Step;
 use super::target::{FlowUsage, Target};
+use crate::config::Echo;
 use crate::desired::{BackendId, ServiceId};
 use crate::network::NextHop;
 
@@ -333,7 +334,27 @@ impl<'a> Planner<'a> {
         let served = self.target.services.keys().filter(|id| self.model.services.contains_key(id));
         let mut vips: BTreeMap<IpAddr, u32> = served.map(|id| (id.vip, 0)).collect();
         vips.extend(self.target.vips.iter().map(|(vip, node_address)| (*vip, flags(*node_address))));
+        for (vip, flags) in &mut vips {
+            *flags |= if self.answers_echo(*vip) { vip_flags::ECHO } else { 0 };
+        }
         vips
+    }
+
+    fn answers_echo(&self, vip: IpAddr) -> bool {
+        match self.target.echo {
+            Echo::Always => true,
+            Echo::Never => false,
+            Echo::WhenUsable => {
+                let services = self.target.services.iter().filter(|(id, _)| id.vip == vip);
+                let mut members = services.flat_map(|(_, service)| &service.members);
+                members.any(|(id, member)| !member.draining && self.is_usable(id))
+            }
+        }
+    }
+
+    /// Whether new flows may go to a backend, as the maps will say.
+    fn is_usable(&self, id: &BackendId) -> bool {
+        self.model.backends.get(id).is_some_and(|state| state.flags & backend_flags::USABLE != 0)
     }
 
     /// What the address filter must say for these VIPs and the target's SNAT addresses.

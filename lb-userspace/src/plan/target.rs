@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::config::Echo;
 use crate::desired::{BackendId, FlowLogging, Policy, ServiceId};
 use crate::network::NextHops;
 
@@ -26,6 +27,8 @@ pub struct Target {
     pub vips: BTreeMap<IpAddr, bool>,
     /// The gateway's own addresses that backends see.
     pub snat_addresses: BTreeSet<IpAddr>,
+    /// Which VIPs answer echo requests.
+    pub echo: Echo,
     /// Interfaces that the program is attached to: replies leave through them, so they always are egress
     /// interfaces.
     pub interfaces: BTreeSet<u32>,

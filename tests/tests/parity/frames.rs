@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     abi::{TCP, UDP},
-    host::{ACK, Frame, SYN, TAG_8021AD, TAG_8021Q, Transport},
+    host::{ACK, Frame, SYN, Seen, TAG_8021AD, TAG_8021Q, Transport},
 };
 
 use crate::history::{Profile, Random};
@@ -208,10 +208,36 @@ fn tags(random: &mut Random) -> Vec<(u16, u16)> {
     }
 }
 
-/// Payload, options, extension headers, small TTLs, fragments, padding.
+/// An ICMP message about a frame that the program has sent, to where that came from; an error mostly.
+pub(crate) fn message_about(random: &mut Random, sent: &[u8]) -> Option<Vec<u8>> {
+    let seen = Seen::parse(sent).ok()?;
+    let packet = &sent[14 + 4 * seen.tags.len()..];
+    let (kinds, header) = if seen.source.is_ipv4() {
+        ([3, 3, 11, 12, 5], usize::from(packet[0] & 0xf) * 4)
+    } else {
+        ([1, 2, 3, 4, 135], 40)
+    };
+    let router = ip(if seen.source.is_ipv4() { "172.16.0.1" } else { "fd77::1" });
+    let from = random.one_of([router, seen.destination.ip()]);
+    let rest = [0, 0, 5, random.next() as u8];
+    let mut frame = Frame::icmp(from, seen.source.ip(), random.one_of(kinds), random.below(6) as u8, rest);
+    let anywhere = random.below(60);
+    let quoted = random.one_of([header + 8, header + 16, header + 18, header + 20, packet.len(), anywhere]);
+    frame.tags = tags(random);
+    complicate(random, &mut frame);
+    frame.payload = packet[..quoted.min(packet.len())].to_vec();
+    Some(frame.build())
+}
+
+/// Payload, and what is in [`complicate`].
 fn decorate(random: &mut Random, frame: &mut Frame) {
     let length = if random.chance(4) { 1000 } else { 40 };
     frame.payload = (0..random.below(length)).map(|_| random.next() as u8).collect();
+    complicate(random, frame);
+}
+
+/// Options, extension headers, small TTLs, fragments, padding.
+fn complicate(random: &mut Random, frame: &mut Frame) {
     if random.chance(3) {
         frame.ttl = random.below(3) as u8;
     }
@@ -252,7 +278,13 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
     let client = SocketAddr::new(pick("198.51.100.77", "2001:db8:c::77"), 1024 + random.below(60_000) as u16);
     let vip = pick("203.0.113.10", "2001:db8::10");
     let snat = pick("192.168.0.2", "fd00::2");
-    let mut frame = match random.below(11) {
+    let mut frame = match random.below(12) {
+        11 => {
+            let kind = if random.chance(80) { if v4 { 8 } else { 128 } } else { random.next() as u8 };
+            let to = random.one_of([vip, vip, snat]);
+            let from = if random.chance(90) { client.ip() } else { pick("224.0.0.1", "::1") };
+            Frame::icmp(from, to, kind, 0, [0, 7, 0, random.next() as u8])
+        }
         0 => Frame::udp(client, SocketAddr::new(pick("192.0.2.1", "2001:db8:f::1"), 53)),
         1 => Frame::tcp(client, SocketAddr::new(pick("192.0.2.2", "2001:db8:f::2"), 80), SYN),
         2 => Frame::other(client.ip(), vip, random.one_of([1, 58])),

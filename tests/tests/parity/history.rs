@@ -150,6 +150,9 @@ impl World {
                 gateway.add_vip(gateway_vip(index), vip_flags::NODE_ADDRESS);
             }
         }
+        for vip in ["203.0.113.10", "2001:db8::10"] {
+            gateway.add_vip(frames::ip(vip), vip_flags::ECHO);
+        }
         for service in 0..SERVICES.len() as u32 {
             let errors = random.one_of([0, 1, 2, 4]);
             gateway.set_flow_log(service, FlowLogWord::one_in(random.one_of([0, 1, 1, 2, 3])));
@@ -184,6 +187,14 @@ impl World {
     }
 }
 
+/// Keeps sixteen.
+fn forget_one(random: &mut Random, frames: &mut Vec<Vec<u8>>) {
+    if frames.len() > 16 {
+        let index = random.below(frames.len());
+        frames.swap_remove(index);
+    }
+}
+
 fn gateway_vip(service: u32) -> std::net::IpAddr {
     SERVICES[service as usize].vip().ip()
 }
@@ -204,6 +215,7 @@ pub(crate) fn run(
         random: Random::new(world.seed),
         flows: Vec::new(),
         recent: Vec::new(),
+        forwarded: Vec::new(),
         ops: Vec::new(),
     };
     let result = history.play(&mut session, tally).and_then(|()| session.compare_tables());
@@ -217,6 +229,8 @@ struct History<'w> {
     flows: Vec<Flow>,
     /// Frames to mutate.
     recent: Vec<Vec<u8>>,
+    /// Frames that came out, for messages about them.
+    forwarded: Vec<Vec<u8>>,
     ops: Vec<Op>,
 }
 
@@ -230,7 +244,8 @@ impl History<'_> {
                 0..18 => self.open(session, tally)?,
                 18..72 => self.go_on(session, tally)?,
                 72..82 => self.stray(session, tally)?,
-                82..92 => self.mutated(session, tally)?,
+                82..89 => self.mutated(session, tally)?,
+                89..92 => self.message(session, tally)?,
                 92..95 => {
                     let ticks = self.random.one_of([1, 1, 3, 9, 25, 300]);
                     self.apply(session, Op::Pass(ticks * TICK_NS))?;
@@ -256,16 +271,18 @@ impl History<'_> {
         bytes: Vec<u8>,
     ) -> Result<Option<Vec<u8>>, String> {
         let head_room = if self.random.chance(6) { self.random.one_of([0, 4]) } else { MAX_HEAD_ROOM };
-        if self.recent.len() == 16 {
-            let oldest = self.random.below(16);
-            self.recent.swap_remove(oldest);
-        }
         self.recent.push(bytes.clone());
+        forget_one(&mut self.random, &mut self.recent);
         let op = Op::Frame { ingress, head_room, bytes };
         self.ops.push(op.clone());
         let Some(applied) = session.apply(&op)? else { return Ok(None) };
         tally.frame(applied.verdict);
-        Ok(matches!(applied.verdict, Verdict::Transmit | Verdict::Redirect(_)).then_some(applied.frame))
+        if !matches!(applied.verdict, Verdict::Transmit | Verdict::Redirect(_)) {
+            return Ok(None);
+        }
+        self.forwarded.push(applied.frame.clone());
+        forget_one(&mut self.random, &mut self.forwarded);
+        Ok(Some(applied.frame))
     }
 
     /// A client's first packet.
@@ -390,6 +407,19 @@ impl History<'_> {
         }
         let index = self.random.below(self.recent.len());
         let bytes = frames::mutate(&mut self.random, &self.recent[index]);
+        let ingress = self.random.one_of(self.world.interfaces);
+        self.send(session, tally, ingress, bytes).map(drop)
+    }
+
+    /// A router, or the receiver, complains of a packet.
+    fn message(&mut self, session: &mut Session<'_>, tally: &mut Tally) -> Result<(), String> {
+        if self.forwarded.is_empty() {
+            return self.stray(session, tally);
+        }
+        let index = self.random.below(self.forwarded.len());
+        let Some(bytes) = frames::message_about(&mut self.random, &self.forwarded[index]) else {
+            return self.stray(session, tally);
+        };
         let ingress = self.random.one_of(self.world.interfaces);
         self.send(session, tally, ingress, bytes).map(drop)
     }

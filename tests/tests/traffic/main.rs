@@ -3,6 +3,7 @@
 //! - [`spread`]: who is served by whom, over one interface and two;
 //! - [`headers`]: VLAN tags, IPv4 options, IPv6 extension headers;
 //! - [`addresses`]: a VIP that is the node's own address, and traffic that is not ours;
+//! - [`icmp`]: path MTU discovery, closed ports, pings;
 //! - [`neighbours`]: a next hop that changes;
 //! - [`endpoints`]: readiness, probes;
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
@@ -15,6 +16,7 @@ mod drains;
 mod endpoints;
 mod flow_log;
 mod headers;
+mod icmp;
 mod manifests;
 mod neighbours;
 mod spread;
@@ -85,6 +87,11 @@ fn drops_since(agent: &Agent, before: &BTreeMap<String, u64>) -> BTreeMap<String
         (name, grown)
     });
     grown.filter(|(name, grown)| name.starts_with("drop_") && *grown > 0).collect()
+}
+
+/// By how much a counter has grown since `before`.
+fn grown(agent: &Agent, before: &BTreeMap<String, u64>, name: &str) -> u64 {
+    agent.counters().unwrap()[name] - before[name]
 }
 
 /// The gateway's own addresses.

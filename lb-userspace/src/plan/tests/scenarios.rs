@@ -1,9 +1,10 @@
 //! One situation each.
 
-use lb_common::abi::{RingWord, member_flags};
+use lb_common::abi::{RingWord, member_flags, vip_flags};
 
 use super::super::{Limits, PlanProblem, Step};
 use super::{Agent, DRAIN, LIMITS, backend, next_hop, service, target};
+use crate::config::Echo;
 use crate::network::NextHopError;
 
 fn position(steps: &[Step], which: impl Fn(&Step) -> bool) -> usize {
@@ -215,11 +216,39 @@ fn the_node_address_flag_is_right_before_the_vip_opens_and_follows_later() {
     let mut target = target(&[(0, &[1])]);
     target.vips.insert(service(0).vip, true);
     let plan = agent.run(&target);
-    let put = position(&plan.steps, |step| matches!(step, Step::PutVip { flags: 1, .. }));
+    let put = position(&plan.steps, |step| matches!(step, Step::PutVip { flags: 3, .. }));
     assert!(put < position(&plan.steps, |step| matches!(step, Step::SetAddressFilter { flags: 1 | 3, .. })));
     target.vips.insert(service(0).vip, false);
     let plan = agent.run(&target);
-    assert!(matches!(plan.steps[..], [Step::PutVip { flags: 0, .. }, Step::GracePeriod]));
+    assert!(matches!(plan.steps[..], [Step::PutVip { flags: 2, .. }, Step::GracePeriod]));
+}
+
+#[test]
+fn a_vip_answers_pings_while_new_flows_have_somewhere_to_go() {
+    let answers = |steps: &[Step]| {
+        steps.iter().find_map(|step| match step {
+            Step::PutVip { flags, .. } => Some(flags & vip_flags::ECHO != 0),
+            _ => None,
+        })
+    };
+    let mut agent = Agent::new(LIMITS);
+    let mut target = target(&[(0, &[1, 2])]);
+    let [one, two] = [1, 2].map(|n| backend(&service(0), n));
+    assert_eq!(answers(&agent.run(&target).steps), Some(true));
+    target.usable.remove(&one);
+    assert_eq!(answers(&agent.run(&target).steps), None, "one is left");
+    target.usable.remove(&two);
+    assert_eq!(answers(&agent.run(&target).steps), Some(false));
+    target.echo = Echo::Always;
+    assert_eq!(answers(&agent.run(&target).steps), Some(true));
+    target.usable = [one, two].into();
+    target.echo = Echo::WhenUsable;
+    assert_eq!(answers(&agent.run(&target).steps), None);
+    let members = &mut target.services.get_mut(&service(0)).unwrap().members;
+    members.values_mut().for_each(|member| member.draining = true);
+    assert_eq!(answers(&agent.run(&target).steps), Some(false), "what drains takes no new flows");
+    target.echo = Echo::Never;
+    assert_eq!(answers(&agent.run(&target).steps), None);
 }
 
 #[test]
