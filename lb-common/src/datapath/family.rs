@@ -110,6 +110,8 @@ pub trait Family: Sized + Copy {
     const ICMP: u8;
     /// Type of an echo reply.
     const ECHO_REPLY: u8;
+    /// Type of an error about a packet whose hops ended.
+    const TIME_EXCEEDED: u8;
     /// What an ICMP message of this type is about (RFC 792, RFC 4443).
     #[doc(hidden)]
     fn icmp_message(kind: u8) -> Message;
@@ -322,6 +324,7 @@ impl Family for V4 {
 
     const ICMP: u8 = 1;
     const ECHO_REPLY: u8 = 0;
+    const TIME_EXCEEDED: u8 = 11;
 
     #[inline(always)]
     fn icmp_message(kind: u8) -> Message {
@@ -542,6 +545,7 @@ impl Family for V6 {
 
     const ICMP: u8 = 58;
     const ECHO_REPLY: u8 = 129;
+    const TIME_EXCEEDED: u8 = 3;
 
     #[inline(always)]
     fn icmp_message(kind: u8) -> Message {

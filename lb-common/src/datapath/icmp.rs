@@ -65,7 +65,7 @@ pub(super) fn icmp<F: Family, P: PacketMut, M: Maps>(
     let answers = vip & (vip_flags::ECHO | vip_flags::NODE_ADDRESS) == vip_flags::ECHO && !is_snat;
     match F::icmp_message(kind) {
         Message::EchoRequest if answers => echo(packet, maps, ip).unwrap_or(other),
-        Message::Error => error(packet, maps, config, link, ip).unwrap_or(other),
+        Message::Error => error(packet, maps, config, link, ip, kind).unwrap_or(other),
         _ => other,
     }
 }
@@ -104,6 +104,7 @@ fn error<F: Family, P: PacketMut, M: Maps>(
     config: &Config,
     link: &Link,
     ip: &Ip<F>,
+    kind: u8,
 ) -> Option<Outcome> {
     let offset = config.forget((ip.transport_offset + HEADER) as u32) as usize;
     if offset > LAST_QUOTE {
@@ -114,7 +115,7 @@ fn error<F: Family, P: PacketMut, M: Maps>(
     if quoted.source != ip.destination || (quoted.protocol != TCP && quoted.protocol != UDP) {
         return None;
     }
-    let found = match to_client(maps, config, ip, &quoted) {
+    let found = match to_client(maps, config, ip, kind, &quoted) {
         Some(found) => found,
         None => to_backend(maps, config, &quoted)?,
     };
@@ -157,6 +158,7 @@ fn to_client<F: Family, M: Maps>(
     maps: &M,
     config: &Config,
     ip: &Ip<F>,
+    kind: u8,
     quoted: &Quoted<F>,
 ) -> Option<Found<F>> {
     let port = u16::from_be(quoted.ports.source);
@@ -173,8 +175,9 @@ fn to_client<F: Family, M: Maps>(
     }
     let vip = F::member_vip(maps, member)?;
     Some(Found {
-        // What a backend says is said by the VIP; a router on the way keeps its name, for traceroute.
-        source: if ip.source == quoted.destination { vip } else { ip.source },
+        // The VIP says it: what comes from a router's own address may be dropped where its way leads back through that
+        // router. For traceroute its name is what the message is for.
+        source: if kind == F::TIME_EXCEEDED && ip.source != quoted.destination { ip.source } else { vip },
         destination: entry.client,
         quoted: Tuple {
             source: entry.client,
