@@ -187,6 +187,7 @@ fn numbers(out: &mut String) {
         ("member_flags::REMOVED", u64::from(member_flags::REMOVED)),
         ("member_flags::COUNTED", u64::from(member_flags::COUNTED)),
         ("vip_flags::NODE_ADDRESS", u64::from(vip_flags::NODE_ADDRESS)),
+        ("vip_flags::ECHO", u64::from(vip_flags::ECHO)),
         ("address_filter::VIP", address_filter::VIP),
         ("address_filter::SNAT", address_filter::SNAT),
         ("ADDRESS_FILTER_SIZE", u64::from(ADDRESS_FILTER_SIZE)),
