@@ -31,8 +31,12 @@ const REFUSED_V6: u32 = 5;
 const OPENED_V4: u32 = 6;
 /// Index in `PROGRAMS` of [`kanmon_opened_v6`].
 const OPENED_V6: u32 = 7;
+/// Index in `PROGRAMS` of [`kanmon_refuse_v4`].
+const REFUSE_V4: u32 = 8;
+/// Index in `PROGRAMS` of [`kanmon_refuse_v6`].
+const REFUSE_V6: u32 = 9;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 8;
+const ENTRY: u32 = 10;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -44,6 +48,8 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
         Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
         Verdict::RefusedV4 => tail_call(&ctx, REFUSED_V4),
         Verdict::RefusedV6 => tail_call(&ctx, REFUSED_V6),
+        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
+        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
         verdict => action(verdict),
     }
 }
@@ -53,6 +59,7 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
 pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
     match datapath::new_flow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::OpenedV4 => tail_call(&ctx, OPENED_V4),
+        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
         verdict => again(&ctx, verdict),
     }
 }
@@ -62,6 +69,7 @@ pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
 pub fn kanmon_new_v6(ctx: XdpContext) -> u32 {
     match datapath::new_flow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::OpenedV6 => tail_call(&ctx, OPENED_V6),
+        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
         verdict => again(&ctx, verdict),
     }
 }
@@ -107,6 +115,18 @@ pub fn kanmon_refused_v6(ctx: XdpContext) -> u32 {
         Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
         verdict => action(verdict),
     }
+}
+
+/// Where [`kanmon`] and [`kanmon_new_v4`] send an IPv4 packet that they drop and whose sender is to be told.
+#[xdp]
+pub fn kanmon_refuse_v4(ctx: XdpContext) -> u32 {
+    action(datapath::refuse::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// The same over IPv6.
+#[xdp]
+pub fn kanmon_refuse_v6(ctx: XdpContext) -> u32 {
+    action(datapath::refuse::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 #[inline(always)]

@@ -105,6 +105,12 @@ counters! {
     FlowEventLost = 33, "flow_event_lost";
     /// A new flow's traffic is not counted for the flow log, because another flow has its place in the table.
     FlowUncounted = 34, "flow_uncounted";
+    /// The sender of a dropped packet was told: RST or ICMP.
+    RefusalSent = 35, "refusal_sent";
+    /// The sender of a dropped packet was not told: rate limit.
+    RefusalLimited = 36, "refusal_limited";
+    /// The sender of a dropped packet was not told: the frame has no room for the answer's headers.
+    RefusalNoRoom = 37, "refusal_no_room";
 }
 
 /// Room for counters in [`CpuCounters`].
