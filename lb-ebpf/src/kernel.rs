@@ -272,6 +272,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn refusals(&self) -> Option<KernelCells> {
+        element(&maps::REFUSALS, cpu())
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: a static of the program; volatile because the loader may have replaced its value.
         if unsafe { (&raw const maps::INJECT_CLOCK).read_volatile() } != 0 {

@@ -35,8 +35,12 @@ const OPENED_V6: u32 = 7;
 const ICMP_V4: u32 = 8;
 /// Index in `PROGRAMS` of [`kanmon_icmp_v6`].
 const ICMP_V6: u32 = 9;
+/// Index in `PROGRAMS` of [`kanmon_refuse_v4`].
+const REFUSE_V4: u32 = 10;
+/// Index in `PROGRAMS` of [`kanmon_refuse_v6`].
+const REFUSE_V6: u32 = 11;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 10;
+const ENTRY: u32 = 12;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -50,6 +54,8 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
         Verdict::RefusedV6 => tail_call(&ctx, REFUSED_V6),
         Verdict::IcmpV4 => tail_call(&ctx, ICMP_V4),
         Verdict::IcmpV6 => tail_call(&ctx, ICMP_V6),
+        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
+        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
         verdict => action(verdict),
     }
 }
@@ -59,6 +65,7 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
 pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
     match datapath::new_flow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::OpenedV4 => tail_call(&ctx, OPENED_V4),
+        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
         verdict => again(&ctx, verdict),
     }
 }
@@ -68,6 +75,7 @@ pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
 pub fn kanmon_new_v6(ctx: XdpContext) -> u32 {
     match datapath::new_flow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::OpenedV6 => tail_call(&ctx, OPENED_V6),
+        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
         verdict => again(&ctx, verdict),
     }
 }
@@ -125,6 +133,18 @@ pub fn kanmon_icmp_v4(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn kanmon_icmp_v6(ctx: XdpContext) -> u32 {
     action(datapath::icmp::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] and [`kanmon_new_v4`] send an IPv4 packet that they drop and whose sender is to be told.
+#[xdp]
+pub fn kanmon_refuse_v4(ctx: XdpContext) -> u32 {
+    action(datapath::refuse::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// The same over IPv6.
+#[xdp]
+pub fn kanmon_refuse_v6(ctx: XdpContext) -> u32 {
+    action(datapath::refuse::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 #[inline(always)]

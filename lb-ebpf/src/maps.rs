@@ -10,9 +10,9 @@ use aya_ebpf::{
 };
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop,
-    Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
-    ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
+    CpuRefusals, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT,
+    LOCK_STRIPES, LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
+    ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.
@@ -70,6 +70,8 @@ pub(crate) static COUNTERS: Array<CpuCounters, 1, SHARED> = Array::new();
 pub(crate) static MEMBER_STATS: Array<MemberStats, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static EVENT_BUDGET: Array<EventBudget, 1, SHARED> = Array::new();
+#[btf_map]
+pub(crate) static REFUSALS: Array<CpuRefusals, 1, SHARED> = Array::new();
 /// Holds [`lb_common::abi::Event`]s. It is declared without a type because libbpf, and so bpftool, refuses ring
 /// buffers with a value size.
 #[btf_map]

@@ -2,11 +2,16 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{EbpfContext as _, helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
 use bytemuck::{Pod, cast};
-use lb_common::datapath::{MAX_OFFSET, PacketMut};
+use lb_common::datapath::{MAX_FAR_OFFSET, MAX_OFFSET, PacketMut};
 
-/// A frame. The two pointers are read from the context once, and again after the head has moved.
+/// A frame. The two pointers are read from the context once, and again after the head or the tail has
+/// moved.
 pub(crate) struct Packet<'a> {
     ctx: &'a XdpContext,
     data: usize,
@@ -57,6 +62,30 @@ impl PacketMut for Packet<'_> {
     }
 
     #[inline(always)]
+    fn read_far<T: Pod>(&self, offset: usize) -> Option<T> {
+        let start = self.data + (offset & (MAX_FAR_OFFSET - 1));
+        let mut after = start + size_of::<T>();
+        // SAFETY: changes nothing. In a loop LLVM would subtract the size from `end` instead, once for all rounds,
+        // which the verifier does not allow.
+        unsafe { asm!("{0} = {0}", inout(reg) after, options(pure, nomem, nostack)) };
+        if after > self.end {
+            return None;
+        }
+        let place = start as *const u8;
+        // SAFETY: the end was checked.
+        unsafe {
+            Some(match size_of::<T>() {
+                1 => cast(*place),
+                2 => cast(load16(place, 0)),
+                4 => cast(load32(place, 0)),
+                8 => cast(load64(place, 0)),
+                16 => cast([load64(place, 0), load64(place, 8)]),
+                _ => place.cast::<T>().read_unaligned(),
+            })
+        }
+    }
+
+    #[inline(always)]
     fn write<T: Pod, const OFFSET: usize>(&mut self, base: usize, value: T) -> Option<()> {
         let place = self.place::<T, OFFSET>(base)?;
         // SAFETY: `place` checked the end, and the program owns the frame while it runs.
@@ -90,6 +119,15 @@ impl PacketMut for Packet<'_> {
         self.data = self.ctx.data();
         self.end = self.ctx.data_end();
         moved
+    }
+
+    #[inline(always)]
+    fn cut_tail(&mut self, bytes: usize) -> bool {
+        // SAFETY: as in `adjust_head`.
+        let cut = unsafe { bpf_xdp_adjust_tail(self.ctx.as_ptr().cast(), -(bytes as i32)) } == 0;
+        self.data = self.ctx.data();
+        self.end = self.ctx.data_end();
+        cut
     }
 }
 

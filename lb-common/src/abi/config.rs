@@ -49,8 +49,10 @@ pub struct Config {
     pub flow_stats_mask: u32,
     /// Events that it may send when it sends one for the flow log: what is left is for others.
     pub flow_events_per_tick: u32,
+    /// Answers to dropped packets that one CPU may send within one tick; 0: none.
+    pub refusals_per_tick: u32,
     /// Always 0.
-    pub reserved: [u32; 9],
+    pub reserved: [u32; 8],
 }
 
 impl Config {

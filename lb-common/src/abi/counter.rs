@@ -109,6 +109,12 @@ counters! {
     EchoAnswered = 35, "echo_answered";
     /// An ICMP error went on to the end of the flow whose packet it quotes.
     IcmpForwarded = 36, "icmp_forwarded";
+    /// The sender of a dropped packet was told: RST or ICMP.
+    RefusalSent = 37, "refusal_sent";
+    /// The sender of a dropped packet was not told: rate limit.
+    RefusalLimited = 38, "refusal_limited";
+    /// The sender of a dropped packet was not told: the frame has no room for the answer's headers.
+    RefusalNoRoom = 39, "refusal_no_room";
 }
 
 /// Room for counters in [`CpuCounters`].

@@ -15,6 +15,7 @@ mod flow;
 mod flow_log;
 mod last_hop;
 mod member;
+mod refusal;
 mod reverse;
 mod ring;
 mod service;
@@ -31,6 +32,7 @@ pub use flow::{
 pub use flow_log::{CloseReason, FlowLogWord, FlowOwner, FlowStats};
 pub use last_hop::{LAST_HOP_WAYS, LAST_HOPS, LastHop, LastHopWord};
 pub use member::{MAX_MEMBER_INDEX, Member, member_flags};
+pub use refusal::{CpuRefusals, Refusal};
 pub use reverse::{
     REVERSE_WAYS, ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, ReverseState,
     ReverseWord, address_check, pack_client, pack_forward, pack_path, unpack_client, unpack_forward,

@@ -12,11 +12,14 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4,
-        VipKeyV6, address_check,
+        BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, Refusal, ServiceKeyV4, ServiceKeyV6,
+        VipKeyV4, VipKeyV6, address_check,
     },
     hash::{self, FlowHash, HashKey},
 };
+
+/// TTL or hop limit of packets of our own.
+const TTL: u8 = 64;
 
 /// An IP version.
 pub trait Family: Sized + Copy {
@@ -94,16 +97,28 @@ pub trait Family: Sized + Copy {
     /// What a copy of a SYN keeps of the network header; see [`crate::abi::SynCopy`].
     #[doc(hidden)]
     fn network_fields<P: PacketMut>(packet: &P, network_offset: usize) -> Option<u64>;
-    /// Writes the network header of a TCP segment of that many bytes.
+    /// The same of a packet of our own, with this traffic class.
+    #[doc(hidden)]
+    fn new_fields(class: u8) -> u64;
+    /// Writes the network header of a packet with that many bytes behind it.
     #[doc(hidden)]
     fn write_new_header<P: PacketMut>(
         packet: &mut P,
         network_offset: usize,
         fields: u64,
+        protocol: u8,
         source: Self::Address,
         destination: Self::Address,
         segment: u16,
     ) -> Option<()>;
+    /// Whether an address can be one host's: it is neither unspecified nor loopback, multicast or broadcast.
+    fn is_host(address: Self::Address) -> bool;
+    /// ICMP's type of an echo request.
+    const ECHO_REQUEST: u8;
+    /// Most bytes of an ICMP error, network header included.
+    const LONGEST_ERROR: u32;
+    /// ICMP's type and code of a refusal.
+    fn icmp_error(refusal: Refusal) -> [u8; 2];
     /// The address as two words whose bytes in memory are in network order, IPv4 in the first four.
     fn raw(address: Self::Address) -> [u64; 2];
     /// IP protocol number of its ICMP (IANA).
@@ -115,8 +130,6 @@ pub trait Family: Sized + Copy {
     /// What an ICMP message of this type is about (RFC 792, RFC 4443).
     #[doc(hidden)]
     fn icmp_message(kind: u8) -> Message;
-    /// Whether an address can be that of one host elsewhere: not multicast, broadcast, loopback or unspecified.
-    fn is_unicast(address: Self::Address) -> bool;
     /// Reads the network header of a packet that is perhaps not all there: source, destination, protocol, and the
     /// offset of the transport header.
     #[doc(hidden)]
@@ -177,10 +190,17 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn new_fields(class: u8) -> u64 {
+        // Not to be fragmented, so that it needs no number (RFC 6864, §4.1).
+        class as u64 | (TTL as u64) << 8 | (0x4000_u16.to_be() as u64) << 32
+    }
+
+    #[inline(always)]
     fn write_new_header<P: PacketMut>(
         packet: &mut P,
         network_offset: usize,
         fields: u64,
+        protocol: u8,
         source: u32,
         destination: u32,
         segment: u16,
@@ -189,7 +209,7 @@ impl Family for V4 {
         let first = u16::from_ne_bytes([0x45, fields as u8]);
         let total = (Ipv4Hdr::LEN as u16).wrapping_add(segment).to_be();
         let (id, fragment) = ((fields >> 16) as u16, (fields >> 32) as u16);
-        let ttl = u16::from_ne_bytes([(fields >> 8) as u8, TCP]);
+        let ttl = u16::from_ne_bytes([(fields >> 8) as u8, protocol]);
         let sum = Sum::ZERO.add16(first).add16(total).add16(id).add16(fragment).add16(ttl);
         let check = !sum.add32(source).add32(destination).fold();
         packet.write::<[u16; 4], 0>(network_offset, [first, total, id, fragment])?;
@@ -318,6 +338,27 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn is_host(address: u32) -> bool {
+        // 0/8 and 127/8 stay on their hosts; above 224/4, multicast, lies 240/4, reserved, with the broadcast.
+        let first = (u32::from_be(address) >> 24) as u8;
+        first != 0 && first != 127 && first < 224
+    }
+
+    const ECHO_REQUEST: u8 = 8;
+    const LONGEST_ERROR: u32 = 576;
+
+    #[inline(always)]
+    fn icmp_error(refusal: Refusal) -> [u8; 2] {
+        match refusal {
+            Refusal::Port => [3, 3],
+            Refusal::Prohibited => [3, 13],
+            Refusal::Protocol => [3, 2],
+            Refusal::TimeExceeded => [11, 0],
+            Refusal::TooBig => [3, 4],
+        }
+    }
+
+    #[inline(always)]
     fn raw(address: u32) -> [u64; 2] {
         [bytemuck::cast([address, 0]), 0]
     }
@@ -329,17 +370,11 @@ impl Family for V4 {
     #[inline(always)]
     fn icmp_message(kind: u8) -> Message {
         match kind {
-            8 => Message::EchoRequest,
+            Self::ECHO_REQUEST => Message::EchoRequest,
             // Unreachable, time exceeded, parameter problem. Quench is obsolete (RFC 6633), a redirect is for hosts.
             3 | 11 | 12 => Message::Error,
             _ => Message::Other,
         }
-    }
-
-    #[inline(always)]
-    fn is_unicast(address: u32) -> bool {
-        let [first, ..] = address.to_ne_bytes();
-        first != 0 && first != 127 && first < 224
     }
 
     #[inline(always)]
@@ -397,15 +432,21 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn new_fields(class: u8) -> u64 {
+        (0x6000_0000 | (class as u32) << 20).to_be() as u64 | (TTL as u64) << 32
+    }
+
+    #[inline(always)]
     fn write_new_header<P: PacketMut>(
         packet: &mut P,
         network_offset: usize,
         fields: u64,
+        protocol: u8,
         source: [u64; 2],
         destination: [u64; 2],
         segment: u16,
     ) -> Option<()> {
-        let last = u16::from_ne_bytes([TCP, (fields >> 32) as u8]);
+        let last = u16::from_ne_bytes([protocol, (fields >> 32) as u8]);
         packet.write::<u32, 0>(network_offset, fields as u32)?;
         packet.write::<[u16; 2], { offset_of!(Ipv6Hdr, payload_len) }>(
             network_offset,
@@ -539,6 +580,26 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn is_host(address: [u64; 2]) -> bool {
+        // In ::/64 are the unspecified address, loopback, and IPv4 addresses in other forms; ff00::/8 is multicast.
+        address[0] != 0 && u64::from_be(address[0]) >> 56 != 0xff
+    }
+
+    const ECHO_REQUEST: u8 = 128;
+    const LONGEST_ERROR: u32 = 1280;
+
+    #[inline(always)]
+    fn icmp_error(refusal: Refusal) -> [u8; 2] {
+        match refusal {
+            Refusal::Port => [1, 4],
+            Refusal::Prohibited => [1, 1],
+            Refusal::Protocol => [4, 1],
+            Refusal::TimeExceeded => [3, 0],
+            Refusal::TooBig => [2, 0],
+        }
+    }
+
+    #[inline(always)]
     fn raw(address: [u64; 2]) -> [u64; 2] {
         address
     }
@@ -550,17 +611,11 @@ impl Family for V6 {
     #[inline(always)]
     fn icmp_message(kind: u8) -> Message {
         match kind {
-            128 => Message::EchoRequest,
+            Self::ECHO_REQUEST => Message::EchoRequest,
             // Unreachable, packet too big, time exceeded, parameter problem.
             1..=4 => Message::Error,
             _ => Message::Other,
         }
-    }
-
-    #[inline(always)]
-    fn is_unicast(address: [u64; 2]) -> bool {
-        let [first, ..] = address[0].to_ne_bytes();
-        first != 0xff && (address[0] != 0 || address[1] & !1_u64.to_be() != 0)
     }
 
     #[inline(always)]

@@ -76,7 +76,7 @@ const IS_VIP: u32 = 1 << 31;
 /// Answers an echo request. Its checksum is carried on: where it was wrong, so is the answer's.
 #[inline(always)]
 fn echo<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, ip: &Ip<F>) -> Option<Outcome> {
-    if !F::is_unicast(ip.source) || ip.source == ip.destination {
+    if !F::is_host(ip.source) || ip.source == ip.destination {
         return None;
     }
     let old: [u16; 2] = packet.read::<_, 0>(ip.transport_offset)?;

@@ -133,6 +133,6 @@ pub(super) fn egress<T: Tables>(tables: &T, index: u16) -> Option<Egress> {
 
 /// Four raw 16-bit words as they lie in memory.
 #[inline(always)]
-fn pack(a: u16, b: u16, c: u16, d: u16) -> u64 {
+pub(super) fn pack(a: u16, b: u16, c: u16, d: u16) -> u64 {
     bytemuck::cast([a, b, c, d])
 }

@@ -9,6 +9,7 @@ mod family;
 mod flow_stats;
 mod flow_table;
 mod icmp;
+mod icmp_error;
 mod last_hop;
 mod member;
 mod opened;
@@ -17,6 +18,7 @@ mod parse;
 mod ports;
 mod quoted;
 mod refusal;
+mod refuse;
 mod reply;
 mod request;
 mod rescue;
@@ -31,13 +33,13 @@ pub mod tcp;
 mod trip;
 
 pub use family::{Family, V4, V6};
-pub use packet::{MAX_OFFSET, PacketMut, Verdict};
+pub use packet::{MAX_FAR_OFFSET, MAX_OFFSET, PacketMut, Verdict};
 pub use tables::{Cells, Maps, Tables};
 
 use parse::{Ip, Link, Network, Ports, Shape};
 
 use crate::{
-    abi::{Config, Counter, address_filter, vip_flags},
+    abi::{Config, Counter, Refusal, address_filter, vip_flags},
     hash::FlowHash,
 };
 
@@ -62,16 +64,16 @@ enum Outcome {
     Icmp(Network),
 }
 
-/// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`], [`refused`] or [`icmp()`], which
-/// the kernel enters by tail calls so that the common path stays short.
+/// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`], [`refused`],
+/// [`refuse`] or [`icmp()`], which the kernel enters by tail calls so that the common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let outcome = match parse::link(packet) {
-        Some(link) if link.network == Network::V4 => classify::<V4, P, M>(packet, maps, &link),
-        Some(link) => classify::<V6, P, M>(packet, maps, &link),
-        None => Outcome::Pass(Counter::PassNotIp),
+    let (network, outcome) = match parse::link(packet) {
+        Some(link) if link.network == Network::V4 => (Network::V4, classify::<V4, P, M>(packet, maps, &link)),
+        Some(link) => (Network::V6, classify::<V6, P, M>(packet, maps, &link)),
+        None => (Network::V4, Outcome::Pass(Counter::PassNotIp)),
     };
-    conclude(packet, maps, outcome)
+    conclude(packet, maps, network, outcome)
 }
 
 /// Makes the flow of a packet for which [`forward`] said so, which then forwards it.
@@ -85,7 +87,7 @@ pub fn new_flow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> V
         }
         _ => Outcome::Pass(Counter::PassNotIp),
     };
-    conclude(packet, maps, outcome)
+    conclude(packet, maps, F::NETWORK, outcome)
 }
 
 /// Does what is left for the first packet of a flow, for which [`new_flow`] said so; then [`forward`] forwards it.
@@ -99,7 +101,7 @@ pub fn opened<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Ver
         }
         _ => Outcome::Pass(Counter::PassNotIp),
     };
-    conclude(packet, maps, outcome)
+    conclude(packet, maps, F::NETWORK, outcome)
 }
 
 /// Gives the flow of a SYN for which [`forward`] or [`refused`] said so another backend, where it is time for that;
@@ -114,7 +116,7 @@ pub fn retry<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verd
         }
         _ => Outcome::Pass(Counter::PassNotIp),
     };
-    conclude(packet, maps, outcome)
+    conclude(packet, maps, F::NETWORK, outcome)
 }
 
 /// Decides on a backend's RST for which [`forward`] said so.
@@ -126,7 +128,7 @@ pub fn refused<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Ve
         }
         _ => Outcome::Pass(Counter::PassNotIp),
     };
-    conclude(packet, maps, outcome)
+    conclude(packet, maps, F::NETWORK, outcome)
 }
 
 /// Answers an ICMP message for which [`forward`] said so, or sends it on to the end of a flow that it is for.
@@ -138,7 +140,14 @@ pub fn icmp<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdi
         }
         _ => Outcome::Pass(Counter::PassNotIp),
     };
-    conclude(packet, maps, outcome)
+    conclude(packet, maps, F::NETWORK, outcome)
+}
+
+/// Tells the sender of a packet that [`forward`] or [`new_flow`] dropped, if that is allowed: the frame becomes the
+/// answer.
+#[inline(always)]
+pub fn refuse<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    refuse::refuse::<F, P, M>(packet, maps)
 }
 
 /// All of them, one after the other: the whole program, as the host runs it.
@@ -157,6 +166,8 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
             Verdict::RefusedV6 => refused::<V6, P, M>(packet, maps),
             Verdict::IcmpV4 => icmp::<V4, P, M>(packet, maps),
             Verdict::IcmpV6 => icmp::<V6, P, M>(packet, maps),
+            Verdict::RefuseV4 => refuse::<V4, P, M>(packet, maps),
+            Verdict::RefuseV6 => refuse::<V6, P, M>(packet, maps),
             verdict => return verdict,
         };
     }
@@ -168,7 +179,7 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
 const MOST_CALLS: u32 = 33;
 
 #[inline(always)]
-fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Verdict {
+fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, network: Network, outcome: Outcome) -> Verdict {
     match outcome {
         Outcome::Pass(counter) => {
             maps.count(counter);
@@ -176,7 +187,13 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, outcome: Outcome) -> Ve
         }
         Outcome::Drop(counter) => {
             maps.count(counter);
-            Verdict::Drop
+            match (Refusal::after(counter), maps.refusals()) {
+                (Some(refusal), Some(cells)) => {
+                    cells.store(0, refusal as u64);
+                    if network == Network::V4 { Verdict::RefuseV4 } else { Verdict::RefuseV6 }
+                }
+                _ => Verdict::Drop,
+            }
         }
         Outcome::Send(ifindex) if ifindex == packet.ingress() => Verdict::Transmit,
         Outcome::Send(ifindex) => Verdict::Redirect(ifindex),

@@ -16,9 +16,13 @@ pub trait PacketMut {
     fn read<T: Pod, const OFFSET: usize>(&self, base: usize) -> Option<T>;
     /// Writes a value at `base + OFFSET`; `None`, and nothing written, beyond the end.
     fn write<T: Pod, const OFFSET: usize>(&mut self, base: usize, value: T) -> Option<()>;
+    /// Reads a value far from the frame's start, at `offset` below [`MAX_FAR_OFFSET`]; `None` beyond the end.
+    fn read_far<T: Pod>(&self, offset: usize) -> Option<T>;
     /// Moves the start of the frame by `delta` bytes: negative grows the head. What is uncovered is
     /// undefined. False, and nothing moved, when there is no room.
     fn adjust_head(&mut self, delta: i32) -> bool;
+    /// Cuts so many bytes off the end of the frame. False, and nothing cut, where too little would be left.
+    fn cut_tail(&mut self, bytes: usize) -> bool;
 
     /// Whether the frame is empty.
     fn is_empty(&self) -> bool {
@@ -29,6 +33,9 @@ pub trait PacketMut {
 /// Exclusive bound of dynamic offsets, a power of two: two VLAN tags, 60 bytes of IPv4 header or 40 + 4 × 64
 /// bytes of IPv6 headers fit below it.
 pub const MAX_OFFSET: usize = 512;
+
+/// Exclusive bound of offsets in [`PacketMut::read_far`], a power of two: a frame in one page ends before it.
+pub const MAX_FAR_OFFSET: usize = 8192;
 
 /// What becomes of the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,4 +70,8 @@ pub enum Verdict {
     IcmpV4,
     /// ICMPv6, likewise.
     IcmpV6,
+    /// Untouched IPv4 that is dropped: [`super::refuse`] has to tell its sender.
+    RefuseV4,
+    /// Untouched IPv6, likewise.
+    RefuseV6,
 }

@@ -116,8 +116,9 @@ pub(super) fn link_layer<F: Family, P: PacketMut>(
         .ok_or(Counter::DropMalformed)
 }
 
+/// Writes the link-layer header of an egress; the types too where they are not what they should be already.
 #[inline(always)]
-fn write_link_layer<F: Family, P: PacketMut>(
+pub(super) fn write_link_layer<F: Family, P: PacketMut>(
     packet: &mut P,
     egress: &Egress,
     with_types: bool,

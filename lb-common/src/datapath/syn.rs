@@ -12,9 +12,9 @@ use crate::{
     hash::FlowHash,
 };
 
-const SEQUENCE: usize = offset_of!(TcpHdr, seq);
+pub(super) const SEQUENCE: usize = offset_of!(TcpHdr, seq);
 /// Data offset and flags, window, checksum, urgent pointer.
-const REST: usize = 12;
+pub(super) const REST: usize = 12;
 /// TCP options: up to 40 bytes in five words.
 const OPTIONS: usize = TcpHdr::LEN;
 
@@ -208,7 +208,7 @@ pub(super) fn rebuild<F: Family, P: PacketMut, M: Maps>(
     }
     packet.write::<[u32; 3], 0>(0, [0; 3])?;
     packet.write::<u16, { offset_of!(EthHdr, ether_type) }>(0, parse::ethertype(F::NETWORK))?;
-    F::write_new_header(packet, EthHdr::LEN, rest >> 16, ends.client, ends.vip, segment as u16)?;
+    F::write_new_header(packet, EthHdr::LEN, rest >> 16, TCP, ends.client, ends.vip, segment as u16)?;
     let place = EthHdr::LEN + F::HEADER;
     packet.write::<[u16; 2], 0>(place, [ends.client_port, ends.vip_port])?;
     packet.write::<[u32; 2], SEQUENCE>(place, [numbers as u32, 0])?;

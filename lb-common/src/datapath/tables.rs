@@ -103,6 +103,8 @@ pub trait Maps: Tables {
     /// Sends an event, as the words of an [`Event`](crate::abi::Event), unless this CPU has sent `limit` in the tick
     /// of `time` (nanoseconds); else counts it as `lost`. The words are asked for once there is room for them.
     fn event(&self, time: u64, limit: u32, lost: Counter, words: impl FnOnce() -> [u64; 7]);
+    /// This CPU's element of `REFUSALS`, four cells.
+    fn refusals(&self) -> Option<Self::Cells>;
     /// Nanoseconds of the coarse monotonic clock.
     fn now(&self) -> u64;
 }

@@ -29,6 +29,20 @@ impl Flags {
         self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN | Self::ACK
     }
 
+    /// SYN, whatever else.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_syn(self) -> bool {
+        self.0 & Self::SYN != 0
+    }
+
+    /// FIN, whatever else.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_fin(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
     /// RST.
     #[must_use]
     #[inline(always)]

@@ -36,6 +36,8 @@ pub struct GatewayConfig {
     pub events_per_tick: u32,
     /// And when one for the flow log is among them.
     pub flow_events_per_tick: u32,
+    /// Answers to dropped packets that a processor may send within one tick.
+    pub refusals_per_tick: u32,
 }
 
 impl Default for GatewayConfig {
@@ -60,6 +62,7 @@ impl Default for GatewayConfig {
             timeouts_ms: [10_000, 3_600_000, 60_000, 10_000, 10_000, 60_000],
             events_per_tick: 1100,
             flow_events_per_tick: 1000,
+            refusals_per_tick: 1000,
         }
     }
 }
@@ -139,6 +142,7 @@ impl Gateway {
         config.timeouts = Timeouts { half_open, established, closed, reset, udp_new, udp_replied };
         config.events_per_tick = settings.events_per_tick;
         config.flow_events_per_tick = settings.flow_events_per_tick;
+        config.refusals_per_tick = settings.refusals_per_tick;
         config.flow_stats_mask = settings.sizes.flow_stats - 1;
         maps.config = Some(config);
         // Away from 0, so that an age that is wrongly computed from 0 shows.

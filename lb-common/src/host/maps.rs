@@ -13,8 +13,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     abi::{
-        ADDRESS_FILTER_SIZE, Backend, BackendKeyV4, BackendKeyV6, Config, Counter, CpuCounters, Event,
-        EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop,
+        ADDRESS_FILTER_SIZE, Backend, BackendKeyV4, BackendKeyV6, Config, Counter, CpuCounters, CpuRefusals,
+        Event, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop,
         MOST_SYN_COPIES, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
         ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
     },
@@ -204,6 +204,7 @@ pub struct HostMaps {
     pub counters: Array,
     pub member_stats: Array,
     pub event_budget: Array,
+    pub refusals: Array,
     /// How many events [`HostMaps::take_events`] may find at most: the size of the ring buffer.
     pub event_room: usize,
     events: Mutex<Vec<Event>>,
@@ -239,6 +240,7 @@ impl HostMaps {
             counters: Array::of::<CpuCounters>(sizes.cpus),
             member_stats: Array::of::<MemberStats>(sizes.cpus * sizes.members),
             event_budget: Array::of::<EventBudget>(sizes.cpus),
+            refusals: Array::of::<CpuRefusals>(sizes.cpus),
             event_room: usize::MAX,
             events: Mutex::default(),
             clock: AtomicU64::new(0),
@@ -434,6 +436,10 @@ impl Maps for HostCpu<'_> {
             return self.count(lost);
         }
         events.push(bytemuck::cast(words()));
+    }
+
+    fn refusals(&self) -> Option<Self::Cells> {
+        self.maps.refusals.get(self.cpu)
     }
 
     fn now(&self) -> u64 {

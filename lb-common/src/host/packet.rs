@@ -4,7 +4,7 @@ use std::{vec, vec::Vec};
 
 use bytemuck::Pod;
 
-use crate::datapath::{MAX_OFFSET, PacketMut};
+use crate::datapath::{MAX_FAR_OFFSET, MAX_OFFSET, PacketMut};
 
 /// Bytes that a frame can grow by at its head, unless a test says otherwise.
 pub const HEAD_ROOM: usize = 64;
@@ -78,12 +78,26 @@ impl PacketMut for HostPacket {
         Some(())
     }
 
+    fn read_far<T: Pod>(&self, offset: usize) -> Option<T> {
+        let start = self.start + (offset & (MAX_FAR_OFFSET - 1));
+        self.buffer.get(start..start + size_of::<T>()).map(bytemuck::pod_read_unaligned)
+    }
+
     fn adjust_head(&mut self, delta: i32) -> bool {
         let Some(start) = self.start.checked_add_signed(delta as isize) else { return false };
         if start + SHORTEST > self.buffer.len() {
             return false;
         }
         self.start = start;
+        true
+    }
+
+    fn cut_tail(&mut self, bytes: usize) -> bool {
+        let Some(end) = self.buffer.len().checked_sub(bytes) else { return false };
+        if self.start + SHORTEST > end {
+            return false;
+        }
+        self.buffer.truncate(end);
         true
     }
 }

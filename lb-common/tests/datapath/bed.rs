@@ -120,6 +120,12 @@ impl Step {
         self.expect(Verdict::Drop, &[counter])
     }
 
+    /// Asserts that it was dropped for this reason, and that its sender is told.
+    #[track_caller]
+    pub(crate) fn refuses(self, counter: Counter) -> Self {
+        self.expect(Verdict::Transmit, &[counter, Counter::RefusalSent])
+    }
+
     #[track_caller]
     pub(crate) fn sends(self, counters: &[Counter]) -> Self {
         self.expect(Verdict::Transmit, counters)

@@ -1,6 +1,7 @@
 //! The packet program on the host, one subject a file. After each packet all counters are compared, and all
 //! tables are checked against each other.
 
+mod active_refusal;
 mod bed;
 mod events;
 mod flow_log;
@@ -20,5 +21,6 @@ mod rewrite;
 mod selection;
 mod sweep;
 mod tcp;
+mod told;
 mod trip;
 mod udp;

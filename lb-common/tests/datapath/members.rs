@@ -142,9 +142,12 @@ fn a_removed_member_without_a_successor_answers_nobody() {
         let mut bed = Bed::with_backends(net, 1);
         let udp = bed.open_udp(net.client(1), net.vip());
         bed.gateway.set_member_flags(only_member(UDP), USABLE | member_flags::REMOVED);
-        bed.send(&udp.datagram())
-            .expect(lb_common::datapath::Verdict::Drop, &[Counter::FlowReclaimed, Counter::DropNoBackend]);
-        bed.send(&udp.datagram()).drops(Counter::DropNoBackend);
+        bed.send(&udp.datagram()).sends(&[
+            Counter::FlowReclaimed,
+            Counter::DropNoBackend,
+            Counter::RefusalSent,
+        ]);
+        bed.send(&udp.datagram()).refuses(Counter::DropNoBackend);
     }
 }
 

@@ -12,8 +12,8 @@ fn a_closed_port_of_a_vip_is_dropped() {
     for net in Net::BOTH {
         let bed = Bed::with_backends(net, 1);
         let closed = (net.vip().ip(), 81).into();
-        bed.send(&Frame::tcp(net.client(1), closed, SYN)).drops(Counter::DropClosedPort);
-        bed.send(&Frame::udp(net.client(1), closed)).drops(Counter::DropClosedPort);
+        bed.send(&Frame::tcp(net.client(1), closed, SYN)).refuses(Counter::DropClosedPort);
+        bed.send(&Frame::udp(net.client(1), closed)).refuses(Counter::DropClosedPort);
     }
 }
 
@@ -25,7 +25,7 @@ fn icmp_and_other_protocols_to_a_vip_are_dropped_apart() {
         let (icmp, of_the_other_family) = if net == Net::V4 { (1, 58) } else { (58, 1) };
         bed.send(&other(icmp)).drops(Counter::DropIcmp);
         for protocol in [of_the_other_family, 2, 4, 41, 47, 50, 51, 132, 255] {
-            bed.send(&other(protocol)).drops(Counter::DropProtocol);
+            bed.send(&other(protocol)).refuses(Counter::DropProtocol);
         }
     }
 }
@@ -122,7 +122,11 @@ fn a_segment_without_a_flow_makes_one_only_if_it_is_a_syn() {
         let bed = Bed::with_backends(net, 1);
         let all = (0..=0x1f_u8).filter(|flags| flags & (SYN | ACK | RST | FIN) != SYN);
         for flags in all {
-            bed.send(&Frame::tcp(net.client(1), net.vip(), flags)).drops(Counter::DropNotSyn);
+            let step = bed.send(&Frame::tcp(net.client(1), net.vip(), flags));
+            match flags & RST != 0 {
+                true => step.drops(Counter::DropNotSyn),
+                false => step.refuses(Counter::DropNotSyn),
+            };
         }
         assert_eq!(bed.flows(), 0);
         // ECN's bits (RFC 3168) belong to a SYN.
@@ -137,11 +141,11 @@ fn a_ttl_that_would_reach_zero_is_dropped_in_every_direction() {
         let flow = bed.establish(net.client(1), net.vip());
         let udp = bed.open_udp(net.client(1), net.vip());
         for ttl in [0, 1] {
-            bed.send(&Frame::tcp(net.client(2), net.vip(), SYN).ttl(ttl)).drops(Counter::DropTtl);
-            bed.send(&flow.request(FIN | ACK).ttl(ttl)).drops(Counter::DropTtl);
-            bed.send(&flow.reply(FIN | ACK).ttl(ttl)).drops(Counter::DropTtl);
-            bed.send(&udp.datagram().ttl(ttl)).drops(Counter::DropTtl);
-            bed.send(&udp.answer().ttl(ttl)).drops(Counter::DropTtl);
+            bed.send(&Frame::tcp(net.client(2), net.vip(), SYN).ttl(ttl)).refuses(Counter::DropTtl);
+            bed.send(&flow.request(FIN | ACK).ttl(ttl)).refuses(Counter::DropTtl);
+            bed.send(&flow.reply(FIN | ACK).ttl(ttl)).refuses(Counter::DropTtl);
+            bed.send(&udp.datagram().ttl(ttl)).refuses(Counter::DropTtl);
+            bed.send(&udp.answer().ttl(ttl)).refuses(Counter::DropTtl);
         }
         // What was dropped moved no state.
         assert_eq!(bed.state(&flow), Some(FlowState::Established));
@@ -199,7 +203,7 @@ fn tables_that_are_missing_make_no_flow() {
                 2 => bed.gateway.maps.members = Array::of::<lb_common::abi::Member>(0),
                 _ => bed.gateway.maps.backends = Array::of::<u64>(0),
             }
-            bed.send(&syn).drops(Counter::DropNoBackend);
+            bed.send(&syn).refuses(Counter::DropNoBackend);
         }
     }
 }

@@ -92,7 +92,7 @@ fn traffic_is_counted_for_the_member_in_both_directions() {
             bed.send(&flow.answer()).sends(&[]);
         }
         // What is dropped is not counted as traffic.
-        bed.send(&flow.datagram().ttl(1)).drops(Counter::DropTtl);
+        bed.send(&flow.datagram().ttl(1)).refuses(Counter::DropTtl);
         let stats = bed.gateway.maps.stats(member);
         assert_eq!((stats.connections, stats.packets_in, stats.bytes_in), (1, 2, opening + request));
         assert_eq!((stats.packets_out, stats.bytes_out), (3, 3 * answer));

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use lb_common::{
     abi::{Counter, ServiceDescriptor, TCP, member_flags},
     datapath::Verdict,
-    host::{ACK, Frame, Gateway, GatewayConfig, SYN, Seen},
+    host::{ACK, Frame, Gateway, GatewayConfig, RST, SYN, Seen},
 };
 
 use crate::bed::{Bed, Net};
@@ -90,7 +90,7 @@ fn an_unusable_backend_keeps_its_flows() {
         let flow = bed.establish(net.client(1), net.vip());
         bed.gateway.set_usable(1, false);
         bed.send(&flow.request(ACK)).sends(&[]).reaches_backend_of(&flow);
-        bed.send(&Frame::tcp(net.client(2), net.vip(), SYN)).drops(Counter::DropNoBackend);
+        bed.send(&Frame::tcp(net.client(2), net.vip(), SYN)).refuses(Counter::DropNoBackend);
     }
 }
 
@@ -100,17 +100,17 @@ fn a_service_without_ring_or_usable_backend_drops() {
         let mut bed = Bed::new(&GatewayConfig::default());
         let service = bed.gateway.add_empty_service(net.vip(), TCP);
         let syn = Frame::tcp(net.client(1), net.vip(), SYN);
-        bed.send(&syn).drops(Counter::DropNoBackend);
+        bed.send(&syn).refuses(Counter::DropNoBackend);
         // A ring whose slots are empty, or name nothing.
         bed.gateway.set_ring(service, &[0]);
-        bed.send(&syn).drops(Counter::DropNoBackend);
+        bed.send(&syn).refuses(Counter::DropNoBackend);
         bed.gateway.set_ring(service, &[40, 1 << 20, u32::MAX]);
-        bed.send(&syn).drops(Counter::DropNoBackend);
+        bed.send(&syn).refuses(Counter::DropNoBackend);
         let member = bed.gateway.add_member(service, net.backend(1));
         bed.gateway.set_ring(service, &[member]);
         for flags in [0, member_flags::VALID, member_flags::NEXT_HOP, 0xff] {
             bed.gateway.set_member_flags(member, flags);
-            bed.send(&syn).drops(Counter::DropNoBackend);
+            bed.send(&syn).refuses(Counter::DropNoBackend);
         }
         bed.gateway.set_member_flags(member, member_flags::VALID | member_flags::NEXT_HOP);
         bed.open(net.client(1), net.vip());
@@ -131,7 +131,7 @@ fn the_fallback_ring_serves_only_when_the_ring_has_nobody() {
         assert!(assignment(&mut bed, net, 200).values().all(|backend| *backend == net.backend(9)));
         let spare = bed.gateway.backend(net.backend(9), TCP);
         bed.gateway.set_usable(spare, false);
-        bed.send(&Frame::tcp(net.client(300), net.vip(), SYN)).drops(Counter::DropNoBackend);
+        bed.send(&Frame::tcp(net.client(300), net.vip(), SYN)).refuses(Counter::DropNoBackend);
     }
 }
 
@@ -165,9 +165,13 @@ fn a_slot_that_names_another_services_member_is_walked_past() {
         for n in 0..100 {
             let (verdict, packet) = bed.send_unchecked(&Frame::tcp(net.client(n), net.vip(), SYN));
             // A walk of eight candidates may meet the foreign member eight times.
-            if verdict == Verdict::Transmit {
-                assert_eq!(Seen::parse(packet.bytes()).unwrap().destination, net.backend(1));
+            assert_eq!(verdict, Verdict::Transmit);
+            let seen = Seen::parse(packet.bytes()).unwrap();
+            if seen.flags == SYN {
+                assert_eq!(seen.destination, net.backend(1));
                 served += 1;
+            } else {
+                assert_eq!((seen.flags, seen.destination), (RST | ACK, net.client(n)));
             }
         }
         assert!(served >= 95, "{served}");

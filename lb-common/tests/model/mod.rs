@@ -511,6 +511,10 @@ impl Maps for &Model {
 
     fn event(&self, _time: u64, _limit: u32, _lost: Counter, _words: impl FnOnce() -> [u64; 7]) {}
 
+    fn refusals(&self) -> Option<Self::Cells> {
+        None
+    }
+
     fn now(&self) -> u64 {
         Model::now(self)
     }

@@ -93,6 +93,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
         timeouts: settings.timeouts.to_abi(),
         events_per_tick: EVENTS_PER_TICK,
         flow_events_per_tick: FLOW_EVENTS_PER_TICK,
+        refusals_per_tick: settings.refusals_per_tick(),
     });
     if let Err(error) = configured {
         remove_unless_adopted(kernel);

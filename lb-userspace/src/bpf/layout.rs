@@ -5,10 +5,10 @@ use std::fmt;
 use comfy_table::{CellAlignment, Table, presets};
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, Lock,
-    MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
-    REVERSE_WAYS, RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
-    ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
+    CpuRefusals, EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES,
+    LastHop, Lock, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, Member, MemberStats,
+    PortBitmap, REVERSE_WAYS, RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
+    ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 use crate::config;
@@ -239,6 +239,7 @@ impl TableSizes {
             array::<CpuCounters>("COUNTERS", self.cpus),
             array::<MemberStats>("MEMBER_STATS", self.cpus * self.member_count()),
             array::<EventBudget>("EVENT_BUDGET", self.cpus),
+            array::<CpuRefusals>("REFUSALS", self.cpus),
             MapLayout {
                 name: "EVENTS",
                 kind: MapKind::RingBuffer,

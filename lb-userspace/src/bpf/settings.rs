@@ -27,6 +27,8 @@ pub struct Settings {
     pub events_per_tick: u32,
     /// And when one for the flow log is among them.
     pub flow_events_per_tick: u32,
+    /// Answers to dropped packets that one CPU may send within one tick; 0: none.
+    pub refusals_per_tick: u32,
 }
 
 /// Settings that can't be, or that the flows in the tables can't survive.
@@ -169,6 +171,7 @@ impl Settings {
         config.timeouts = self.timeouts;
         config.events_per_tick = self.events_per_tick;
         config.flow_events_per_tick = self.flow_events_per_tick;
+        config.refusals_per_tick = self.refusals_per_tick;
         config.flow_stats_mask = sizes.flow_stats() - 1;
         Ok(config)
     }
@@ -221,6 +224,7 @@ mod tests {
             },
             events_per_tick: 110,
             flow_events_per_tick: 100,
+            refusals_per_tick: 269,
         }
     }
 

@@ -179,6 +179,10 @@ pub struct Options {
     #[serde(deserialize_with = "duration")]
     pub drain_timeout: Option<Duration>,
 
+    /// RSTs and ICMP errors that each CPU sends a second in answer to what is dropped; 0: none [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub refusals_per_second: Option<u32>,
+
     /// Write the flow log to this file, a JSON record a line, or to standard output (`-`); SIGHUP opens the file anew
     #[arg(long, value_name = "FILE|-")]
     pub flow_log: Option<PathBuf>,
@@ -250,6 +254,7 @@ impl Options {
             udp_new: self.udp_new.or(file.udp_new),
             udp_replied: self.udp_replied.or(file.udp_replied),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            refusals_per_second: self.refusals_per_second.or(file.refusals_per_second),
             flow_log: self.flow_log.or(file.flow_log),
             echo: self.echo.or(file.echo),
             xdp_mode: self.xdp_mode.or(file.xdp_mode),

@@ -16,6 +16,11 @@ use super::duration::format_duration;
 use super::options::Options;
 use super::source::{self, Source};
 
+/// What Linux allows itself of ICMP messages in a second (`icmp_msgs_per_sec`).
+const DEFAULT_REFUSALS: u32 = 1000;
+/// More would let a forged flood be reflected.
+const MOST_REFUSALS: u32 = 100_000;
+
 /// The settings of a gateway; every value is within its limits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -45,6 +50,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// How long the flows of an endpoint that is gone may go on.
     pub drain_timeout: Duration,
+    /// Answers to dropped packets that each CPU sends a second, at most 100,000.
+    pub refusals_per_second: u32,
     /// Where the flow log is written; `-`: standard output.
     pub flow_log: Option<PathBuf>,
     /// Which VIPs answer echo requests.
@@ -333,6 +340,7 @@ impl TryFrom<Options> for Settings {
                 udp_replied: options.udp_replied.unwrap_or(timeouts.udp_replied),
             },
             drain_timeout: options.drain_timeout.unwrap_or(Duration::from_secs(3600)),
+            refusals_per_second: options.refusals_per_second.unwrap_or(DEFAULT_REFUSALS),
             flow_log: options.flow_log,
             echo: options.echo.unwrap_or_default(),
             xdp_mode: options.xdp_mode.unwrap_or_default(),
@@ -341,6 +349,7 @@ impl TryFrom<Options> for Settings {
         settings.check_interfaces()?;
         settings.check_names()?;
         settings.check_snat_addresses()?;
+        settings.check_refusals()?;
         settings.tables.check()?;
         settings.timeouts.check()?;
         Ok(settings)
@@ -398,6 +407,22 @@ impl Settings {
         let v4 = self.snat_addresses.iter().filter(|address| address.is_ipv4()).count();
         if v4.max(self.snat_addresses.len() - v4) > MAX_SNAT_ADDRESSES {
             return Err(invalid(name, format!("at most {MAX_SNAT_ADDRESSES} addresses of a family")));
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    /// In a tick, as the packet program counts them; rounded up.
+    #[must_use]
+    pub const fn refusals_per_tick(&self) -> u32 {
+        (self.refusals_per_second as u64 * TICK_NS).div_ceil(1_000_000_000) as u32
+    }
+
+    fn check_refusals(&self) -> Result<(), SettingsError> {
+        if self.refusals_per_second > MOST_REFUSALS {
+            let what = format!("{} is not within 0 to {MOST_REFUSALS}", self.refusals_per_second);
+            return Err(invalid("refusalsPerSecond", what));
         }
         Ok(())
     }

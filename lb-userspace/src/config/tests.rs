@@ -64,7 +64,7 @@ fn every_flag_has_the_same_name_in_the_file() {
          --state-dir /d --flows 2000 --flows-v6 1000 --services 10 --backends 20 --members 30 \
          --ring-slots 4000 --tcp-half-open 5s --tcp-established 2h --tcp-closed 30s --tcp-reset 1s \
          --udp-new 500ms --udp-replied 1m30s --drain-timeout 10m --xdp-mode generic --log-level debug \
-         --flow-counters 100 --flow-log /l --echo always \
+         --flow-counters 100 --flow-log /l --echo always --refusals-per-second 50 \
          --kubeconfig /k --context c --member-selector a=b --node-name n --secret-namespaces x,y \
          --secret-grace-period 5s --cleanup-timeout 30s --allow-insecure-members",
     );
@@ -74,7 +74,7 @@ fn every_flag_has_the_same_name_in_the_file() {
          stateDir: /d\nflows: 2000\nflowsV6: 1000\nservices: 10\nbackends: 20\nmembers: 30\n\
          ringSlots: 4000\ntcpHalfOpen: 5s\ntcpEstablished: 2h\ntcpClosed: 30s\ntcpReset: 1s\n\
          udpNew: 500ms\nudpReplied: 1m30s\ndrainTimeout: 10m\nxdpMode: generic\nlogLevel: debug\n\
-         flowCounters: 100\nflowLog: /l\necho: always\n\
+         flowCounters: 100\nflowLog: /l\necho: always\nrefusalsPerSecond: 50\n\
          kubeconfig: /k\ncontext: c\nmemberSelector: a=b\nnodeName: n\nsecretNamespaces: [x, y]\n\
          secretGracePeriod: 5s\ncleanupTimeout: 30s\nallowInsecureMembers: true\n",
     )
@@ -94,6 +94,18 @@ fn flags_override_the_file_one_by_one() {
     assert_eq!(settings.source, Source::Manifests("/m".into()));
     assert_eq!(settings.tables, TableSizes { flows: 4096, flows_v6: 64, ..TableSizes::default() });
     assert_eq!(settings.region, "cn-hangzhou");
+}
+
+#[test]
+fn refusals_are_limited_in_ticks_and_can_be_switched_off() {
+    let of = |text: &str| flags(&format!("--interface eth0 --manifests /m {text}")).try_into();
+    let per_tick = |text: &str| of(text).map(|settings: Settings| settings.refusals_per_tick());
+    assert_eq!(per_tick("").unwrap(), 269);
+    assert_eq!(per_tick("--refusals-per-second 0").unwrap(), 0);
+    assert_eq!(per_tick("--refusals-per-second 1").unwrap(), 1);
+    assert_eq!(per_tick("--refusals-per-second 100000").unwrap(), 26_844);
+    let error = per_tick("--refusals-per-second 100001").unwrap_err().to_string();
+    assert_eq!(error, "refusalsPerSecond: 100001 is not within 0 to 100000");
 }
 
 #[test]

@@ -178,6 +178,7 @@ pub(crate) fn settings() -> Settings {
         },
         events_per_tick: 110,
         flow_events_per_tick: 100,
+        refusals_per_tick: 269,
     }
 }
 

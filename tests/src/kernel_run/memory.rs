@@ -155,6 +155,7 @@ pub struct KernelTables {
     pub counters: MappedArray,
     pub member_stats: MappedArray,
     pub event_budget: MappedArray,
+    pub refusals: MappedArray,
     settings: MappedArray,
     clock: MappedArray,
     config: Config,
@@ -181,6 +182,7 @@ impl KernelTables {
             counters: array("COUNTERS")?,
             member_stats: array("MEMBER_STATS")?,
             event_budget: array("EVENT_BUDGET")?,
+            refusals: array("REFUSALS")?,
             settings: array("CONFIG")?,
             clock: array("CLOCK")?,
             config: bytemuck::Zeroable::zeroed(),
@@ -213,6 +215,7 @@ impl KernelTables {
             &self.counters,
             &self.member_stats,
             &self.event_budget,
+            &self.refusals,
         ] {
             array.clear();
         }

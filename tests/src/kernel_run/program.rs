@@ -22,7 +22,7 @@ use super::{KernelTables, Runner};
 /// The program that packets enter by. The others call it too: it comes after them in `PROGRAMS`.
 const ENTRY: &str = "kanmon";
 /// The other programs, by their index in `PROGRAMS`.
-const CALLED: [&str; 10] = [
+const CALLED: [&str; 12] = [
     "kanmon_new_v4",
     "kanmon_new_v6",
     "kanmon_retry_v4",
@@ -33,6 +33,8 @@ const CALLED: [&str; 10] = [
     "kanmon_opened_v6",
     "kanmon_icmp_v4",
     "kanmon_icmp_v6",
+    "kanmon_refuse_v4",
+    "kanmon_refuse_v6",
 ];
 
 /// What the program takes for the time.
@@ -218,7 +220,7 @@ fn object_path() -> PathBuf {
 }
 
 /// The arrays whose sizes are set at load.
-fn elements(sizes: &Sizes) -> [(&'static str, u32); 14] {
+fn elements(sizes: &Sizes) -> [(&'static str, u32); 15] {
     [
         ("DESCRIPTORS", sizes.services),
         ("RINGS", sizes.ring_pairs),
@@ -234,5 +236,6 @@ fn elements(sizes: &Sizes) -> [(&'static str, u32); 14] {
         ("COUNTERS", sizes.cpus),
         ("MEMBER_STATS", sizes.cpus * sizes.members),
         ("EVENT_BUDGET", sizes.cpus),
+        ("REFUSALS", sizes.cpus),
     ]
 }

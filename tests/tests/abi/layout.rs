@@ -7,9 +7,9 @@ use std::{
 
 use lb_common::{
     abi::{
-        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, Event, EventBudget,
-        FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats,
-        PortBitmap, ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair,
+        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, CpuRefusals, Event,
+        EventBudget, FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket, LastHop, Lock, Member,
+        MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair,
         ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
@@ -37,8 +37,9 @@ pub(crate) fn describe(out: &mut String) {
         Backend { flags, pad, tripped_until, errors, address, port, protocol, family, cluster, reserved }
         BackendKeyV4 { address, port, protocol, pad }
         BackendKeyV6 { address, port, protocol, pad }
-        Config { flow_key, ring_key, snat_v4, snat_v6, snat_v4_count, snat_v6_count, snat_stride, flow_bucket_mask, reverse_v4_mask, reverse_v6_mask, member_count, port_base, port_words, timeouts, events_per_tick, zero, flow_stats_mask, flow_events_per_tick, reserved }
+        Config { flow_key, ring_key, snat_v4, snat_v6, snat_v4_count, snat_v6_count, snat_stride, flow_bucket_mask, reverse_v4_mask, reverse_v6_mask, member_count, port_base, port_words, timeouts, events_per_tick, zero, flow_stats_mask, flow_events_per_tick, refusals_per_tick, reserved }
         CpuCounters { counts }
+        CpuRefusals { refusal, mtu, tick, sent, reserved }
         Event { time, client, member, client_port, snat_port, kind, family, protocol, snat, service, detail, slot, version, generation, reason, before_generation, reserved }
         EventBudget { tick, sent }
         FlowBucket { entries }

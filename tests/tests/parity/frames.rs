@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     abi::{TCP, UDP},
-    host::{ACK, Frame, SYN, Seen, TAG_8021AD, TAG_8021Q, Transport},
+    host::{ACK, FIN, Frame, RST, SYN, Seen, TAG_8021AD, TAG_8021Q, Transport},
 };
 
 use crate::history::{Profile, Random};
@@ -231,7 +231,7 @@ pub(crate) fn message_about(random: &mut Random, sent: &[u8]) -> Option<Vec<u8>>
 
 /// Payload, and what is in [`complicate`].
 fn decorate(random: &mut Random, frame: &mut Frame) {
-    let length = if random.chance(4) { 1000 } else { 40 };
+    let length = if random.chance(4) { random.one_of([1000, 1000, 1600, 3200]) } else { 40 };
     frame.payload = (0..random.below(length)).map(|_| random.next() as u8).collect();
     complicate(random, frame);
 }
@@ -288,8 +288,10 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
         0 => Frame::udp(client, SocketAddr::new(pick("192.0.2.1", "2001:db8:f::1"), 53)),
         1 => Frame::tcp(client, SocketAddr::new(pick("192.0.2.2", "2001:db8:f::2"), 80), SYN),
         2 => Frame::other(client.ip(), vip, random.one_of([1, 58])),
-        3 => Frame::other(client.ip(), vip, random.one_of([132, 47, 50])),
-        4 => Frame::tcp(client, SocketAddr::new(vip, 81), SYN),
+        3 => Frame::other(client.ip(), vip, random.one_of([132, 47, 50, 59])),
+        4 => {
+            Frame::tcp(nobody(random, client), SocketAddr::new(vip, 81), random.one_of([SYN, ACK, FIN, RST]))
+        }
         5 => Frame::tcp(client, SocketAddr::new(vip, 80), ACK),
         6 => Frame::udp(client, SocketAddr::new(snat, 12_288 + random.below(300) as u16)),
         7 => {
@@ -308,8 +310,22 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
     };
     frame.payload = vec![7; random.below(30)];
     frame.tags = tags(random);
+    if random.chance(5) {
+        frame.destination_mac[0] |= 1;
+    }
     decorate(random, &mut frame);
     frame.build()
+}
+
+/// A client, or one of those who can't be one.
+fn nobody(random: &mut Random, client: SocketAddr) -> SocketAddr {
+    let nobody = if client.is_ipv4() {
+        ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "203.0.113.10", "203.0.113.11"]
+    } else {
+        ["::", "::1", "::ffff:198.51.100.77", "ff02::1", "2001:db8::10", "ff0e::1"]
+    };
+    let nobody = ip(random.one_of(nobody));
+    if random.chance(20) { SocketAddr::new(nobody, client.port()) } else { client }
 }
 
 /// A frame with something wrong: cut short, lengthened, a few bytes of its headers changed.

@@ -122,6 +122,7 @@ impl World {
             timeouts_ms: [2_000, 60_000, 5_000, 2_000, 2_000, 5_000],
             events_per_tick: if few_events { 2 } else { 1100 },
             flow_events_per_tick: if few_events { 1 } else { 1000 },
+            refusals_per_tick: if few_events { 2 } else { 1000 },
         };
         let mut gateway = Gateway::new(&settings, self.seed);
         let config = gateway.config_mut();

@@ -277,6 +277,7 @@ impl<'a> Session<'a> {
             ("LAST_HOPS", &host.last_hops, &kernel.last_hops),
             ("MEMBER_STATS", &host.member_stats, &kernel.member_stats),
             ("EVENT_BUDGET", &host.event_budget, &kernel.event_budget),
+            ("REFUSALS", &host.refusals, &kernel.refusals),
         ] {
             compare(name, host, kernel)?;
         }

@@ -9,6 +9,7 @@
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
 //! - [`manifests`]: edits, good and bad;
+//! - [`refusals`]: what a client hears at once of what is not served;
 //! - [`views`]: what `kanmon flows` and the counters say of all that.
 
 mod addresses;
@@ -19,6 +20,7 @@ mod headers;
 mod icmp;
 mod manifests;
 mod neighbours;
+mod refusals;
 mod spread;
 mod views;
 

@@ -116,6 +116,10 @@ fn every_frame_that_is_dropped_is_counted_by_its_reason() {
         drops_since(&agent, &before).values().sum::<u64>() >= expected.iter().map(|(_, count)| count).sum()
     });
     assert_eq!(drops_since(&agent, &before), expected.into());
-    assert_eq!(agent.counters().unwrap()["flow_opened"], before["flow_opened"]);
+    let after = agent.counters().unwrap();
+    assert_eq!(after["flow_opened"], before["flow_opened"]);
+    // For all but the RSTs and what is neither whole nor TCP, UDP or a protocol that could be told of.
+    assert_eq!(after["refusal_sent"] - before["refusal_sent"], 6 + 12 - 4 + 14 + 16);
+    assert_eq!(after["refusal_limited"], before["refusal_limited"]);
     connect(&bed, bed.vip_http(), 20, 10_000);
 }
