@@ -105,6 +105,8 @@ counters! {
     FlowEventLost = 33, "flow_event_lost";
     /// A new flow's traffic is not counted for the flow log, because another flow has its place in the table.
     FlowUncounted = 34, "flow_uncounted";
+    /// Dropped: would begin a flow of a service with source ranges, and its source is in none of them.
+    DropSource = 35, "drop_source";
 }
 
 /// Room for counters in [`CpuCounters`].

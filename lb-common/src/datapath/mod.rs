@@ -22,6 +22,7 @@ mod reverse_table;
 mod rewrite;
 mod select;
 mod setup;
+mod sources;
 pub mod sweep;
 mod syn;
 mod tables;

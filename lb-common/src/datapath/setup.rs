@@ -11,7 +11,7 @@ use super::{
     ports, request, rescue,
     reverse_table::NewReverse,
     select::{self, Search},
-    syn,
+    sources, syn,
     tcp::{self, ClientStep, Flags},
 };
 use crate::{
@@ -41,6 +41,10 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let Some(service) = F::service(maps, ip.destination, ports.destination, ip.protocol) else {
         return Outcome::Drop(Counter::DropClosedPort);
     };
+    // First of all: who is not let in learns nothing else.
+    if !sources::admits::<F, M>(maps, sources::asked(maps, service), service, ip.source) {
+        return Outcome::Drop(Counter::DropSource);
+    }
     let flags = Flags(if ip.protocol == TCP {
         packet.read::<u8, { request::TCP_FLAGS }>(ip.transport_offset).unwrap_or(0)
     } else {

@@ -1,7 +1,7 @@
 //! Every map of the packet program, as plain atomics and hash maps.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +16,7 @@ use crate::{
         ADDRESS_FILTER_SIZE, Backend, BackendKeyV4, BackendKeyV6, Config, Counter, CpuCounters, Event,
         EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop,
         MOST_SYN_COPIES, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
-        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
+        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},
@@ -183,6 +183,10 @@ pub struct HostMaps {
     pub config: Option<Config>,
     pub services_v4: HashMap<ServiceKeyV4, u32>,
     pub services_v6: HashMap<ServiceKeyV6, u32>,
+    /// With the number of bits that count.
+    pub sources_v4: HashSet<(u32, SourceV4)>,
+    /// With the number of bits that count.
+    pub sources_v6: HashSet<(u32, SourceV6)>,
     pub vips_v4: HashMap<VipKeyV4, u32>,
     pub vips_v6: HashMap<VipKeyV6, u32>,
     pub backends_v4: HashMap<BackendKeyV4, u32>,
@@ -218,6 +222,8 @@ impl HostMaps {
             config: None,
             services_v4: HashMap::new(),
             services_v6: HashMap::new(),
+            sources_v4: HashSet::new(),
+            sources_v6: HashSet::new(),
             vips_v4: HashMap::new(),
             vips_v6: HashMap::new(),
             backends_v4: HashMap::new(),
@@ -374,6 +380,14 @@ impl Maps for HostCpu<'_> {
         self.maps.services_v6.get(key).copied()
     }
 
+    fn source_v4(&self, key: &SourceV4) -> bool {
+        self.maps.sources_v4.iter().any(|(bits, range)| is_prefix(*bits, range, key))
+    }
+
+    fn source_v6(&self, key: &SourceV6) -> bool {
+        self.maps.sources_v6.iter().any(|(bits, range)| is_prefix(*bits, range, key))
+    }
+
     fn vip_v4(&self, key: &VipKeyV4) -> Option<u32> {
         self.maps.vips_v4.get(key).copied()
     }
@@ -439,4 +453,10 @@ impl Maps for HostCpu<'_> {
     fn now(&self) -> u64 {
         self.maps.clock()
     }
+}
+
+/// Whether two keys of a trie agree in their first bits.
+fn is_prefix<K: Pod>(bits: u32, range: &K, key: &K) -> bool {
+    let bit = |key: &K, n: u32| bytemuck::bytes_of(key)[n as usize / 8] >> (7 - n % 8) & 1;
+    (0..bits).all(|n| bit(range, n) == bit(key, n))
 }

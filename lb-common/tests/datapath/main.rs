@@ -17,6 +17,7 @@ mod reply;
 mod rescue;
 mod rewrite;
 mod selection;
+mod sources;
 mod sweep;
 mod tcp;
 mod trip;
