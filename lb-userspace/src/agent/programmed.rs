@@ -72,6 +72,7 @@ mod tests {
             endpoints: Vec::new(),
             health_check: HealthCheck::default(),
             policy: Arc::default(),
+            sources: None,
         };
         Desired { services: ids.iter().map(|id| (*id, service(*id))).collect(), ..Desired::default() }
     }

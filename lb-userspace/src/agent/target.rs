@@ -51,6 +51,7 @@ fn target_service(service: &Service, shares: Option<&Arc<Shares>>) -> TargetServ
         drain_timeout: service.policy.drain_timeout,
         reaction: Reaction::from(&*service.policy),
         flow_log: service.policy.flow_log,
+        sources: service.sources.clone(),
     }
 }
 

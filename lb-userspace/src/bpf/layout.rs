@@ -8,7 +8,7 @@ use lb_common::abi::{
     EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, Lock,
     MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
     REVERSE_WAYS, RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
-    ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
+    ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 use crate::config;
@@ -22,6 +22,8 @@ const EVENT_BYTES: u32 = 1 << 20;
 const EGRESS_INTERFACES: u32 = 256;
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`.
+const NO_PREALLOC: u32 = 1;
 /// Size of a page on every architecture that the packet program is built for.
 const PAGE: u64 = 4096;
 /// What the kernel keeps for an element of a hash map beside key and value (`struct htab_elem`).
@@ -46,6 +48,8 @@ pub struct TableSizes {
     pub ring_slots: u32,
     /// Flows whose traffic can be counted at once: 1 to 134,217,728, rounded up to a power of two.
     pub flow_counters: u32,
+    /// Source ranges of a family, all services together: 1 to 16,777,216.
+    pub source_ranges: u32,
     /// SNAT addresses of the family that has more of them: 1 to 8.
     pub snat_count: u32,
     /// CPUs that the machine may have: the highest possible CPU's number + 1.
@@ -67,6 +71,8 @@ pub struct SizeError {
 pub enum MapKind {
     /// A hash map, written by system calls.
     Hash,
+    /// A trie of prefixes, written by system calls.
+    Trie,
     /// An array that the agent maps into its memory.
     Array,
     /// The ring buffer of events.
@@ -125,6 +131,7 @@ impl TableSizes {
             members: tables.members,
             ring_slots: tables.ring_slots,
             flow_counters: tables.flow_counters,
+            source_ranges: tables.source_ranges,
             snat_count: 1,
             cpus,
         }
@@ -145,6 +152,7 @@ impl TableSizes {
             ("members", self.members, 1, MAX_MEMBER_INDEX - 1),
             ("ringSlots", self.ring_slots, 2 * RING_SIZES[0], 1 << 30),
             ("flowCounters", self.flow_counters, 1, most_flows as u32),
+            ("sourceRanges", self.source_ranges, 1, 1 << 24),
             ("snatCount", self.snat_count, 1, MAX_SNAT_ADDRESSES as u32),
             ("cpus", self.cpus, 1, 1 << 12),
         ];
@@ -217,6 +225,8 @@ impl TableSizes {
         vec![
             hash::<ServiceKeyV4>("SERVICES_V4", self.services),
             hash::<ServiceKeyV6>("SERVICES_V6", self.services),
+            trie::<SourceV4>("SOURCES_V4", self.source_ranges),
+            trie::<SourceV6>("SOURCES_V6", self.source_ranges),
             hash::<VipKeyV4>("VIPS_V4", self.services),
             hash::<VipKeyV6>("VIPS_V6", self.services),
             hash::<BackendKeyV4>("BACKENDS_V4", self.backends),
@@ -272,7 +282,8 @@ impl TableSizes {
 }
 
 impl MapLayout {
-    /// Bytes of kernel memory that the map takes; for a hash map an estimate.
+    /// Bytes of kernel memory that the map takes from the start; for a hash map an estimate. A trie takes none, but up
+    /// to about 200 bytes for each entry that it gets.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         let entries = self.max_entries as u64;
@@ -280,6 +291,7 @@ impl MapLayout {
         match self.kind {
             MapKind::Array => (entries * value).next_multiple_of(PAGE),
             MapKind::RingBuffer => entries,
+            MapKind::Trie => 0,
             MapKind::Hash | MapKind::DeviceHash => {
                 let element = HASH_ELEMENT_OVERHEAD + (self.key_size as u64).next_multiple_of(8) + value;
                 entries * element + entries.next_power_of_two() * HASH_BUCKET
@@ -345,6 +357,18 @@ const fn hash<K>(name: &'static str, max_entries: u32) -> MapLayout {
         value_size: 4,
         max_entries,
         flags: 0,
+    }
+}
+
+/// The kernel's key begins with the number of bits that count.
+const fn trie<K>(name: &'static str, max_entries: u32) -> MapLayout {
+    MapLayout {
+        name,
+        kind: MapKind::Trie,
+        key_size: (size_of::<u32>() + size_of::<K>()) as u32,
+        value_size: 4,
+        max_entries,
+        flags: NO_PREALLOC,
     }
 }
 

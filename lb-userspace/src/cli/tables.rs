@@ -303,6 +303,7 @@ mod tests {
             usable: 2,
             clusters: vec!["hangzhou".into(), "shanghai".into()],
             ring: Some(Ring { slots: 251, version: 1 }),
+            source_ranges: None,
             traffic: Traffic::default(),
             degraded: true,
             problem: None,

@@ -1,4 +1,4 @@
-//! What a Service asks for and does not get, beside source ranges: those keep it from being served at all.
+//! What a Service asks for and does not get.
 
 use k8s_openapi::api::core::v1::Service;
 

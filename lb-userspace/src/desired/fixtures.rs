@@ -42,5 +42,6 @@ pub(crate) fn service(vip: u8, endpoints: Vec<Endpoint>) -> Service {
         endpoints,
         health_check: HealthCheck::default(),
         policy: Arc::default(),
+        sources: None,
     }
 }

@@ -13,6 +13,7 @@ use super::health_check::HealthCheck;
 use super::mcs::{ServiceExport, ServiceImportSpec};
 use super::policy::Policy;
 use super::resources::{AddressAllocation, AddressPool, LoadBalancingPolicy, MemberCluster};
+use super::sources::SourceRanges;
 
 /// What one member cluster says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -340,6 +341,8 @@ pub struct Service {
     pub health_check: HealthCheck,
     /// What is asked of it.
     pub policy: Arc<Policy>,
+    /// From where clients may connect, of the VIP's family; `None`: from everywhere. Without a network: from nowhere.
+    pub sources: Option<SourceRanges>,
 }
 
 /// A backend as one cluster describes it for one service.
@@ -438,8 +441,10 @@ pub enum Reason {
     TrafficDistributionIgnored,
     /// The Service has `externalIPs`, which are not served.
     ExternalIPsIgnored,
-    /// `loadBalancerSourceRanges` is set and not enforced, so the service is not served.
-    SourceRangesNotEnforced,
+    /// A network in `loadBalancerSourceRanges` cannot be read, and lets nobody in.
+    InvalidSourceRange,
+    /// `loadBalancerSourceRanges` has networks, but none of the family of one of the VIPs.
+    NoSourceRange,
     /// A port of the Service has a protocol that is not served.
     UnsupportedProtocol,
     /// An address that is asked for as VIP cannot be one.

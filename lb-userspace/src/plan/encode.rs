@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use bytemuck::Zeroable;
+use ipnet::IpNet;
 use lb_common::abi::{
-    Backend, BackendKeyV4, BackendKeyV6, ReactionWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6,
-    VipKeyV4, VipKeyV6,
+    Backend, BackendKeyV4, BackendKeyV6, ReactionWord, SOURCE_SERVICE_BITS, ServiceDescriptor, ServiceKeyV4,
+    ServiceKeyV6, SourceV4, SourceV6, VipKeyV4, VipKeyV6,
 };
 use lb_common::hash::{filter_index_v4, filter_index_v6};
 
@@ -112,6 +113,41 @@ impl BackendKey {
             port: u16::from_be_bytes(port),
         })
         .filter(|id| Self::from(id) == *self)
+    }
+}
+
+/// Key of `SOURCES_V4` or `SOURCES_V6`, with the number of bits that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SourceKey {
+    /// Of `SOURCES_V4`.
+    V4(u32, SourceV4),
+    /// Of `SOURCES_V6`.
+    V6(u32, SourceV6),
+}
+
+impl SourceKey {
+    /// The key of a service's network.
+    #[must_use]
+    pub fn new(service: u32, range: &IpNet) -> Self {
+        let service = service.to_be_bytes();
+        let bits = SOURCE_SERVICE_BITS + u32::from(range.prefix_len());
+        match range.network() {
+            IpAddr::V4(address) => Self::V4(bits, SourceV4 { service, address: address.octets() }),
+            IpAddr::V6(address) => Self::V6(bits, SourceV6 { service, address: address.octets() }),
+        }
+    }
+
+    /// Index of the service, and the network; `None` for a key that the agent never writes.
+    #[must_use]
+    pub fn parts(&self) -> Option<(u32, IpNet)> {
+        let (bits, service, address) = match *self {
+            Self::V4(bits, key) => (bits, key.service, IpAddr::from(key.address)),
+            Self::V6(bits, key) => (bits, key.service, IpAddr::from(key.address)),
+        };
+        let length = u8::try_from(bits.checked_sub(SOURCE_SERVICE_BITS)?).ok()?;
+        let service = u32::from_be_bytes(service);
+        let range = IpNet::new(address, length).ok()?;
+        Some((service, range)).filter(|(service, range)| Self::new(*service, range) == *self)
     }
 }
 

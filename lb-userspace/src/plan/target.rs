@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::desired::{BackendId, FlowLogging, Policy, ServiceId};
+use crate::desired::{BackendId, FlowLogging, Policy, ServiceId, SourceRanges};
 use crate::network::NextHops;
 
 /// What the maps should say.
@@ -44,6 +44,9 @@ pub struct TargetService {
     pub reaction: Reaction,
     /// What the flow log notes of its connections.
     pub flow_log: FlowLogging,
+    /// From where clients may begin flows, of the VIP's family; `None`: from everywhere. Without a network: from
+    /// nowhere.
+    pub sources: Option<SourceRanges>,
 }
 
 /// What the packet program does when connections of a service fail.

@@ -10,7 +10,8 @@ use lb_common::{
         AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, Event, EventBudget,
         FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats,
         PortBitmap, ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair,
-        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
+        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, Timeouts, VipKeyV4,
+        VipKeyV6,
     },
     hash::HashKey,
 };

@@ -8,6 +8,7 @@
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
 //! - [`manifests`]: edits, good and bad;
+//! - [`sources`]: `loadBalancerSourceRanges`;
 //! - [`views`]: what `kanmon flows` and the counters say of all that.
 
 mod addresses;
@@ -17,6 +18,7 @@ mod flow_log;
 mod headers;
 mod manifests;
 mod neighbours;
+mod sources;
 mod spread;
 mod views;
 

@@ -1,7 +1,7 @@
 //! Which Services are fronts, and how they merge.
 
 use super::super::{Reason, Severity};
-use super::{World, front, front_with, slice, tcp, udp};
+use super::{World, front, slice, tcp, udp};
 
 #[test]
 fn services_of_one_name_in_two_clusters_are_one_with_all_endpoints() {
@@ -118,31 +118,9 @@ fn an_external_name_in_another_cluster_contributes_nothing() {
 }
 
 #[test]
-fn source_ranges_in_any_cluster_keep_the_service_away() {
-    let ranges = "loadBalancerSourceRanges: [198.51.100.0/24]";
-    let annotation = [
-        ("kanmon.dev/addresses", "192.0.2.1"),
-        ("service.beta.kubernetes.io/load-balancer-source-ranges", "198.51.100.0/24"),
-    ];
-    for (a, b) in [
-        (front("web", "192.0.2.1", ranges), front("web", "192.0.2.1", "")),
-        (front_with("web", &annotation, ""), front("web", "192.0.2.1", "")),
-    ] {
-        let desired = World::default().cluster("a", &a).cluster("b", &b).merge();
-        assert_eq!(desired.ids(), []);
-        desired.only_problem("a", "Service demo/web", Reason::SourceRangesNotEnforced);
-        let swapped = World::default().cluster("a", &b).cluster("b", &a).merge();
-        assert_eq!(swapped.ids(), []);
-        swapped.only_problem("b", "Service demo/web", Reason::SourceRangesNotEnforced);
-    }
-    let empty = front("web", "192.0.2.1", "loadBalancerSourceRanges: []");
-    assert_eq!(World::default().cluster("a", &empty).merge().ids(), [tcp("192.0.2.1", 80)]);
-}
-
-#[test]
 fn a_service_that_is_not_served_keeps_no_vip() {
     let desired = World::default()
-        .cluster("a", &front("api", "192.0.2.1", "loadBalancerSourceRanges: [198.51.100.0/24]"))
+        .cluster("a", &front("api", "192.0.2.1", "clusterIP: None"))
         .cluster("a", &front("web", "192.0.2.1", ""))
         .merge();
     assert_eq!(desired.ids(), [tcp("192.0.2.1", 80)]);
