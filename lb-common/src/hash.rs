@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::abi::{ADDRESS_FILTER_SIZE, LOCK_STRIPES, MOST_SYN_COPIES};
+use crate::abi::{ADDRESS_FILTER_SIZE, LOCK_STRIPES, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES};
 
 /// Key of a [`FlowHash`]: sixteen random words.
 #[repr(C)]
@@ -55,6 +55,13 @@ impl FlowHash {
     #[inline(always)]
     pub const fn syn_copy(self, flow_bucket_mask: u32) -> u32 {
         self.first_bucket(flow_bucket_mask) & (MOST_SYN_COPIES - 1)
+    }
+
+    /// Bucket of `AFFINITY`, where this is the hash of a client and a service.
+    #[must_use]
+    #[inline(always)]
+    pub const fn affinity_bucket(self, flow_bucket_mask: u32) -> u32 {
+        self.first_bucket(flow_bucket_mask) & (MOST_AFFINITY_BUCKETS - 1)
     }
 
     /// Lock stripe.

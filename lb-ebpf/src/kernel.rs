@@ -234,6 +234,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn affinity(&self, index: u32) -> Option<KernelCells> {
+        element(&maps::AFFINITY, index)
+    }
+
+    #[inline(always)]
     fn syn(&self, index: u32) -> Option<KernelCells> {
         element(&maps::SYNS, index)
     }

@@ -9,10 +9,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::abi::{
-    ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop,
-    Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
-    ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+    ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
+    CpuCounters, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT,
+    LOCK_STRIPES, LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
+    ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.
@@ -51,6 +51,8 @@ pub(crate) static BACKENDS: Array<Backend, 1, SHARED> = Array::new();
 pub(crate) static FLOWS: Array<FlowBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static HANDSHAKES: Array<HandshakeBucket, 1, SHARED> = Array::new();
+#[btf_map]
+pub(crate) static AFFINITY: Array<AffinityBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static SYNS: Array<SynCopy, 1, SHARED> = Array::new();
 #[btf_map]

@@ -103,6 +103,21 @@ fn walk<M: Maps>(maps: &M, config: &Config, search: &Search, ring: RingWord, can
     (best_class as u64) << 32 | best as u64
 }
 
+/// A member that need not be searched for; 0: none.
+#[inline(always)]
+pub(super) fn chosen<M: Maps>(maps: &M, index: u32) -> Option<Selected> {
+    if index == 0 {
+        return None;
+    }
+    Some(Selected { index, head: MemberHead::load(maps.member(index)?), tripped: false })
+}
+
+/// Whether a member is as good as any.
+#[inline(always)]
+pub(super) fn is_good<M: Maps>(maps: &M, search: &Search, index: u32) -> bool {
+    class_of(maps, search, index) == GOOD
+}
+
 #[inline(always)]
 fn class_of<M: Maps>(maps: &M, search: &Search, index: u32) -> u32 {
     let Some(cells) = maps.member(index) else { return UNUSABLE };

@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use super::{
-    Cells, Family, Maps, Outcome, PacketMut, events,
+    Cells, Family, Maps, Outcome, PacketMut, affinity, events,
     flow_table::{self, Displaced, Slot},
     last_hop,
     member::MemberHead,
@@ -42,7 +42,8 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
         return Outcome::Drop(Counter::DropClosedPort);
     };
     // First of all: who is not let in learns nothing else.
-    if !sources::admits::<F, M>(maps, sources::asked(maps, service), service, ip.source) {
+    let asked = sources::asked(maps, service);
+    if !sources::admits::<F, M>(maps, asked, service, ip.source) {
         return Outcome::Drop(Counter::DropSource);
     }
     let flags = Flags(if ip.protocol == TCP {
@@ -59,13 +60,20 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let isn = if ip.protocol == TCP { syn::sequence(packet, ip.transport_offset).unwrap_or(0) } else { 0 };
     let isn = config.forget(isn);
     let now = maps.now();
-    let (hash, ring_hash) = hashes::<F>(config, ip.source, ip.destination, ports, ip.protocol);
+    let (hash, mut ring_hash) = hashes::<F>(config, ip.source, ip.destination, ports, ip.protocol);
+    let mut client = None;
+    if asked.stay() > 0 {
+        let (known, place) =
+            affinity::client::<F>(config, asked, ip.source, ip.destination, ports, ip.protocol);
+        client = Some(known);
+        ring_hash = place;
+    }
     let last_hop = match last_hop::learn(packet, maps, config, link, clock::tick(now)) {
         Ok(index) => index,
         Err(counter) => return Outcome::Drop(counter),
     };
     let last_hop = config.forget(last_hop as u32) as u16;
-    let opening = Opening { service, flags, isn, hash, ring_hash, last_hop, now };
+    let opening = Opening { service, flags, isn, hash, ring_hash, client, last_hop, now };
 
     // A compare-exchange on a slot doesn't make a key unique: two CPUs could insert it into two slots.
     let lock = match lock(maps, hash) {
@@ -173,6 +181,8 @@ struct Opening {
     isn: u32,
     hash: FlowHash,
     ring_hash: u64,
+    /// Whose backend is remembered.
+    client: Option<affinity::Client>,
     last_hop: u16,
     /// In nanoseconds.
     now: u64,
@@ -187,7 +197,7 @@ fn locked<F: Family, M: Maps>(
     ports: Ports,
     opening: &Opening,
 ) -> Result<Opened, Counter> {
-    let &Opening { service, flags, isn, hash, ring_hash, last_hop, now: time } = opening;
+    let &Opening { service, flags, isn, hash, ring_hash, ref client, last_hop, now: time } = opening;
     let now = clock::tick(time);
     if let Some(found) = flow_table::find(maps, config, hash) {
         let existing = Slot { way: config.forget(found.way) & (FLOW_WAYS - 1), ..found };
@@ -226,7 +236,11 @@ fn locked<F: Family, M: Maps>(
         cluster: 0,
         candidates: select::FALLBACK_CANDIDATES,
     };
-    let selected = select::select(maps, config, &search).ok_or(Counter::DropNoBackend)?;
+    let kept = client.as_ref().map_or(0, |client| affinity::find(maps, config, &search, client));
+    let selected = match select::chosen(maps, kept) {
+        Some(selected) => selected,
+        None => select::select(maps, config, &search).ok_or(Counter::DropNoBackend)?,
+    };
     let Some((slot, displaced)) = flow_table::claim(maps, config, hash, now) else {
         return Err(Counter::DropTableFull);
     };
@@ -268,6 +282,9 @@ fn locked<F: Family, M: Maps>(
     maps.count(Counter::FlowOpened);
     if selected.tripped {
         maps.count(Counter::FlowFailedOpen);
+    }
+    if kept != 0 {
+        maps.count(Counter::FlowAffine);
     }
     if let Some(stats) = maps.member_stats(selected.index, config.member_count) {
         stats.add(0, 1);

@@ -95,6 +95,8 @@ pub trait Maps: Tables {
     fn address_filter(&self, index: u32) -> u64;
     /// Element of `DESCRIPTORS`, eight cells.
     fn descriptor(&self, index: u32) -> Option<Self::Cells>;
+    /// Bucket of `AFFINITY`: cells 2w and 2w + 1 are way w.
+    fn affinity(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `SYNS`, eight cells.
     fn syn(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `FLOW_STATS`, eight cells.

@@ -349,7 +349,15 @@ impl Gateway {
             }
         }
         let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
-        let clients = ClientWord::new(ranges.is_some()).0;
+        let stay = ClientWord(descriptor.clients).stay() as u32;
+        let clients = ClientWord::new(ranges.is_some(), stay).0;
+        self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
+    }
+
+    /// Says for how long a client of a service stays with its backend, in ticks; 0: it doesn't.
+    pub fn set_stay(&mut self, service: u32, ticks: u32) {
+        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
+        let clients = ClientWord::new(ClientWord(descriptor.clients).has_ranges(), ticks).0;
         self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
     }
 

@@ -13,10 +13,11 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     abi::{
-        ADDRESS_FILTER_SIZE, Backend, BackendKeyV4, BackendKeyV6, Config, Counter, CpuCounters, Event,
-        EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop,
-        MOST_SYN_COPIES, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
-        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+        ADDRESS_FILTER_SIZE, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config, Counter,
+        CpuCounters, Event, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES,
+        LastHop, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member, MemberStats, PortBitmap, ReverseBucketV4,
+        ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6,
+        SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},
@@ -199,6 +200,7 @@ pub struct HostMaps {
     pub ports: Array,
     pub flows: Array,
     pub handshakes: Array,
+    pub affinity: Array,
     pub syns: Array,
     pub flow_stats: Array,
     pub locks: Array,
@@ -236,6 +238,7 @@ impl HostMaps {
             ports: Array::of::<PortBitmap>(sizes.backends * sizes.snat_stride),
             flows: Array::of::<FlowBucket>(sizes.flow_buckets),
             handshakes: Array::of::<HandshakeBucket>(sizes.flow_buckets),
+            affinity: Array::of::<AffinityBucket>(sizes.flow_buckets.min(MOST_AFFINITY_BUCKETS)),
             syns: Array::of::<SynCopy>(sizes.flow_buckets.min(MOST_SYN_COPIES)),
             flow_stats: Array::of::<FlowStats>(sizes.flow_stats),
             locks: Array::of::<u64>(LOCK_STRIPES),
@@ -410,6 +413,10 @@ impl Maps for HostCpu<'_> {
 
     fn descriptor(&self, index: u32) -> Option<Self::Cells> {
         self.maps.descriptors.get(index)
+    }
+
+    fn affinity(&self, index: u32) -> Option<Self::Cells> {
+        self.maps.affinity.get(index)
     }
 
     fn syn(&self, index: u32) -> Option<Self::Cells> {

@@ -1,6 +1,7 @@
 //! The packet program on the host, one subject a file. After each packet all counters are compared, and all
 //! tables are checked against each other.
 
+mod affinity;
 mod bed;
 mod events;
 mod flow_log;

@@ -1,0 +1,157 @@
+//! With which backend a client stays, for services that ask for that (`sessionAffinity: ClientIP`).
+//!
+//! A client is its address: each port of a service remembers it by itself, as kube-proxy does. Until it is remembered,
+//! its place in the ring is that of its address alone, so that connections that it opens at once agree. What is
+//! remembered goes before the ring, and so outlives it; a backend that takes no new flows, or is tripped, goes before
+//! that, and whoever is selected in its stead is remembered from then on.
+
+use super::{
+    Cells, Family, Maps,
+    member::MemberHead,
+    parse::Ports,
+    select::{self, Search},
+    setup, trip,
+};
+use crate::{
+    abi::{AFFINITY_WAYS, AffinityWord, ClientWord, Config, Counter, FlowWord, StayWord},
+    clock::TICK_SHIFT,
+    hash::FlowHash,
+};
+
+/// Tries to write an entry while other CPUs write to the same bucket.
+const WRITE_TRIES: u64 = 3;
+
+/// A client of a service, as the table knows it.
+#[derive(Clone, Copy)]
+pub(super) struct Client {
+    bucket: u32,
+    tag: u64,
+    /// In ticks.
+    stay: u64,
+}
+
+/// A client, and its place in the ring. The ports are those of its packet.
+#[inline(always)]
+pub(super) fn client<F: Family>(
+    config: &Config,
+    asked: ClientWord,
+    address: F::Address,
+    vip: F::Address,
+    ports: Ports,
+    protocol: u8,
+) -> (Client, u64) {
+    let ports = Ports { source: 0, ..ports };
+    let (hash, ring_hash): (FlowHash, u64) = setup::hashes::<F>(config, address, vip, ports, protocol);
+    let bucket = hash.affinity_bucket(config.flow_bucket_mask);
+    (Client { bucket, tag: hash.tag(), stay: asked.stay() }, ring_hash)
+}
+
+/// The member that the client is with, while it takes new flows; 0: none. A call, as `select::walk` is one.
+#[inline(never)]
+pub(super) fn find<M: Maps>(maps: &M, config: &Config, search: &Search, client: &Client) -> u32 {
+    let Some(cells) = maps.affinity(client.bucket) else { return 0 };
+    let now = search.now >> TICK_SHIFT;
+    let mut found = AffinityWord::EMPTY.0;
+    let mut way = 0;
+    while way < AFFINITY_WAYS as u64 {
+        let word = AffinityWord(cells.load(word_cell(way)));
+        let age = StayWord(cells.load(stay_cell(way))).age(now);
+        if word.is_of(client.tag) && age <= client.stay && found == 0 {
+            found = word.0;
+        }
+        way += 1;
+    }
+    let index = config.forget(AffinityWord(found).member());
+    if index == 0 {
+        return 0;
+    }
+    let Some(member) = maps.member(index) else { return 0 };
+    let is_same = MemberHead::load(member).generation() == AffinityWord(found).generation();
+    if is_same && select::is_good(maps, search, index) { index } else { 0 }
+}
+
+/// Remembers that the client's newest flow went to a member; a tripped one is not worth it.
+#[inline(always)]
+pub(super) fn remember<M: Maps>(maps: &M, client: &Client, flow: FlowWord, now: u64) {
+    let Some(member) = maps.member(flow.member()) else { return };
+    let Some(backend) = maps.backend(MemberHead::load(member).backend()) else { return };
+    let Some(cells) = maps.affinity(client.bucket) else { return };
+    if trip::is_tripped(backend, now) {
+        return;
+    }
+    let now = now >> TICK_SHIFT;
+    let wanted = AffinityWord::new(client.tag, flow.member(), flow.generation());
+    let stay = StayWord::new(now, client.stay);
+    let mut tries = 0;
+    while tries < WRITE_TRIES {
+        tries += 1;
+        let (way, is_own) = place(cells, client.tag, now);
+        let before = cells.load(word_cell(way));
+        // Somebody may have written to it since.
+        if is_own != AffinityWord(before).is_of(client.tag) {
+            continue;
+        }
+        let left = StayWord(cells.load(stay_cell(way))).left(now);
+        if before != wanted.0 && !cells.replace(word_cell(way), before, wanted.0) {
+            continue;
+        }
+        if cells.load(stay_cell(way)) != stay.0 {
+            cells.store(stay_cell(way), stay.0);
+        }
+        if !is_own {
+            if AffinityWord(before).member() != 0 && left > 0 {
+                maps.count(Counter::AffinityDisplaced);
+            }
+            keep_one(cells, client.tag);
+        }
+        return;
+    }
+}
+
+/// The way of a client, or else that of the one whose stay ends first; whether it is the client's own.
+#[inline(always)]
+fn place<C: Cells>(cells: C, tag: u64, now: u64) -> (u64, bool) {
+    let mut best = 0;
+    let mut least = u64::MAX;
+    let mut is_own = false;
+    let mut way = 0;
+    while way < AFFINITY_WAYS as u64 {
+        let word = AffinityWord(cells.load(word_cell(way)));
+        let left = if word.member() == 0 { 0 } else { StayWord(cells.load(stay_cell(way))).left(now) };
+        if !is_own && word.is_of(tag) {
+            (best, is_own) = (way, true);
+        } else if !is_own && left < least {
+            (best, least) = (way, left);
+        }
+        way += 1;
+    }
+    (best, is_own)
+}
+
+/// After a client was put into a way: where another CPU put it into another one at the same time, the lower one stays.
+/// Each looks after its own exchange, so at least one of the two sees both.
+#[inline(always)]
+fn keep_one<C: Cells>(cells: C, tag: u64) {
+    let mut seen_lower = false;
+    let mut way = 0;
+    while way < AFFINITY_WAYS as u64 {
+        let word = cells.load(word_cell(way));
+        if AffinityWord(word).is_of(tag) {
+            if seen_lower {
+                cells.compare_exchange(word_cell(way), word, AffinityWord::EMPTY.0);
+            }
+            seen_lower = true;
+        }
+        way += 1;
+    }
+}
+
+#[inline(always)]
+const fn word_cell(way: u64) -> usize {
+    way as usize * 2
+}
+
+#[inline(always)]
+const fn stay_cell(way: u64) -> usize {
+    way as usize * 2 + 1
+}
