@@ -9,22 +9,25 @@ use super::{MAX_MEMBER_INDEX, assert_layout};
 /// | bits | field |
 /// |---|---|
 /// | 0 | only sources in one of the service's ranges may begin flows |
-/// | 1–31 | 0 |
-/// | 32–55 | for how long after its last new flow a client stays with its backend, in ticks; 0: it doesn't stay |
+/// | 1 | clients stay with their backends |
+/// | 2–31 | 0 |
+/// | 32–55 | for how long after its last new flow a client stays, in ticks |
 /// | 56–63 | 0 |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientWord(pub u64);
 
 impl ClientWord {
     const RANGES: u64 = 1;
+    const STAYS: u64 = 2;
     /// The longest time, in ticks: about 52 days.
     pub const MAX_STAY: u32 = (1 << 24) - 1;
 
-    /// Packs it. A longer stay than [`Self::MAX_STAY`] is that long.
+    /// Packs it. `stay`: 0 where clients don't. A longer stay than [`Self::MAX_STAY`] is that long.
     #[must_use]
     pub const fn new(has_ranges: bool, stay: u32) -> Self {
         let stay = if stay > Self::MAX_STAY { Self::MAX_STAY } else { stay };
-        Self(if has_ranges { Self::RANGES } else { 0 } | (stay as u64) << 32)
+        let flags = if has_ranges { Self::RANGES } else { 0 } | if stay > 0 { Self::STAYS } else { 0 };
+        Self(flags | (stay as u64) << 32)
     }
 
     /// The same, and only sources in one of the service's ranges may begin flows.
@@ -38,6 +41,14 @@ impl ClientWord {
     #[inline(always)]
     pub const fn has_ranges(self) -> bool {
         self.0 & Self::RANGES != 0
+    }
+
+    /// What of a client's port counts for its place in the ring: nothing where clients stay, or all. Without a branch,
+    /// which the verifier would follow into all that comes after it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn port_mask(self) -> u16 {
+        (self.0 as u16 >> 1 & 1).wrapping_sub(1)
     }
 
     /// For how long after its last new flow a client stays with its backend, in ticks; 0: it doesn't stay.
@@ -101,7 +112,7 @@ pub struct AffinityEntry {
 /// |---|---|
 /// | 0–19 | member; 0: nobody is remembered here |
 /// | 20–27 | the member's generation |
-/// | 28–63 | 36 bits of the keyed hash of client and service |
+/// | 28–63 | 36 bits of the hash of client and service; see [`crate::hash::affinity`] |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AffinityWord(pub u64);
 
@@ -109,11 +120,11 @@ impl AffinityWord {
     /// Nobody.
     pub const EMPTY: Self = Self(0);
 
-    /// Packs it; `tag` has more bits than are kept.
+    /// Packs it; only the upper 36 bits of the hash are kept.
     #[must_use]
     #[inline(always)]
-    pub const fn new(tag: u64, member: u32, generation: u8) -> Self {
-        Self((member & MAX_MEMBER_INDEX) as u64 | (generation as u64) << 20 | tag << 28)
+    pub const fn new(hash: u64, member: u32, generation: u8) -> Self {
+        Self((member & MAX_MEMBER_INDEX) as u64 | (generation as u64) << 20 | hash >> 28 << 28)
     }
 
     /// The member; 0: nobody is remembered here.
@@ -130,11 +141,11 @@ impl AffinityWord {
         (self.0 >> 20) as u8
     }
 
-    /// Whether it is about the client and service with this tag.
+    /// Whether it is about the client and service with this hash.
     #[must_use]
     #[inline(always)]
-    pub const fn is_of(self, tag: u64) -> bool {
-        self.member() != 0 && (self.0 ^ tag << 28) >> 28 == 0
+    pub const fn is_of(self, hash: u64) -> bool {
+        self.member() != 0 && (self.0 ^ hash) >> 28 == 0
     }
 }
 

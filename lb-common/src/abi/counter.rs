@@ -107,7 +107,7 @@ counters! {
     FlowUncounted = 34, "flow_uncounted";
     /// Dropped: would begin a flow of a service with source ranges, and its source is in none of them.
     DropSource = 35, "drop_source";
-    /// A new flow went to the backend that its client's flow before went to, because its service asks for that.
+    /// A new flow was given the backend that its client's flow before was given, because its service asks for that.
     FlowAffine = 36, "flow_affine";
     /// A client's backend was forgotten before its time, because another client took its place in the table.
     AffinityDisplaced = 37, "affinity_displaced";

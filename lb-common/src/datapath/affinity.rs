@@ -6,89 +6,79 @@
 //! that, and whoever is selected in its stead is remembered from then on.
 
 use super::{
-    Cells, Family, Maps,
+    Cells, Maps,
     member::MemberHead,
-    parse::Ports,
     select::{self, Search},
-    setup, trip,
+    sources, trip,
 };
 use crate::{
     abi::{AFFINITY_WAYS, AffinityWord, ClientWord, Config, Counter, FlowWord, StayWord},
     clock::TICK_SHIFT,
-    hash::FlowHash,
+    hash,
 };
 
 /// Tries to write an entry while other CPUs write to the same bucket.
 const WRITE_TRIES: u64 = 3;
 
-/// A client of a service, as the table knows it.
-#[derive(Clone, Copy)]
-pub(super) struct Client {
-    bucket: u32,
-    tag: u64,
-    /// In ticks.
-    stay: u64,
-}
-
-/// A client, and its place in the ring. The ports are those of its packet.
-#[inline(always)]
-pub(super) fn client<F: Family>(
-    config: &Config,
-    asked: ClientWord,
-    address: F::Address,
-    vip: F::Address,
-    ports: Ports,
-    protocol: u8,
-) -> (Client, u64) {
-    let ports = Ports { source: 0, ..ports };
-    let (hash, ring_hash): (FlowHash, u64) = setup::hashes::<F>(config, address, vip, ports, protocol);
-    let bucket = hash.affinity_bucket(config.flow_bucket_mask);
-    (Client { bucket, tag: hash.tag(), stay: asked.stay() }, ring_hash)
-}
-
-/// The member that the client is with, while it takes new flows; 0: none. A call, as `select::walk` is one.
+/// The member that the client is with, while it takes new flows, as `select::walk` returns it. A call, as that is one.
 #[inline(never)]
-pub(super) fn find<M: Maps>(maps: &M, config: &Config, search: &Search, client: &Client) -> u32 {
-    let Some(cells) = maps.affinity(client.bucket) else { return 0 };
+pub(super) fn find<M: Maps>(maps: &M, config: &Config, search: &Search) -> u64 {
+    let stay = sources::asked(maps, search.service).stay();
+    if stay == 0 {
+        return select::NOBODY;
+    }
+    let key = hash::affinity(&config.flow_key, search.ring_hash);
+    let Some(cells) = maps.affinity(hash::affinity_bucket(key, config.flow_bucket_mask)) else {
+        return select::NOBODY;
+    };
     let now = search.now >> TICK_SHIFT;
-    let mut found = AffinityWord::EMPTY.0;
+    let mut found = AffinityWord::EMPTY;
     let mut way = 0;
     while way < AFFINITY_WAYS as u64 {
         let word = AffinityWord(cells.load(word_cell(way)));
-        let age = StayWord(cells.load(stay_cell(way))).age(now);
-        if word.is_of(client.tag) && age <= client.stay && found == 0 {
-            found = word.0;
+        if word.is_of(key) && StayWord(cells.load(stay_cell(way))).age(now) <= stay {
+            found = word;
+            break;
         }
         way += 1;
     }
-    let index = config.forget(AffinityWord(found).member());
-    if index == 0 {
-        return 0;
+    let index = config.forget(found.member());
+    let generation = config.forget(found.generation() as u32);
+    if index == 0 || !select::is_good(maps, search, index, generation as u8) {
+        return select::NOBODY;
     }
-    let Some(member) = maps.member(index) else { return 0 };
-    let is_same = MemberHead::load(member).generation() == AffinityWord(found).generation();
-    if is_same && select::is_good(maps, search, index) { index } else { 0 }
+    maps.count(Counter::FlowAffine);
+    config.forget(index) as u64
 }
 
-/// Remembers that the client's newest flow went to a member; a tripped one is not worth it.
+/// Remembers that the client's newest flow went to a member; a tripped one is not worth it. The hash is that of its
+/// place in the ring.
 #[inline(always)]
-pub(super) fn remember<M: Maps>(maps: &M, client: &Client, flow: FlowWord, now: u64) {
+pub(super) fn remember<M: Maps>(
+    maps: &M,
+    config: &Config,
+    asked: ClientWord,
+    ring_hash: u64,
+    flow: FlowWord,
+    now: u64,
+) {
     let Some(member) = maps.member(flow.member()) else { return };
     let Some(backend) = maps.backend(MemberHead::load(member).backend()) else { return };
-    let Some(cells) = maps.affinity(client.bucket) else { return };
+    let key = hash::affinity(&config.flow_key, ring_hash);
+    let Some(cells) = maps.affinity(hash::affinity_bucket(key, config.flow_bucket_mask)) else { return };
     if trip::is_tripped(backend, now) {
         return;
     }
     let now = now >> TICK_SHIFT;
-    let wanted = AffinityWord::new(client.tag, flow.member(), flow.generation());
-    let stay = StayWord::new(now, client.stay);
+    let wanted = AffinityWord::new(key, flow.member(), flow.generation());
+    let stay = StayWord::new(now, asked.stay());
     let mut tries = 0;
     while tries < WRITE_TRIES {
         tries += 1;
-        let (way, is_own) = place(cells, client.tag, now);
+        let (way, is_own) = place(cells, key, now);
         let before = cells.load(word_cell(way));
         // Somebody may have written to it since.
-        if is_own != AffinityWord(before).is_of(client.tag) {
+        if is_own != AffinityWord(before).is_of(key) {
             continue;
         }
         let left = StayWord(cells.load(stay_cell(way))).left(now);
@@ -102,7 +92,7 @@ pub(super) fn remember<M: Maps>(maps: &M, client: &Client, flow: FlowWord, now: 
             if AffinityWord(before).member() != 0 && left > 0 {
                 maps.count(Counter::AffinityDisplaced);
             }
-            keep_one(cells, client.tag);
+            keep_one(cells, key);
         }
         return;
     }
@@ -110,7 +100,7 @@ pub(super) fn remember<M: Maps>(maps: &M, client: &Client, flow: FlowWord, now: 
 
 /// The way of a client, or else that of the one whose stay ends first; whether it is the client's own.
 #[inline(always)]
-fn place<C: Cells>(cells: C, tag: u64, now: u64) -> (u64, bool) {
+fn place<C: Cells>(cells: C, key: u64, now: u64) -> (u64, bool) {
     let mut best = 0;
     let mut least = u64::MAX;
     let mut is_own = false;
@@ -118,7 +108,7 @@ fn place<C: Cells>(cells: C, tag: u64, now: u64) -> (u64, bool) {
     while way < AFFINITY_WAYS as u64 {
         let word = AffinityWord(cells.load(word_cell(way)));
         let left = if word.member() == 0 { 0 } else { StayWord(cells.load(stay_cell(way))).left(now) };
-        if !is_own && word.is_of(tag) {
+        if !is_own && word.is_of(key) {
             (best, is_own) = (way, true);
         } else if !is_own && left < least {
             (best, least) = (way, left);
@@ -131,12 +121,12 @@ fn place<C: Cells>(cells: C, tag: u64, now: u64) -> (u64, bool) {
 /// After a client was put into a way: where another CPU put it into another one at the same time, the lower one stays.
 /// Each looks after its own exchange, so at least one of the two sees both.
 #[inline(always)]
-fn keep_one<C: Cells>(cells: C, tag: u64) {
+fn keep_one<C: Cells>(cells: C, key: u64) {
     let mut seen_lower = false;
     let mut way = 0;
     while way < AFFINITY_WAYS as u64 {
         let word = cells.load(word_cell(way));
-        if AffinityWord(word).is_of(tag) {
+        if AffinityWord(word).is_of(key) {
             if seen_lower {
                 cells.compare_exchange(word_cell(way), word, AffinityWord::EMPTY.0);
             }

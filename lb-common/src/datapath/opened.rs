@@ -10,7 +10,7 @@ use super::{
     flow_table::{self, Slot},
     member::{self, MemberHead},
     parse::{self, Ip},
-    sources, syn,
+    setup, sources, syn,
 };
 use crate::abi::{Config, Counter, EventKind, FLOW_WAYS, TCP, member_flags};
 
@@ -30,8 +30,9 @@ pub(super) fn opened<F: Family, P: PacketMut, M: Maps>(
     let service = member::service(member);
     let asked = sources::asked(maps, service);
     if asked.stay() > 0 {
-        let (client, _) = affinity::client::<F>(config, asked, ip.source, ip.destination, ports, ip.protocol);
-        affinity::remember(maps, &client, slot.word, maps.now());
+        let client_ports = parse::Ports { source: 0, ..ports };
+        let ring_hash = setup::ring_hash::<F>(config, ip.source, ip.destination, client_ports, ip.protocol);
+        affinity::remember(maps, config, asked, ring_hash, slot.word, maps.now());
     }
     if events::noted(maps, service).notes(hash.tag()) {
         let counted = MemberHead::load(member).has(member_flags::COUNTED);

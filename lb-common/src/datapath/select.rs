@@ -50,11 +50,18 @@ const SAME_CLUSTER: u32 = 1;
 const TRIPPED: u32 = 2;
 const UNUSABLE: u32 = 3;
 
-/// Selects a member for a key; `None`: no usable backend. A tripped one is better than none.
+/// Nobody that takes a flow, as [`walk`] returns it.
+pub(super) const NOBODY: u64 = (UNUSABLE as u64) << 32;
+
+/// Selects a member for a key; `None`: no usable backend. A tripped one is better than none. `known` is looked for
+/// before all else: an index of a good member, or [`NOBODY`].
 #[inline(always)]
-pub(super) fn select<M: Maps>(maps: &M, config: &Config, search: &Search) -> Option<Selected> {
+pub(super) fn select<M: Maps>(maps: &M, config: &Config, search: &Search, known: u64) -> Option<Selected> {
     let descriptor = maps.descriptor(search.service)?;
-    let mut best = walk(maps, config, search, RingWord(descriptor.load(0)), RING_CANDIDATES);
+    let mut best = known;
+    if class(best) != GOOD {
+        best = walk(maps, config, search, RingWord(descriptor.load(0)), RING_CANDIDATES);
+    }
     if class(best) != GOOD {
         let fallback = walk(maps, config, search, RingWord(descriptor.load(1)), search.candidates);
         if class(fallback) < class(best) {
@@ -103,19 +110,11 @@ fn walk<M: Maps>(maps: &M, config: &Config, search: &Search, ring: RingWord, can
     (best_class as u64) << 32 | best as u64
 }
 
-/// A member that need not be searched for; 0: none.
+/// Whether a member is as good as any, and the index still has this generation.
 #[inline(always)]
-pub(super) fn chosen<M: Maps>(maps: &M, index: u32) -> Option<Selected> {
-    if index == 0 {
-        return None;
-    }
-    Some(Selected { index, head: MemberHead::load(maps.member(index)?), tripped: false })
-}
-
-/// Whether a member is as good as any.
-#[inline(always)]
-pub(super) fn is_good<M: Maps>(maps: &M, search: &Search, index: u32) -> bool {
-    class_of(maps, search, index) == GOOD
+pub(super) fn is_good<M: Maps>(maps: &M, search: &Search, index: u32, generation: u8) -> bool {
+    let Some(cells) = maps.member(index) else { return false };
+    MemberHead::load(cells).generation() == generation && class_of(maps, search, index) == GOOD
 }
 
 #[inline(always)]

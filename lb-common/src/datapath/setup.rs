@@ -60,20 +60,17 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let isn = if ip.protocol == TCP { syn::sequence(packet, ip.transport_offset).unwrap_or(0) } else { 0 };
     let isn = config.forget(isn);
     let now = maps.now();
-    let (hash, mut ring_hash) = hashes::<F>(config, ip.source, ip.destination, ports, ip.protocol);
-    let mut client = None;
-    if asked.stay() > 0 {
-        let (known, place) =
-            affinity::client::<F>(config, asked, ip.source, ip.destination, ports, ip.protocol);
-        client = Some(known);
-        ring_hash = place;
-    }
+    // Read anew: the verifier would go on with each of the answers that it knows of.
+    let port_mask = sources::asked(maps, service).port_mask();
+    let hash = flow_hash::<F>(config, ip.source, ip.destination, ports, ip.protocol);
+    let client_ports = Ports { source: ports.source & port_mask, ..ports };
+    let ring_hash = ring_hash::<F>(config, ip.source, ip.destination, client_ports, ip.protocol);
     let last_hop = match last_hop::learn(packet, maps, config, link, clock::tick(now)) {
         Ok(index) => index,
         Err(counter) => return Outcome::Drop(counter),
     };
     let last_hop = config.forget(last_hop as u32) as u16;
-    let opening = Opening { service, flags, isn, hash, ring_hash, client, last_hop, now };
+    let opening = Opening { service, flags, isn, hash, ring_hash, last_hop, now };
 
     // A compare-exchange on a slot doesn't make a key unique: two CPUs could insert it into two slots.
     let lock = match lock(maps, hash) {
@@ -138,13 +135,38 @@ pub(super) fn hashes<F: Family>(
     ports: Ports,
     protocol: u8,
 ) -> (FlowHash, u64) {
+    let hash = flow_hash::<F>(config, client, vip, ports, protocol);
+    (hash, ring_hash::<F>(config, client, vip, ports, protocol))
+}
+
+#[inline(always)]
+fn flow_hash<F: Family>(
+    config: &Config,
+    client: F::Address,
+    vip: F::Address,
+    ports: Ports,
+    protocol: u8,
+) -> FlowHash {
     let identity =
         Identity::<F> { source: client, destination: vip, ports: super::port_word(ports), protocol };
-    let hash = FlowHash {
+    FlowHash {
         low: hash_half::<F>(&config.flow_key, &identity, false),
         high: hash_half::<F>(&config.flow_key, &identity, true),
-    };
-    (hash, hash_half::<F>(&config.ring_key, &identity, false))
+    }
+}
+
+/// The place in rings. Without the client's port it is that of all its flows.
+#[inline(always)]
+pub(super) fn ring_hash<F: Family>(
+    config: &Config,
+    client: F::Address,
+    vip: F::Address,
+    ports: Ports,
+    protocol: u8,
+) -> u64 {
+    let identity =
+        Identity::<F> { source: client, destination: vip, ports: super::port_word(ports), protocol };
+    hash_half::<F>(&config.ring_key, &identity, false)
 }
 
 /// What makes a flow that flow.
@@ -181,8 +203,6 @@ struct Opening {
     isn: u32,
     hash: FlowHash,
     ring_hash: u64,
-    /// Whose backend is remembered.
-    client: Option<affinity::Client>,
     last_hop: u16,
     /// In nanoseconds.
     now: u64,
@@ -197,7 +217,7 @@ fn locked<F: Family, M: Maps>(
     ports: Ports,
     opening: &Opening,
 ) -> Result<Opened, Counter> {
-    let &Opening { service, flags, isn, hash, ring_hash, ref client, last_hop, now: time } = opening;
+    let &Opening { service, flags, isn, hash, ring_hash, last_hop, now: time } = opening;
     let now = clock::tick(time);
     if let Some(found) = flow_table::find(maps, config, hash) {
         let existing = Slot { way: config.forget(found.way) & (FLOW_WAYS - 1), ..found };
@@ -236,11 +256,8 @@ fn locked<F: Family, M: Maps>(
         cluster: 0,
         candidates: select::FALLBACK_CANDIDATES,
     };
-    let kept = client.as_ref().map_or(0, |client| affinity::find(maps, config, &search, client));
-    let selected = match select::chosen(maps, kept) {
-        Some(selected) => selected,
-        None => select::select(maps, config, &search).ok_or(Counter::DropNoBackend)?,
-    };
+    let known = affinity::find(maps, config, &search);
+    let selected = select::select(maps, config, &search, known).ok_or(Counter::DropNoBackend)?;
     let Some((slot, displaced)) = flow_table::claim(maps, config, hash, now) else {
         return Err(Counter::DropTableFull);
     };
@@ -282,9 +299,6 @@ fn locked<F: Family, M: Maps>(
     maps.count(Counter::FlowOpened);
     if selected.tripped {
         maps.count(Counter::FlowFailedOpen);
-    }
-    if kept != 0 {
-        maps.count(Counter::FlowAffine);
     }
     if let Some(stats) = maps.member_stats(selected.index, config.member_count) {
         stats.add(0, 1);

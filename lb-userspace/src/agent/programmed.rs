@@ -73,6 +73,7 @@ mod tests {
             health_check: HealthCheck::default(),
             policy: Arc::default(),
             sources: None,
+            affinity: None,
         };
         Desired { services: ids.iter().map(|id| (*id, service(*id))).collect(), ..Desired::default() }
     }

@@ -200,6 +200,7 @@ mod tests {
             health_check: HealthCheck::default(),
             policy: Arc::default(),
             sources: None,
+            affinity: None,
         };
         let next_hop = NextHop {
             destination_mac: [2; 6],

@@ -52,6 +52,7 @@ fn target_service(service: &Service, shares: Option<&Arc<Shares>>) -> TargetServ
         reaction: Reaction::from(&*service.policy),
         flow_log: service.policy.flow_log,
         sources: service.sources.clone(),
+        affinity: service.affinity,
     }
 }
 

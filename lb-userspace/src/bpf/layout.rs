@@ -4,11 +4,12 @@ use std::fmt;
 
 use comfy_table::{CellAlignment, Table, presets};
 use lb_common::abi::{
-    ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, Lock,
-    MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
-    REVERSE_WAYS, RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
-    ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+    ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
+    CpuCounters, EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES,
+    LastHop, Lock, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS,
+    MOST_SYN_COPIES, Member, MemberStats, PortBitmap, REVERSE_WAYS, RING_SIZES, ReverseBucketV4,
+    ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy,
+    VipKeyV4, VipKeyV6,
 };
 
 use crate::config;
@@ -170,6 +171,13 @@ impl TableSizes {
         buckets(self.flows, FLOW_WAYS)
     }
 
+    /// Elements of `AFFINITY`: a power of two.
+    #[must_use]
+    pub const fn affinity_buckets(&self) -> u32 {
+        let buckets = self.flow_buckets();
+        if buckets < MOST_AFFINITY_BUCKETS { buckets } else { MOST_AFFINITY_BUCKETS }
+    }
+
     /// Elements of `SYNS`: a power of two.
     #[must_use]
     pub const fn syn_copies(&self) -> u32 {
@@ -239,6 +247,7 @@ impl TableSizes {
             array::<PortBitmap>("PORTS", self.backend_count() * self.snat_count),
             array::<FlowBucket>("FLOWS", self.flow_buckets()),
             array::<HandshakeBucket>("HANDSHAKES", self.flow_buckets()),
+            array::<AffinityBucket>("AFFINITY", self.affinity_buckets()),
             array::<SynCopy>("SYNS", self.syn_copies()),
             array::<FlowStats>("FLOW_STATS", self.flow_stats()),
             array::<Lock>("LOCKS", LOCK_STRIPES),

@@ -107,6 +107,7 @@ pub(super) fn attach(
                 health_check: health_check(front, port, has_tcp),
                 policy: front.policy.clone(),
                 sources: sources.clone(),
+                affinity: front.affinity,
             });
         }
     }

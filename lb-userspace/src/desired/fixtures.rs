@@ -43,5 +43,6 @@ pub(crate) fn service(vip: u8, endpoints: Vec<Endpoint>) -> Service {
         health_check: HealthCheck::default(),
         policy: Arc::default(),
         sources: None,
+        affinity: None,
     }
 }

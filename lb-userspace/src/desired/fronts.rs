@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service as KubeService, ServiceSpec};
 
 use super::LOAD_BALANCER_CLASS;
 use super::addresses::ADDRESSES_ANNOTATION;
+use super::affinity;
 use super::enforcement;
 use super::health_check::{self, Check};
 use super::index::{Clusters, Index, Services};
@@ -32,6 +34,8 @@ pub(super) struct Front<'a> {
     pub(super) policy: Arc<Policy>,
     /// From where clients may connect; `None`: from everywhere.
     pub(super) sources: Option<SourceRanges>,
+    /// For how long a client stays with its pod.
+    pub(super) affinity: Option<Duration>,
     /// The members whose endpoints serve; `None`: all.
     pub(super) selector: Option<&'a LabelSelector>,
 }
@@ -148,6 +152,7 @@ fn front<'a>(
         check: health_check::parse(cluster, name, service.metadata.annotations.as_ref(), problems),
         policy: Arc::default(),
         sources: sources::parse(cluster, name, service, spec, problems),
+        affinity: affinity::parse(cluster, name, spec, problems),
         selector: None,
     }
 }

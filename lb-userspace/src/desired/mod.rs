@@ -5,6 +5,7 @@
 //! endpoints of every cluster, plus a list of everything that was refused and what to do about it.
 
 mod addresses;
+mod affinity;
 mod crds;
 mod endpoints;
 mod enforcement;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -343,6 +344,8 @@ pub struct Service {
     pub policy: Arc<Policy>,
     /// From where clients may connect, of the VIP's family; `None`: from everywhere. Without a network: from nowhere.
     pub sources: Option<SourceRanges>,
+    /// For how long after its last new connection a client stays with its pod; `None`: it doesn't.
+    pub affinity: Option<Duration>,
 }
 
 /// A backend as one cluster describes it for one service.
@@ -433,8 +436,6 @@ pub enum Reason {
     InvalidAnnotation,
     /// The Service has our class but a type that cannot be served.
     UnsupportedService,
-    /// The Service asks for session affinity, which is not done.
-    SessionAffinityIgnored,
     /// The Service asks for `externalTrafficPolicy: Local`, which is not done.
     ExternalTrafficPolicyIgnored,
     /// The Service asks for a `trafficDistribution`, or for a topology mode, which is not done.

@@ -1,13 +1,15 @@
 //! Between the agent's names and the maps' keys.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bytemuck::Zeroable;
 use ipnet::IpNet;
 use lb_common::abi::{
-    Backend, BackendKeyV4, BackendKeyV6, ReactionWord, SOURCE_SERVICE_BITS, ServiceDescriptor, ServiceKeyV4,
-    ServiceKeyV6, SourceV4, SourceV6, VipKeyV4, VipKeyV6,
+    Backend, BackendKeyV4, BackendKeyV6, ClientWord, ReactionWord, SOURCE_SERVICE_BITS, ServiceDescriptor,
+    ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, VipKeyV4, VipKeyV6,
 };
+use lb_common::clock::TICK_NS;
 use lb_common::hash::{filter_index_v4, filter_index_v6};
 
 use super::target::Reaction;
@@ -196,6 +198,13 @@ pub(super) fn reaction(reaction: &Reaction) -> ReactionWord {
     let errors = u16::try_from(reaction.trip_errors).unwrap_or(u16::MAX);
     let milliseconds = u32::try_from(reaction.trip_time.as_millis()).unwrap_or(u32::MAX);
     ReactionWord::new(errors, milliseconds, reaction.retry_on_reset)
+}
+
+/// What a descriptor says of clients. Who stays does so through the last tick of that time; a longer time than the map
+/// can hold is the longest.
+pub(super) fn clients(has_ranges: bool, affinity: Option<Duration>) -> ClientWord {
+    let ticks = affinity.map_or(0, |time| time.as_nanos().div_ceil(u128::from(TICK_NS)).max(1));
+    ClientWord::new(has_ranges, u32::try_from(ticks).unwrap_or(u32::MAX))
 }
 
 /// The service that a descriptor describes; `None` if none.

@@ -27,13 +27,14 @@ impl Planner<'_> {
 
     fn update_service(&mut self, id: &ServiceId) {
         let (main, fallback) = self.ring_members(id);
-        let clients = self.add_ranges(id);
+        let has_ranges = self.add_ranges(id);
         let service = self.model.services.get_mut(id).expect("the caller looked");
         let index = service.index;
         let Some(wanted) = self.target.services.get(id) else { return };
         let reaction = encode::reaction(&wanted.reaction);
         let flow_log = FlowLogWord::one_in(wanted.flow_log.sample_one_in);
         let reacts_anew = std::mem::replace(&mut service.reaction, reaction) != reaction;
+        let clients = encode::clients(has_ranges, wanted.affinity);
         let asks_anew = std::mem::replace(&mut service.clients, clients) != clients;
         let logs_anew = std::mem::replace(&mut service.flow_log, flow_log) != flow_log;
         let regions = &mut self.model.regions;

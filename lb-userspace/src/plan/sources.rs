@@ -6,8 +6,6 @@
 
 use std::sync::Arc;
 
-use lb_common::abi::ClientWord;
-
 use super::encode::SourceKey;
 use super::model::ServiceState;
 use super::planner::Planner;
@@ -16,9 +14,9 @@ use super::step::Step;
 use crate::desired::{ServiceId, SourceRanges};
 
 impl Planner<'_> {
-    /// Puts in the ranges that a service lacks, all of them or none; returns what it is to ask of its clients.
-    pub(super) fn add_ranges(&mut self, id: &ServiceId) -> ClientWord {
-        let Some(service) = self.model.services.get_mut(id) else { return ClientWord::default() };
+    /// Puts in the ranges that a service lacks, all of them or none; returns whether it is to ask for ranges.
+    pub(super) fn add_ranges(&mut self, id: &ServiceId) -> bool {
+        let Some(service) = self.model.services.get_mut(id) else { return false };
         let wanted = self.target.services.get(id).and_then(|service| service.sources.as_ref());
         if !service.keyed && !service.ranges.is_empty() {
             // It was about to go when the last agent was killed. Nobody finds it yet.
@@ -30,10 +28,10 @@ impl Planner<'_> {
         let Some(wanted) = wanted else {
             // Nobody asks for them once the word says so.
             self.in_flight |= !service.ranges.is_empty();
-            return ClientWord::new(false);
+            return false;
         };
         if Arc::ptr_eq(wanted, &service.ranges) {
-            return ClientWord::new(true);
+            return true;
         }
         let missing: Vec<_> = wanted.difference(&service.ranges).copied().collect();
         let used = &mut self.model.ranges[family(id)];
@@ -53,7 +51,7 @@ impl Planner<'_> {
                 instead,
             });
             // There may be room at the end of the plan.
-            return if service.described { service.clients } else { ClientWord::new(true) };
+            return !service.described || service.clients.has_ranges();
         }
         *used += missing.len() as u32;
         if !missing.is_empty() {
@@ -65,7 +63,7 @@ impl Planner<'_> {
             service.ranges = Arc::new(ranges);
         }
         self.in_flight |= service.ranges.len() > wanted.len();
-        ClientWord::new(true)
+        true
     }
 
     /// Closes services whose ranges found no room and that everybody could connect to so far.
@@ -74,7 +72,7 @@ impl Planner<'_> {
             let PlanProblem::SourceRangesFull { service, .. } = problem else { continue };
             let Some(state) = self.model.services.get_mut(service) else { continue };
             if !state.clients.has_ranges() {
-                state.clients = ClientWord::new(true);
+                state.clients = state.clients.with_ranges();
                 self.steps.push(Step::SetClients { index: state.index, clients: state.clients });
             }
         }

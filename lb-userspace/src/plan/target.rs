@@ -47,6 +47,8 @@ pub struct TargetService {
     /// From where clients may begin flows, of the VIP's family; `None`: from everywhere. Without a network: from
     /// nowhere.
     pub sources: Option<SourceRanges>,
+    /// For how long after its last new flow a client stays with its backend; `None`: it doesn't.
+    pub affinity: Option<Duration>,
 }
 
 /// What the packet program does when connections of a service fail.

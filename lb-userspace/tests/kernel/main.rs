@@ -309,7 +309,7 @@ fn a_snapshot_holds_what_the_steps_wrote() {
                 Step::PutSource { key: v4_within },
                 Step::PutSource { key: gone },
                 Step::PutSource { key: v6 },
-                Step::SetClients { index: 4, clients: ClientWord::new(true) },
+                Step::SetClients { index: 4, clients: ClientWord::new(true, 0) },
                 Step::DeleteSource { key: gone },
                 Step::DeleteSource { key: gone },
             ],
@@ -338,7 +338,7 @@ fn a_snapshot_holds_what_the_steps_wrote() {
         assert_eq!(snapshot.backend_keys.into_iter().collect::<Vec<_>>(), [(backend_v4, 2)]);
         assert_eq!(snapshot.backends[&2], Backend { flags: 0, ..backend });
         assert_eq!(snapshot.members[&5], next_hop);
-        let clients = ClientWord::new(true).0;
+        let clients = ClientWord::new(true, 0).0;
         assert_eq!(snapshot.descriptors[&4], ServiceDescriptor { ring: ring.0, clients, ..descriptor });
         assert_eq!(snapshot.sources, [v4, v4_within, v6].into());
         assert_eq!(snapshot.rings[&ring.0], slots);

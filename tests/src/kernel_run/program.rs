@@ -16,7 +16,7 @@ use aya::{
     programs::{ProgramFd, Xdp},
 };
 use lb_common::{
-    abi::{Event, MOST_SYN_COPIES, SourceV4, SourceV6},
+    abi::{Event, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, SourceV4, SourceV6},
     host::Sizes,
 };
 
@@ -251,7 +251,7 @@ fn object_path() -> PathBuf {
 }
 
 /// The arrays whose sizes are set at load.
-fn elements(sizes: &Sizes) -> [(&'static str, u32); 16] {
+fn elements(sizes: &Sizes) -> [(&'static str, u32); 17] {
     [
         ("SOURCES_V4", SOURCE_RANGES),
         ("SOURCES_V6", SOURCE_RANGES),
@@ -262,6 +262,7 @@ fn elements(sizes: &Sizes) -> [(&'static str, u32); 16] {
         ("PORTS", sizes.backends * sizes.snat_stride),
         ("FLOWS", sizes.flow_buckets),
         ("HANDSHAKES", sizes.flow_buckets),
+        ("AFFINITY", sizes.flow_buckets.min(MOST_AFFINITY_BUCKETS)),
         ("SYNS", sizes.flow_buckets.min(MOST_SYN_COPIES)),
         ("FLOW_STATS", sizes.flow_stats),
         ("REVERSE_V4", sizes.reverse_v4_buckets),

@@ -7,11 +7,11 @@ use std::{
 
 use lb_common::{
     abi::{
-        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, Event, EventBudget,
-        FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats,
-        PortBitmap, ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair,
-        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, Timeouts, VipKeyV4,
-        VipKeyV6,
+        AddressFilter, AffinityBucket, AffinityEntry, Backend, BackendKeyV4, BackendKeyV6, Config,
+        CpuCounters, Event, EventBudget, FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket,
+        LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, ReverseEntryV4,
+        ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy,
+        Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
 };
@@ -35,6 +35,8 @@ pub(crate) fn describe(out: &mut String) {
     types!(
         out,
         AddressFilter { flags }
+        AffinityBucket { entries }
+        AffinityEntry { word, stay }
         Backend { flags, pad, tripped_until, errors, address, port, protocol, family, cluster, reserved }
         BackendKeyV4 { address, port, protocol, pad }
         BackendKeyV6 { address, port, protocol, pad }

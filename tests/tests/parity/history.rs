@@ -1,5 +1,7 @@
 //! Worlds, and the histories that happen in them: what comes next depends on what came out before.
 
+use std::net::IpAddr;
+
 use lb_common::{
     abi::{FlowLogWord, ReactionWord, member_flags, vip_flags},
     clock::TICK_NS,
@@ -161,6 +163,7 @@ impl World {
         let mut other = Random::new(self.seed ^ 0x0073_6f75_7263_6573);
         for service in 0..SERVICES.len() as u32 {
             gateway.set_source_ranges(service, source_ranges(&mut other).as_deref());
+            gateway.set_stay(service, other.one_of([0, 0, 20, 4_000]));
         }
         for member in 1..=frames::members(self.profile) {
             let flags = gateway.member(member).flags;

@@ -274,6 +274,7 @@ impl<'a> Session<'a> {
         for (name, host, kernel) in [
             ("FLOWS", &host.flows, &kernel.flows),
             ("HANDSHAKES", &host.handshakes, &kernel.handshakes),
+            ("AFFINITY", &host.affinity, &kernel.affinity),
             ("SYNS", &host.syns, &kernel.syns),
             ("FLOW_STATS", &host.flow_stats, &kernel.flow_stats),
             ("BACKENDS", &host.backends, &kernel.backends),

@@ -21,7 +21,8 @@ const LOOKUPS: usize = 300;
 fn range(random: &mut Random, v4: bool) -> (IpAddr, u8) {
     let address = address(random, v4);
     let most = if v4 { 32 } else { 128 };
-    let length = random.one_of([most, most - 1, most * 3 / 4, most / 2, random.below(most + 1)]);
+    let any = random.below(most + 1);
+    let length = random.one_of([most, most - 1, most * 3 / 4, most / 2, any]);
     let kept =
         |bits: u128, width: usize| if length == 0 { 0 } else { bits >> (width - length) << (width - length) };
     let network = match address {
@@ -49,7 +50,10 @@ fn compare(kernel: &KernelProgram, gateway: &Gateway, random: &mut Random, range
         for n in 0..2 * LOOKUPS {
             let address = match (n % 3, ranges.is_empty()) {
                 (0, _) | (_, true) => address(random, n % 2 == 0),
-                _ => beside(random, ranges[random.below(ranges.len())]),
+                _ => {
+                    let range = ranges[random.below(ranges.len())];
+                    beside(random, range)
+                }
             };
             let service = service.to_be_bytes();
             let (ours, theirs) = match address {

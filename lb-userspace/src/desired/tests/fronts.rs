@@ -128,14 +128,26 @@ fn a_service_that_is_not_served_keeps_no_vip() {
 }
 
 #[test]
-fn session_affinity_is_reported_and_the_service_served() {
-    let desired =
-        World::default().cluster("a", &front("web", "192.0.2.1", "sessionAffinity: ClientIP")).merge();
-    assert_eq!(desired.ids(), [tcp("192.0.2.1", 80)]);
-    desired.only_problem("a", "Service demo/web", Reason::SessionAffinityIgnored);
-    assert_eq!(desired.problems[0].severity, Severity::Warning);
-    let none = World::default().cluster("a", &front("web", "192.0.2.1", "sessionAffinity: None")).merge();
-    assert_eq!(none.problems, []);
+fn session_affinity_has_its_time_or_that_of_kubernetes() {
+    let of = |text: &str| {
+        let desired = World::default().cluster("a", &front("web", "192.0.2.1", text)).merge();
+        let affinity = desired.service(tcp("192.0.2.1", 80)).affinity.map(|time| time.as_secs());
+        (affinity, desired.reasons())
+    };
+    let with = |seconds: &str| {
+        of(&format!(
+            "sessionAffinity: ClientIP\nsessionAffinityConfig: {{clientIP: {{timeoutSeconds: {seconds}}}}}"
+        ))
+    };
+    assert_eq!(of(""), (None, vec![]));
+    assert_eq!(of("sessionAffinity: None"), (None, vec![]));
+    assert_eq!(of("sessionAffinity: ClientIP"), (Some(10_800), vec![]));
+    assert_eq!(with("60"), (Some(60), vec![]));
+    assert_eq!(with("86400"), (Some(86_400), vec![]));
+    for wrong in ["0", "-1", "86401"] {
+        assert_eq!(with(wrong), (Some(10_800), vec![Reason::InvalidObject]), "{wrong}");
+    }
+    assert_eq!(of("sessionAffinity: Cookie"), (None, vec![Reason::InvalidObject]));
 }
 
 #[test]

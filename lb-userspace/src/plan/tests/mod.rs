@@ -1,6 +1,7 @@
 //! Plans, applied step by step to a simulated machine whose readers watch after every step.
 
 mod adoption;
+mod affinity;
 mod drains;
 mod flow_log;
 mod machine;

@@ -59,8 +59,7 @@ impl Topic {
             | Reason::AddressNotAllowed
             | Reason::InvalidAddress
             | Reason::MembersUnknown => Self::Address,
-            Reason::SessionAffinityIgnored
-            | Reason::ExternalTrafficPolicyIgnored
+            Reason::ExternalTrafficPolicyIgnored
             | Reason::TrafficDistributionIgnored
             | Reason::ExternalIPsIgnored
             | Reason::InvalidSourceRange

@@ -91,7 +91,7 @@ fn a_refused_service_has_no_address_and_every_reason() {
 #[test]
 fn what_is_not_enforced_is_said_and_the_service_is_served_all_the_same() {
     let mut bed = served()
-        .problem("a", "Service demo/web", Reason::SessionAffinityIgnored, Severity::Warning)
+        .problem("a", "Service demo/web", Reason::TrafficDistributionIgnored, Severity::Warning)
         .problem("a", "Service demo/web", Reason::ExternalTrafficPolicyIgnored, Severity::Warning)
         .problem("a", "Service demo/web", Reason::InvalidSourceRange, Severity::Error);
     bed.settle();
@@ -100,7 +100,7 @@ fn what_is_not_enforced_is_said_and_the_service_is_served_all_the_same() {
     assert_eq!(conditions[0], "kanmon.dev/Accepted=True/Accepted");
     assert_eq!(
         conditions[3],
-        "kanmon.dev/Enforced=False/SessionAffinityIgnored,ExternalTrafficPolicyIgnored,InvalidSourceRange"
+        "kanmon.dev/Enforced=False/ExternalTrafficPolicyIgnored,TrafficDistributionIgnored,InvalidSourceRange"
     );
 }
 
@@ -172,7 +172,7 @@ fn a_condition_keeps_its_time_until_its_status_changes() {
     let mut bed = served();
     bed.settle();
     bed.second = 100;
-    let mut bed = bed.problem("a", "Service demo/web", Reason::SessionAffinityIgnored, Severity::Warning);
+    let mut bed = bed.problem("a", "Service demo/web", Reason::TrafficDistributionIgnored, Severity::Warning);
     bed.settle();
     let status = bed.present.services[&object("web")].status.clone().unwrap();
     for condition in status.conditions.unwrap() {
