@@ -75,7 +75,7 @@ pub(super) fn remember<M: Maps>(
     let mut tries = 0;
     while tries < WRITE_TRIES {
         tries += 1;
-        let (way, is_own) = place(cells, key, now);
+        let (way, is_own) = place(config, cells, key, now);
         let before = cells.load(word_cell(way));
         // Somebody may have written to it since.
         if is_own != AffinityWord(before).is_of(key) {
@@ -100,8 +100,8 @@ pub(super) fn remember<M: Maps>(
 
 /// The way of a client, or else that of the one whose stay ends first; whether it is the client's own.
 #[inline(always)]
-fn place<C: Cells>(cells: C, key: u64, now: u64) -> (u64, bool) {
-    let mut best = 0;
+fn place<C: Cells>(config: &Config, cells: C, key: u64, now: u64) -> (u64, bool) {
+    let mut best: u32 = 0;
     let mut least = u64::MAX;
     let mut is_own = false;
     let mut way = 0;
@@ -109,13 +109,15 @@ fn place<C: Cells>(cells: C, key: u64, now: u64) -> (u64, bool) {
         let word = AffinityWord(cells.load(word_cell(way)));
         let left = if word.member() == 0 { 0 } else { StayWord(cells.load(stay_cell(way))).left(now) };
         if !is_own && word.is_of(key) {
-            (best, is_own) = (way, true);
+            (best, is_own) = (way as u32, true);
         } else if !is_own && left < least {
-            (best, least) = (way, left);
+            (best, least) = (way as u32, left);
         }
+        // The verifier would follow each way on its own.
+        best = config.forget(best);
         way += 1;
     }
-    (best, is_own)
+    (best as u64, is_own)
 }
 
 /// After a client was put into a way: where another CPU put it into another one at the same time, the lower one stays.

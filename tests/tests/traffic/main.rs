@@ -3,6 +3,7 @@
 //! - [`spread`]: who is served by whom, over one interface and two;
 //! - [`headers`]: VLAN tags, IPv4 options, IPv6 extension headers;
 //! - [`addresses`]: a VIP that is the node's own address, and traffic that is not ours;
+//! - [`affinity`]: `sessionAffinity: ClientIP`;
 //! - [`neighbours`]: a next hop that changes;
 //! - [`endpoints`]: readiness, probes;
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
@@ -12,6 +13,7 @@
 //! - [`views`]: what `kanmon flows` and the counters say of all that.
 
 mod addresses;
+mod affinity;
 mod drains;
 mod endpoints;
 mod flow_log;
