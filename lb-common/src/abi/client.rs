@@ -85,8 +85,8 @@ pub const SOURCE_SERVICE_BITS: u32 = 32;
 
 /// Clients that a bucket of `AFFINITY` remembers.
 pub const AFFINITY_WAYS: u32 = 4;
-/// Most elements of the array `AFFINITY`, a power of two: 65,536 clients in 1 MiB.
-pub const MOST_AFFINITY_BUCKETS: u32 = 1 << 14;
+/// Most elements of the array `AFFINITY`, a power of two: 32,768 clients in 512 KiB.
+pub const MOST_AFFINITY_BUCKETS: u32 = 1 << 13;
 
 /// Element of the array `AFFINITY`: with which backends some clients are.
 #[repr(C)]

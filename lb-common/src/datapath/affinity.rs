@@ -20,31 +20,40 @@ use crate::{
 /// Tries to write an entry while other CPUs write to the same bucket.
 const WRITE_TRIES: u64 = 3;
 
-/// The member that the client is with, while it takes new flows, as `select::walk` returns it. A call, as that is one.
-#[inline(never)]
+/// The member that the client is with, while it takes new flows, as `select::walk` returns it. Two calls, one after the
+/// other: for one there is too little room behind the caller's stack frame.
+#[inline(always)]
 pub(super) fn find<M: Maps>(maps: &M, config: &Config, search: &Search) -> u64 {
+    vetted(maps, config, search, remembered(maps, config, search))
+}
+
+/// Member and generation, as in [`AffinityWord`]; 0: none.
+#[inline(never)]
+fn remembered<M: Maps>(maps: &M, config: &Config, search: &Search) -> u64 {
     let stay = sources::asked(maps, search.service).stay();
     if stay == 0 {
-        return select::NOBODY;
+        return 0;
     }
     let key = hash::affinity(&config.flow_key, search.ring_hash);
-    let Some(cells) = maps.affinity(hash::affinity_bucket(key, config.flow_bucket_mask)) else {
-        return select::NOBODY;
-    };
+    let Some(cells) = maps.affinity(hash::affinity_bucket(key, config.flow_bucket_mask)) else { return 0 };
     let now = search.now >> TICK_SHIFT;
-    let mut found = AffinityWord::EMPTY;
     let mut way = 0;
     while way < AFFINITY_WAYS as u64 {
         let word = AffinityWord(cells.load(word_cell(way)));
         if word.is_of(key) && StayWord(cells.load(stay_cell(way))).age(now) <= stay {
-            found = word;
-            break;
+            return config.forget(word.0 as u32) as u64;
         }
         way += 1;
     }
-    let index = config.forget(found.member());
-    let generation = config.forget(found.generation() as u32);
-    if index == 0 || !select::is_good(maps, search, index, generation as u8) {
+    0
+}
+
+/// A member that was remembered, if it is as good as any now.
+#[inline(never)]
+fn vetted<M: Maps>(maps: &M, config: &Config, search: &Search, remembered: u64) -> u64 {
+    let word = AffinityWord(remembered);
+    let index = word.member();
+    if index == 0 || !select::is_good(maps, search, index, word.generation()) {
         return select::NOBODY;
     }
     maps.count(Counter::FlowAffine);

@@ -59,7 +59,7 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
     };
     let has_heir = reaction.retries_on_reset()
         && slot.word.attempt() < rescue::MOST_RESCUES
-        && select::select(maps, config, &search, select::NOBODY).is_some();
+        && select::select(maps, config, &search).is_some();
     if !slot.advance(if has_heir { FlowState::Refused } else { FlowState::Closed }) {
         return moved;
     }

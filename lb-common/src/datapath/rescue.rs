@@ -241,7 +241,7 @@ fn another_path<F: Family, M: Maps>(
     let last_hop = reverse_table::find::<F, M>(maps, config, backend, word.snat(), word.port())?.last_hop;
     let last_hop = config.forget(last_hop as u32) as u16;
     let search = next(maps, slot, member, ring_hash, now);
-    let Selected { index, head, .. } = select::select(maps, config, &search, select::NOBODY)?;
+    let Selected { index, head, .. } = select::select(maps, config, &search)?;
     let new = NewReverse::<F> {
         backend: head.backend(),
         flow: slot.reference(),

@@ -53,21 +53,46 @@ const UNUSABLE: u32 = 3;
 /// Nobody that takes a flow, as [`walk`] returns it.
 pub(super) const NOBODY: u64 = (UNUSABLE as u64) << 32;
 
-/// Selects a member for a key; `None`: no usable backend. A tripped one is better than none. `known` is looked for
-/// before all else: an index of a good member, or [`NOBODY`].
+/// Selects a member for a key; `None`: no usable backend. A tripped one is better than none.
 #[inline(always)]
-pub(super) fn select<M: Maps>(maps: &M, config: &Config, search: &Search, known: u64) -> Option<Selected> {
+pub(super) fn select<M: Maps>(maps: &M, config: &Config, search: &Search) -> Option<Selected> {
     let descriptor = maps.descriptor(search.service)?;
-    let mut best = known;
-    if class(best) != GOOD {
-        best = walk(maps, config, search, RingWord(descriptor.load(0)), RING_CANDIDATES);
-    }
+    let mut best = walk(maps, config, search, RingWord(descriptor.load(0)), RING_CANDIDATES);
     if class(best) != GOOD {
         let fallback = walk(maps, config, search, RingWord(descriptor.load(1)), search.candidates);
         if class(fallback) < class(best) {
             best = fallback;
         }
     }
+    selected(maps, best)
+}
+
+/// The same, but first of all who is known already: a good member, or [`NOBODY`].
+#[inline(always)]
+pub(super) fn select_after<M: Maps>(
+    maps: &M,
+    config: &Config,
+    search: &Search,
+    known: u64,
+) -> Option<Selected> {
+    // Looked up where it is needed: kept, it would need room on the kernel's stack.
+    let ring = |cell| RingWord(maps.descriptor(search.service).map_or(0, |cells| cells.load(cell)));
+    let mut best = known;
+    if class(best) != GOOD {
+        best = walk(maps, config, search, ring(0), RING_CANDIDATES);
+    }
+    if class(best) != GOOD {
+        let fallback = walk(maps, config, search, ring(1), search.candidates);
+        if class(fallback) < class(best) {
+            best = fallback;
+        }
+    }
+    selected(maps, best)
+}
+
+/// The member that a search found.
+#[inline(always)]
+fn selected<M: Maps>(maps: &M, best: u64) -> Option<Selected> {
     if class(best) >= UNUSABLE {
         return None;
     }

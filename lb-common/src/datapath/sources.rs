@@ -2,7 +2,7 @@
 //!
 //! Flows that exist are not asked: a change of ranges ends none.
 
-use super::{Cells, Family, Maps};
+use super::{Cells, Family, Maps, setup::Identity};
 use crate::abi::ClientWord;
 
 /// What a service asks of its clients.
@@ -13,17 +13,12 @@ pub(super) fn asked<M: Maps>(maps: &M, service: u32) -> ClientWord {
 
 /// Whether a client may begin a flow of the service.
 #[inline(always)]
-pub(super) fn admits<F: Family, M: Maps>(
-    maps: &M,
-    asked: ClientWord,
-    service: u32,
-    client: F::Address,
-) -> bool {
-    !asked.has_ranges() || is_in_range::<F, M>(maps, service, client)
+pub(super) fn admits<F: Family, M: Maps>(maps: &M, service: u32, flow: &Identity<F>) -> bool {
+    !asked(maps, service).has_ranges() || is_in_range(maps, service, flow)
 }
 
 /// A call: the key would stay in the caller's stack frame.
 #[inline(never)]
-fn is_in_range<F: Family, M: Maps>(maps: &M, service: u32, client: F::Address) -> bool {
-    F::is_source(maps, service, client)
+fn is_in_range<F: Family, M: Maps>(maps: &M, service: u32, flow: &Identity<F>) -> bool {
+    F::is_source(maps, service, flow.source)
 }
