@@ -85,8 +85,8 @@ pub const SOURCE_SERVICE_BITS: u32 = 32;
 
 /// Clients that a bucket of `AFFINITY` remembers.
 pub const AFFINITY_WAYS: u32 = 4;
-/// Most elements of the array `AFFINITY`, a power of two: 32,768 clients in 512 KiB.
-pub const MOST_AFFINITY_BUCKETS: u32 = 1 << 13;
+/// Most elements of the array `AFFINITY`, a power of two: 16,384 clients in 256 KiB.
+pub const MOST_AFFINITY_BUCKETS: u32 = 1 << 12;
 
 /// Element of the array `AFFINITY`: with which backends some clients are.
 #[repr(C)]
