@@ -173,7 +173,10 @@ fn ranges(net: Net) -> impl Strategy<Value = Vec<(IpAddr, u8)>> {
     prop::collection::vec((address(net), 0..=most), 0..20)
 }
 
-fn world() -> impl Strategy<Value = (Net, [Vec<(IpAddr, u8)>; 2], Vec<IpAddr>)> {
+/// A family, the ranges of both services, and clients.
+type World = (Net, [Vec<(IpAddr, u8)>; 2], Vec<IpAddr>);
+
+fn world() -> impl Strategy<Value = World> {
     prop::sample::select(&Net::BOTH[..]).prop_flat_map(|net| {
         (Just(net), [ranges(net), ranges(net)], prop::collection::vec(address(net), 1..30))
     })
