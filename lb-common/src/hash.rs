@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::abi::{ADDRESS_FILTER_SIZE, LOCK_STRIPES, MOST_SYN_COPIES};
+use crate::abi::{ADDRESS_FILTER_SIZE, LOCK_STRIPES, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES};
 
 /// Key of a [`FlowHash`]: sixteen random words.
 #[repr(C)]
@@ -117,6 +117,21 @@ pub fn hash_v6(key: &HashKey, source: [u32; 4], destination: [u32; 4], ports: u3
 pub fn reverse_bucket(key: &HashKey, word_key: u64, mask: u32) -> u32 {
     let salt = key.words[0] as u64 | (key.words[1] as u64) << 32;
     (finish(word_key ^ salt) >> 32) as u32 & mask
+}
+
+/// The hash by which a client is remembered, of its place in the ring without its port. The ring's key hides nothing,
+/// the flow table's does. The upper 36 bits are the tag.
+#[must_use]
+#[inline(always)]
+pub const fn affinity(key: &HashKey, ring_hash: u64) -> u64 {
+    finish(ring_hash ^ (key.words[0] as u64 | (key.words[1] as u64) << 32))
+}
+
+/// The bucket of `AFFINITY` for such a hash.
+#[must_use]
+#[inline(always)]
+pub const fn affinity_bucket(affinity: u64, flow_bucket_mask: u32) -> u32 {
+    affinity as u32 & (MOST_AFFINITY_BUCKETS - 1) & flow_bucket_mask
 }
 
 /// The 32-bit hash of the `attempt`-th candidate of a key in a ring; attempt 0 is the key's own place.

@@ -4,12 +4,13 @@ use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atom
 
 use aya_ebpf::{
     bindings::xdp_action,
-    btf_maps::Array,
+    btf_maps::{Array, lpm_trie::Key},
     helpers::{bpf_get_smp_processor_id, generated::bpf_ktime_get_coarse_ns},
 };
 use lb_common::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, Counter, Event, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
+        BackendKeyV4, BackendKeyV6, Config, Counter, Event, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6,
+        VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{Cells, Maps, Tables},
@@ -189,6 +190,16 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn source_v4(&self, key: &SourceV4) -> bool {
+        maps::SOURCES_V4.get(&Key::new(8 * size_of::<SourceV4>() as u32, *key)).is_some()
+    }
+
+    #[inline(always)]
+    fn source_v6(&self, key: &SourceV6) -> bool {
+        maps::SOURCES_V6.get(&Key::new(8 * size_of::<SourceV6>() as u32, *key)).is_some()
+    }
+
+    #[inline(always)]
     fn vip_v4(&self, key: &VipKeyV4) -> Option<u32> {
         // SAFETY: four aligned bytes read as the old or the new flags.
         unsafe { maps::VIPS_V4.get(key).copied() }
@@ -220,6 +231,11 @@ impl Maps for Kernel {
     #[inline(always)]
     fn descriptor(&self, index: u32) -> Option<KernelCells> {
         element(&maps::DESCRIPTORS, index)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, index: u32) -> Option<KernelCells> {
+        element(&maps::AFFINITY, index)
     }
 
     #[inline(always)]

@@ -5,14 +5,15 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, DevMapHash, HashMap, ProgramArray, RingBuf},
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::abi::{
-    ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    CpuRefusals, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT,
-    LOCK_STRIPES, LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
-    ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
+    ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
+    CpuCounters, CpuRefusals, EventBudget, FlowBucket, FlowStats, HandshakeBucket,
+    LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock, Member, MemberStats, PortBitmap,
+    ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
+    SourceV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.
@@ -22,6 +23,10 @@ const SHARED: usize = BPF_F_MMAPABLE as usize;
 pub(crate) static SERVICES_V4: HashMap<ServiceKeyV4, u32, 1024> = HashMap::new();
 #[btf_map]
 pub(crate) static SERVICES_V6: HashMap<ServiceKeyV6, u32, 1024> = HashMap::new();
+#[btf_map]
+pub(crate) static SOURCES_V4: LpmTrie<SourceV4, u32, 1024> = LpmTrie::new();
+#[btf_map]
+pub(crate) static SOURCES_V6: LpmTrie<SourceV6, u32, 1024> = LpmTrie::new();
 #[btf_map]
 pub(crate) static VIPS_V4: HashMap<VipKeyV4, u32, 1024> = HashMap::new();
 #[btf_map]
@@ -47,6 +52,8 @@ pub(crate) static BACKENDS: Array<Backend, 1, SHARED> = Array::new();
 pub(crate) static FLOWS: Array<FlowBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static HANDSHAKES: Array<HandshakeBucket, 1, SHARED> = Array::new();
+#[btf_map]
+pub(crate) static AFFINITY: Array<AffinityBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static SYNS: Array<SynCopy, 1, SHARED> = Array::new();
 #[btf_map]

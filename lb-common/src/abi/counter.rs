@@ -115,6 +115,12 @@ counters! {
     RefusalLimited = 38, "refusal_limited";
     /// The sender of a dropped packet was not told: the frame has no room for the answer's headers.
     RefusalNoRoom = 39, "refusal_no_room";
+    /// Dropped: would begin a flow of a service with source ranges, and its source is in none of them.
+    DropSource = 40, "drop_source";
+    /// A new flow was given the backend that its client's flow before was given, because its service asks for that.
+    FlowAffine = 41, "flow_affine";
+    /// A client's backend was forgotten before its time, because another client took its place in the table.
+    AffinityDisplaced = 42, "affinity_displaced";
 }
 
 /// Room for counters in [`CpuCounters`].

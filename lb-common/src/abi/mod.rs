@@ -8,6 +8,7 @@
 //! (see [`crate::datapath::Cells`]); their structs exist for sizes, initial values and BTF field names.
 
 mod backend;
+mod client;
 mod config;
 mod counter;
 mod event;
@@ -22,6 +23,10 @@ mod service;
 mod syn;
 
 pub use backend::{Backend, BackendKeyV4, BackendKeyV6, PORT_BITMAP_WORDS, PortBitmap, backend_flags};
+pub use client::{
+    AFFINITY_WAYS, AffinityBucket, AffinityEntry, AffinityWord, ClientWord, MOST_AFFINITY_BUCKETS,
+    SOURCE_SERVICE_BITS, SourceV4, SourceV6, StayWord,
+};
 pub use config::{Config, MAX_SNAT_ADDRESSES, Timeouts};
 pub use counter::{Counter, CpuCounters, MemberStats};
 pub use event::{Event, EventBudget, EventKind};

@@ -28,6 +28,7 @@ impl Refusal {
     pub const fn after(reason: Counter) -> Option<Self> {
         match reason {
             Counter::DropClosedPort | Counter::DropNotSyn | Counter::DropNoBackend => Some(Self::Port),
+            Counter::DropSource => Some(Self::Prohibited),
             Counter::DropProtocol => Some(Self::Protocol),
             Counter::DropTtl => Some(Self::TimeExceeded),
             _ => None,

@@ -80,8 +80,8 @@ pub struct ServiceDescriptor {
     pub reaction: u64,
     /// Cell 6: [`super::FlowLogWord`].
     pub flow_log: u64,
-    /// Always 0.
-    pub reserved: [u8; 8],
+    /// Cell 7: [`super::ClientWord`].
+    pub clients: u64,
 }
 
 /// What connections of a service that fail at a backend lead to; one word, so that a reader sees one policy.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     abi::{
         BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, Refusal, ServiceKeyV4, ServiceKeyV6,
-        VipKeyV4, VipKeyV6, address_check,
+        SourceV4, SourceV6, VipKeyV4, VipKeyV6, address_check,
     },
     hash::{self, FlowHash, HashKey},
 };
@@ -48,6 +48,8 @@ pub trait Family: Sized + Copy {
     fn filter_index(address: Self::Address) -> u32;
     /// Index of the service at (address, raw port, protocol).
     fn service<M: Maps>(maps: &M, address: Self::Address, port: u16, protocol: u8) -> Option<u32>;
+    /// Whether an address is in one of a service's source ranges.
+    fn is_source<M: Maps>(maps: &M, service: u32, address: Self::Address) -> bool;
     /// Flags of a VIP; `None` where the address is not one.
     fn vip<M: Maps>(maps: &M, address: Self::Address) -> Option<u32>;
     /// Index of the backend at (address, raw port, protocol).
@@ -236,6 +238,11 @@ impl Family for V4 {
     fn service<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8) -> Option<u32> {
         let key = ServiceKeyV4 { vip: address.to_ne_bytes(), port: port.to_ne_bytes(), protocol, pad: 0 };
         maps.service_v4(&key)
+    }
+
+    #[inline(always)]
+    fn is_source<M: Maps>(maps: &M, service: u32, address: u32) -> bool {
+        maps.source_v4(&SourceV4 { service: service.to_be_bytes(), address: address.to_ne_bytes() })
     }
 
     #[inline(always)]
@@ -475,6 +482,11 @@ impl Family for V6 {
     fn service<M: Maps>(maps: &M, address: [u64; 2], port: u16, protocol: u8) -> Option<u32> {
         let key = ServiceKeyV6 { vip: bytemuck::cast(address), port: port.to_ne_bytes(), protocol, pad: 0 };
         maps.service_v6(&key)
+    }
+
+    #[inline(always)]
+    fn is_source<M: Maps>(maps: &M, service: u32, address: [u64; 2]) -> bool {
+        maps.source_v6(&SourceV6 { service: service.to_be_bytes(), address: bytemuck::cast(address) })
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 //! The life of a packet, top to bottom: `parse` → an existing flow's `request` or `reply`, or a
 //! `setup` (`select`, `flow_table`, `ports`, `reverse_table`, `last_hop`) → `rewrite` → [`Verdict`].
 
+mod affinity;
 pub mod checksum;
 mod events;
 mod family;
@@ -26,6 +27,7 @@ mod reverse_table;
 mod rewrite;
 mod select;
 mod setup;
+mod sources;
 pub mod sweep;
 mod syn;
 mod tables;

@@ -1,16 +1,16 @@
-//! What is left to do for the first packet of a new flow before it is forwarded: the flow log, its counters, and
-//! whether a SYN may go to another backend.
+//! What is left to do for the first packet of a new flow before it is forwarded: the backend that its client stays with,
+//! the flow log, its counters, and whether a SYN may go to another backend.
 //!
 //! A program of its own, for the verifier's sake: together with the making of the flow it is too much for Linux 6.1.
 
 use core::hint::black_box;
 
 use super::{
-    Family, Maps, Outcome, PacketMut, events, flow_stats,
+    Family, Maps, Outcome, PacketMut, affinity, events, flow_stats,
     flow_table::{self, Slot},
     member::{self, MemberHead},
     parse::{self, Ip},
-    syn,
+    setup, sources, syn,
 };
 use crate::abi::{Config, Counter, EventKind, FLOW_WAYS, TCP, member_flags};
 
@@ -28,6 +28,12 @@ pub(super) fn opened<F: Family, P: PacketMut, M: Maps>(
     let slot = Slot { way: black_box(found.way) & (FLOW_WAYS - 1), ..found };
     let Some(member) = maps.member(slot.word.member()) else { return Outcome::Again };
     let service = member::service(member);
+    let asked = sources::asked(maps, service);
+    if asked.stay() > 0 {
+        let client_ports = parse::Ports { source: 0, ..ports };
+        let ring_hash = setup::ring_hash::<F>(config, ip.source, ip.destination, client_ports, ip.protocol);
+        affinity::remember(maps, config, asked, ring_hash, slot.word, maps.now());
+    }
     if events::noted(maps, service).notes(hash.tag()) {
         let counted = MemberHead::load(member).has(member_flags::COUNTED);
         if counted && !flow_stats::begin(maps, config, slot.reference(), maps.now()) {

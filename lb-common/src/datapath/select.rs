@@ -50,6 +50,9 @@ const SAME_CLUSTER: u32 = 1;
 const TRIPPED: u32 = 2;
 const UNUSABLE: u32 = 3;
 
+/// Nobody that takes a flow, as [`walk`] returns it.
+pub(super) const NOBODY: u64 = (UNUSABLE as u64) << 32;
+
 /// Selects a member for a key; `None`: no usable backend. A tripped one is better than none.
 #[inline(always)]
 pub(super) fn select<M: Maps>(maps: &M, config: &Config, search: &Search) -> Option<Selected> {
@@ -61,6 +64,35 @@ pub(super) fn select<M: Maps>(maps: &M, config: &Config, search: &Search) -> Opt
             best = fallback;
         }
     }
+    selected(maps, best)
+}
+
+/// The same, but first of all who is known already: a good member, or [`NOBODY`].
+#[inline(always)]
+pub(super) fn select_after<M: Maps>(
+    maps: &M,
+    config: &Config,
+    search: &Search,
+    known: u64,
+) -> Option<Selected> {
+    // Looked up where it is needed: kept, it would need room on the kernel's stack.
+    let ring = |cell| RingWord(maps.descriptor(search.service).map_or(0, |cells| cells.load(cell)));
+    let mut best = known;
+    if class(best) != GOOD {
+        best = walk(maps, config, search, ring(0), RING_CANDIDATES);
+    }
+    if class(best) != GOOD {
+        let fallback = walk(maps, config, search, ring(1), search.candidates);
+        if class(fallback) < class(best) {
+            best = fallback;
+        }
+    }
+    selected(maps, best)
+}
+
+/// The member that a search found.
+#[inline(always)]
+fn selected<M: Maps>(maps: &M, best: u64) -> Option<Selected> {
     if class(best) >= UNUSABLE {
         return None;
     }
@@ -101,6 +133,13 @@ fn walk<M: Maps>(maps: &M, config: &Config, search: &Search, ring: RingWord, can
         }
     }
     (best_class as u64) << 32 | best as u64
+}
+
+/// Whether a member is as good as any, and the index still has this generation.
+#[inline(always)]
+pub(super) fn is_good<M: Maps>(maps: &M, search: &Search, index: u32, generation: u8) -> bool {
+    let Some(cells) = maps.member(index) else { return false };
+    MemberHead::load(cells).generation() == generation && class_of(maps, search, index) == GOOD
 }
 
 #[inline(always)]

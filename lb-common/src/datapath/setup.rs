@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use super::{
-    Cells, Family, Maps, Outcome, PacketMut, events,
+    Cells, Family, Maps, Outcome, PacketMut, affinity, events,
     flow_table::{self, Displaced, Slot},
     last_hop,
     member::MemberHead,
@@ -11,7 +11,7 @@ use super::{
     ports, request, rescue,
     reverse_table::NewReverse,
     select::{self, Search},
-    syn,
+    sources, syn,
     tcp::{self, ClientStep, Flags},
 };
 use crate::{
@@ -41,6 +41,10 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let Some(service) = F::service(maps, ip.destination, ports.destination, ip.protocol) else {
         return Outcome::Drop(Counter::DropClosedPort);
     };
+    // First of all: who is not let in learns nothing else.
+    let Some((hash, ring_hash)) = admitted::<F, M>(maps, config, ip, ports, service) else {
+        return Outcome::Drop(Counter::DropSource);
+    };
     let flags = Flags(if ip.protocol == TCP {
         packet.read::<u8, { request::TCP_FLAGS }>(ip.transport_offset).unwrap_or(0)
     } else {
@@ -55,7 +59,6 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let isn = if ip.protocol == TCP { syn::sequence(packet, ip.transport_offset).unwrap_or(0) } else { 0 };
     let isn = config.forget(isn);
     let now = maps.now();
-    let (hash, ring_hash) = hashes::<F>(config, ip.source, ip.destination, ports, ip.protocol);
     let last_hop = match last_hop::learn(packet, maps, config, link, clock::tick(now)) {
         Ok(index) => index,
         Err(counter) => return Outcome::Drop(counter),
@@ -100,6 +103,32 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     Outcome::Drop(counter)
 }
 
+/// The hash of a flow that the client may begin, and its place in rings. A scope of its own: the kernel's stack has no
+/// room for a flow's identity beside all that comes later.
+#[inline(always)]
+fn admitted<F: Family, M: Maps>(
+    maps: &M,
+    config: &Config,
+    ip: &Ip<F>,
+    ports: Ports,
+    service: u32,
+) -> Option<(FlowHash, u64)> {
+    let mut identity = Identity::<F> {
+        source: ip.source,
+        destination: ip.destination,
+        ports: super::port_word(ports),
+        protocol: ip.protocol,
+    };
+    if !sources::admits(maps, service, &identity) {
+        return None;
+    }
+    let hash = identity.flow_hash(config);
+    // Read anew: the verifier would go on with each of the answers that it knows of.
+    let port_mask = sources::asked(maps, service).port_mask();
+    identity.ports &= super::port_word(Ports { source: port_mask, destination: !0 });
+    Some((hash, hash_half::<F>(&config.ring_key, &identity, false)))
+}
+
 /// Takes the lock of a key's stripe; whoever has it gives it back by an exchange from 1 to 0.
 ///
 /// # Errors
@@ -128,19 +157,40 @@ pub(super) fn hashes<F: Family>(
 ) -> (FlowHash, u64) {
     let identity =
         Identity::<F> { source: client, destination: vip, ports: super::port_word(ports), protocol };
-    let hash = FlowHash {
-        low: hash_half::<F>(&config.flow_key, &identity, false),
-        high: hash_half::<F>(&config.flow_key, &identity, true),
-    };
-    (hash, hash_half::<F>(&config.ring_key, &identity, false))
+    (identity.flow_hash(config), hash_half::<F>(&config.ring_key, &identity, false))
+}
+
+/// The place in rings. Without the client's port it is that of all its flows.
+#[inline(always)]
+pub(super) fn ring_hash<F: Family>(
+    config: &Config,
+    client: F::Address,
+    vip: F::Address,
+    ports: Ports,
+    protocol: u8,
+) -> u64 {
+    let identity =
+        Identity::<F> { source: client, destination: vip, ports: super::port_word(ports), protocol };
+    hash_half::<F>(&config.ring_key, &identity, false)
 }
 
 /// What makes a flow that flow.
-struct Identity<F: Family> {
-    source: F::Address,
+pub(super) struct Identity<F: Family> {
+    /// The client.
+    pub source: F::Address,
     destination: F::Address,
     ports: u32,
     protocol: u8,
+}
+
+impl<F: Family> Identity<F> {
+    #[inline(always)]
+    fn flow_hash(&self, config: &Config) -> FlowHash {
+        FlowHash {
+            low: hash_half::<F>(&config.flow_key, self, false),
+            high: hash_half::<F>(&config.flow_key, self, true),
+        }
+    }
 }
 
 /// One half of a keyed hash. A call: inlined three times, its intermediate values would fill the kernel's stack.
@@ -222,7 +272,8 @@ fn locked<F: Family, M: Maps>(
         cluster: 0,
         candidates: select::FALLBACK_CANDIDATES,
     };
-    let selected = select::select(maps, config, &search).ok_or(Counter::DropNoBackend)?;
+    let known = affinity::find(maps, config, &search);
+    let selected = select::select_after(maps, config, &search, known).ok_or(Counter::DropNoBackend)?;
     let Some((slot, displaced)) = flow_table::claim(maps, config, hash, now) else {
         return Err(Counter::DropTableFull);
     };

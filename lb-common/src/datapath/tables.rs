@@ -2,7 +2,8 @@
 //! over BPF maps, the agent over mmapped memory, and tests over plain or model-checked atomics.
 
 use crate::abi::{
-    BackendKeyV4, BackendKeyV6, Config, Counter, ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6,
+    BackendKeyV4, BackendKeyV6, Config, Counter, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, VipKeyV4,
+    VipKeyV6,
 };
 
 /// One map element as an array of 64-bit cells that several CPUs use at once.
@@ -78,6 +79,10 @@ pub trait Maps: Tables {
     fn service_v4(&self, key: &ServiceKeyV4) -> Option<u32>;
     /// Index of a service.
     fn service_v6(&self, key: &ServiceKeyV6) -> Option<u32>;
+    /// Whether a client is in one of a service's ranges.
+    fn source_v4(&self, key: &SourceV4) -> bool;
+    /// Whether a client is in one of a service's ranges.
+    fn source_v6(&self, key: &SourceV6) -> bool;
     /// Flags of a VIP ([`crate::abi::vip_flags`]).
     fn vip_v4(&self, key: &VipKeyV4) -> Option<u32>;
     /// Flags of a VIP.
@@ -90,6 +95,8 @@ pub trait Maps: Tables {
     fn address_filter(&self, index: u32) -> u64;
     /// Element of `DESCRIPTORS`, eight cells.
     fn descriptor(&self, index: u32) -> Option<Self::Cells>;
+    /// Bucket of `AFFINITY`: cells 2w and 2w + 1 are way w.
+    fn affinity(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `SYNS`, eight cells.
     fn syn(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `FLOW_STATS`, eight cells.

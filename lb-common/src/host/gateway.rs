@@ -10,9 +10,10 @@ use bytemuck::Zeroable;
 use super::maps::{HostMaps, Sizes};
 use crate::{
     abi::{
-        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, FlowLogWord, Member, RING_SIZES,
-        ReactionWord, RingPair, RingWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, TCP, Timeouts,
-        VipKeyV4, VipKeyV6, address_filter, backend_flags, member_flags,
+        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, ClientWord, Config, FlowLogWord, Member,
+        RING_SIZES, ReactionWord, RingPair, RingWord, SOURCE_SERVICE_BITS, ServiceDescriptor, ServiceKeyV4,
+        ServiceKeyV6, SourceV4, SourceV6, TCP, Timeouts, VipKeyV4, VipKeyV6, address_filter, backend_flags,
+        member_flags,
     },
     clock::ticks_from_millis,
     datapath::checksum::Sum,
@@ -326,6 +327,42 @@ impl Gateway {
     pub fn set_flow_log(&mut self, service: u32, flow_log: FlowLogWord) {
         let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
         self.maps.descriptors.write(service, &ServiceDescriptor { flow_log: flow_log.0, ..descriptor });
+    }
+
+    /// Lets only clients from these networks begin flows of a service; `None`: everybody.
+    ///
+    /// # Panics
+    /// With more bits than an address of the network's family has.
+    pub fn set_source_ranges(&mut self, service: u32, ranges: Option<&[(IpAddr, u8)]>) {
+        let index = service.to_be_bytes();
+        self.maps.sources_v4.retain(|(_, range)| range.service != index);
+        self.maps.sources_v6.retain(|(_, range)| range.service != index);
+        for (network, length) in ranges.into_iter().flatten() {
+            let most = if network.is_ipv4() { 32 } else { 128 };
+            assert!(*length <= most, "{network} has {most} bits");
+            let bits = SOURCE_SERVICE_BITS + *length as u32;
+            match network {
+                IpAddr::V4(network) => {
+                    let range = SourceV4 { service: index, address: network.octets() };
+                    self.maps.sources_v4.insert((bits, range));
+                }
+                IpAddr::V6(network) => {
+                    let range = SourceV6 { service: index, address: network.octets() };
+                    self.maps.sources_v6.insert((bits, range));
+                }
+            }
+        }
+        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
+        let stay = ClientWord(descriptor.clients).stay() as u32;
+        let clients = ClientWord::new(ranges.is_some(), stay).0;
+        self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
+    }
+
+    /// Says for how long a client of a service stays with its backend, in ticks; 0: it doesn't.
+    pub fn set_stay(&mut self, service: u32, ticks: u32) {
+        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
+        let clients = ClientWord::new(ClientWord(descriptor.clients).has_ranges(), ticks).0;
+        self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
     }
 
     /// Says in which cluster a backend is.

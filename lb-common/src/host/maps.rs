@@ -1,7 +1,7 @@
 //! Every map of the packet program, as plain atomics and hash maps.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,10 +13,11 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     abi::{
-        ADDRESS_FILTER_SIZE, Backend, BackendKeyV4, BackendKeyV6, Config, Counter, CpuCounters, CpuRefusals,
-        Event, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop,
-        MOST_SYN_COPIES, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
-        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
+        ADDRESS_FILTER_SIZE, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config, Counter,
+        CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS,
+        LOCK_STRIPES, LastHop, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
+        ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
+        SourceV6, SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},
@@ -183,6 +184,10 @@ pub struct HostMaps {
     pub config: Option<Config>,
     pub services_v4: HashMap<ServiceKeyV4, u32>,
     pub services_v6: HashMap<ServiceKeyV6, u32>,
+    /// With the number of bits that count.
+    pub sources_v4: HashSet<(u32, SourceV4)>,
+    /// With the number of bits that count.
+    pub sources_v6: HashSet<(u32, SourceV6)>,
     pub vips_v4: HashMap<VipKeyV4, u32>,
     pub vips_v6: HashMap<VipKeyV6, u32>,
     pub backends_v4: HashMap<BackendKeyV4, u32>,
@@ -195,6 +200,7 @@ pub struct HostMaps {
     pub ports: Array,
     pub flows: Array,
     pub handshakes: Array,
+    pub affinity: Array,
     pub syns: Array,
     pub flow_stats: Array,
     pub locks: Array,
@@ -219,6 +225,8 @@ impl HostMaps {
             config: None,
             services_v4: HashMap::new(),
             services_v6: HashMap::new(),
+            sources_v4: HashSet::new(),
+            sources_v6: HashSet::new(),
             vips_v4: HashMap::new(),
             vips_v6: HashMap::new(),
             backends_v4: HashMap::new(),
@@ -231,6 +239,7 @@ impl HostMaps {
             ports: Array::of::<PortBitmap>(sizes.backends * sizes.snat_stride),
             flows: Array::of::<FlowBucket>(sizes.flow_buckets),
             handshakes: Array::of::<HandshakeBucket>(sizes.flow_buckets),
+            affinity: Array::of::<AffinityBucket>(sizes.flow_buckets.min(MOST_AFFINITY_BUCKETS)),
             syns: Array::of::<SynCopy>(sizes.flow_buckets.min(MOST_SYN_COPIES)),
             flow_stats: Array::of::<FlowStats>(sizes.flow_stats),
             locks: Array::of::<u64>(LOCK_STRIPES),
@@ -376,6 +385,14 @@ impl Maps for HostCpu<'_> {
         self.maps.services_v6.get(key).copied()
     }
 
+    fn source_v4(&self, key: &SourceV4) -> bool {
+        self.maps.sources_v4.iter().any(|(bits, range)| is_prefix(*bits, range, key))
+    }
+
+    fn source_v6(&self, key: &SourceV6) -> bool {
+        self.maps.sources_v6.iter().any(|(bits, range)| is_prefix(*bits, range, key))
+    }
+
     fn vip_v4(&self, key: &VipKeyV4) -> Option<u32> {
         self.maps.vips_v4.get(key).copied()
     }
@@ -398,6 +415,10 @@ impl Maps for HostCpu<'_> {
 
     fn descriptor(&self, index: u32) -> Option<Self::Cells> {
         self.maps.descriptors.get(index)
+    }
+
+    fn affinity(&self, index: u32) -> Option<Self::Cells> {
+        self.maps.affinity.get(index)
     }
 
     fn syn(&self, index: u32) -> Option<Self::Cells> {
@@ -445,4 +466,10 @@ impl Maps for HostCpu<'_> {
     fn now(&self) -> u64 {
         self.maps.clock()
     }
+}
+
+/// Whether two keys of a trie agree in their first bits.
+fn is_prefix<K: Pod>(bits: u32, range: &K, key: &K) -> bool {
+    let bit = |key: &K, n: u32| bytemuck::bytes_of(key)[n as usize / 8] >> (7 - n % 8) & 1;
+    (0..bits).all(|n| bit(range, n) == bit(key, n))
 }

@@ -77,6 +77,7 @@ impl Model {
         let established = self.live(bed, frame.source, protocol);
         let opened = bed.gateway.maps.counter(Counter::FlowOpened);
         let rescues = bed.gateway.maps.counter(Counter::FlowRescued);
+        let refusals = bed.gateway.maps.counter(Counter::RefusalSent);
         let step = bed.send(frame);
         let is_new = bed.gateway.maps.counter(Counter::FlowOpened) > opened;
         let rescued = bed.gateway.maps.counter(Counter::FlowRescued) > rescues;
@@ -86,6 +87,11 @@ impl Model {
             return;
         }
         let seen = step.seen();
+        if bed.gateway.maps.counter(Counter::RefusalSent) > refusals {
+            assert!(established.is_none(), "{frame:?} of an established flow: {step:?}");
+            assert_eq!(seen.destination.ip(), frame.source.ip(), "to nobody but its sender");
+            return;
+        }
         let path = Flow {
             protocol,
             client: frame.source,

@@ -2,6 +2,7 @@
 //! tables are checked against each other.
 
 mod active_refusal;
+mod affinity;
 mod bed;
 mod events;
 mod flow_log;
@@ -19,6 +20,7 @@ mod reply;
 mod rescue;
 mod rewrite;
 mod selection;
+mod sources;
 mod sweep;
 mod tcp;
 mod told;

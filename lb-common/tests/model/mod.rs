@@ -9,7 +9,7 @@ use std::{
 use lb_common::{
     abi::{
         BackendKeyV4, BackendKeyV6, Config, Counter, FlowState, FlowWord, LastHopWord, PORT_BITMAP_WORDS,
-        ReverseWord, ServiceKeyV4, ServiceKeyV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
+        ReverseWord, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
     },
     clock,
     datapath::{
@@ -463,6 +463,14 @@ impl Maps for &Model {
         None
     }
 
+    fn source_v4(&self, key: &SourceV4) -> bool {
+        GATEWAY.maps.cpu(0).source_v4(key)
+    }
+
+    fn source_v6(&self, _key: &SourceV6) -> bool {
+        false
+    }
+
     fn vip_v4(&self, key: &VipKeyV4) -> Option<u32> {
         GATEWAY.maps.vips_v4.get(key).copied()
     }
@@ -485,6 +493,10 @@ impl Maps for &Model {
 
     fn descriptor(&self, index: u32) -> Option<Self::Cells> {
         GATEWAY.maps.descriptors.get(index).map(ModelCells::Plain)
+    }
+
+    fn affinity(&self, _index: u32) -> Option<Self::Cells> {
+        None
     }
 
     fn syn(&self, index: u32) -> Option<Self::Cells> {

@@ -52,6 +52,7 @@ pub(super) fn from_plan(problem: &PlanProblem, next_hops: &NextHops) -> Option<P
         PlanProblem::MembersLeftOut { service, .. } => (format!("service {service}"), "MembersLeftOut"),
         PlanProblem::RingSpace { service, .. } => (format!("service {service}"), "RingSpace"),
         PlanProblem::RingTooLarge { service, .. } => (format!("service {service}"), "RingTooLarge"),
+        PlanProblem::SourceRangesFull { service, .. } => (format!("service {service}"), "SourceRangesFull"),
         PlanProblem::Mismatch { service, .. } => (format!("service {service}"), "Mismatch"),
     };
     // As a sentence of its own the text names the object once more.

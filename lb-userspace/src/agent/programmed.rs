@@ -72,6 +72,8 @@ mod tests {
             endpoints: Vec::new(),
             health_check: HealthCheck::default(),
             policy: Arc::default(),
+            sources: None,
+            affinity: None,
         };
         Desired { services: ids.iter().map(|id| (*id, service(*id))).collect(), ..Desired::default() }
     }

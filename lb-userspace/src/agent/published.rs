@@ -199,6 +199,8 @@ mod tests {
             endpoints: vec![endpoint.clone()],
             health_check: HealthCheck::default(),
             policy: Arc::default(),
+            sources: None,
+            affinity: None,
         };
         let next_hop = NextHop {
             destination_mac: [2; 6],

@@ -149,6 +149,7 @@ mod tests {
             backends: 64,
             members: 64,
             ring_pairs: 1000,
+            source_ranges: 16,
             drain_timeout: Duration::from_secs(1),
         };
         let mut model = Model::new(limits);

@@ -98,6 +98,8 @@ impl Source for Report {
                         .count(),
                     clusters: clusters_of(service).into_iter().map(str::to_owned).collect(),
                     ring: ring.map(|ring| view::Ring { slots: ring.slots(), version: ring.version() }),
+                    source_ranges: service.sources.as_ref().map(|ranges| ranges.iter().copied().collect()),
+                    affinity_seconds: service.affinity.map(|time| time.as_secs()),
                     traffic: traffic.get(&service.id).copied().unwrap_or_default(),
                     degraded: health.is_some_and(|health| health.degraded.is_some())
                         || published.refusal(service).is_some(),

@@ -218,6 +218,7 @@ fn table_sizes(settings: &Settings, snat_addresses: &[IpAddr]) -> bpf::TableSize
         members: tables.members,
         ring_slots: tables.ring_slots,
         flow_counters: tables.flow_counters,
+        source_ranges: tables.source_ranges,
         snat_count: v4.max(snat_addresses.len() - v4) as u32,
         cpus: possible_cpus(),
     }

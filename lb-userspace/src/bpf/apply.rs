@@ -3,13 +3,14 @@
 use std::sync::atomic::{Ordering, fence};
 
 use aya::maps::hash_map::HashMap;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::XdpMapError;
 use aya::maps::{MapData, MapError};
 use lb_common::abi::{Backend, Member, ServiceDescriptor};
 use lb_common::datapath::Cells;
 
 use super::load::Kernel;
-use crate::plan::{BackendKey, ServiceKey, Step, VipKey};
+use crate::plan::{BackendKey, ServiceKey, SourceKey, Step, VipKey};
 
 /// Cell of [`Member`] with the flags, and their position in it.
 const MEMBER_FLAGS_CELL: usize = std::mem::offset_of!(Member, backend) / 8;
@@ -20,6 +21,7 @@ const NEXT_HOP_CELLS: std::ops::RangeInclusive<usize> = 3..=6;
 const RING_CELL: usize = std::mem::offset_of!(ServiceDescriptor, ring) / 8;
 const FALLBACK_CELL: usize = std::mem::offset_of!(ServiceDescriptor, fallback) / 8;
 const FLOW_LOG_CELL: usize = std::mem::offset_of!(ServiceDescriptor, flow_log) / 8;
+const CLIENTS_CELL: usize = std::mem::offset_of!(ServiceDescriptor, clients) / 8;
 const REACTION_CELL: usize = std::mem::offset_of!(ServiceDescriptor, reaction) / 8;
 /// Cell of [`Backend`] with the cluster, in its upper half.
 const CLUSTER_CELL: usize = std::mem::offset_of!(Backend, cluster) / 8;
@@ -84,6 +86,7 @@ impl Kernel {
             | Step::DeleteVip { .. }
             | Step::PutBackendKey { .. }
             | Step::DeleteBackendKey { .. } => self.apply_to_hash(step)?,
+            Step::PutSource { .. } | Step::DeleteSource { .. } => self.apply_to_trie(step)?,
             Step::AddEgress { ifindex } => self
                 .egress
                 .insert(*ifindex, *ifindex, None, 0)
@@ -138,6 +141,25 @@ impl Kernel {
         }
     }
 
+    fn apply_to_trie(&mut self, step: &Step) -> Result<(), ApplyError> {
+        let maps = &mut self.hashes;
+        match step {
+            Step::PutSource { key: SourceKey::V4(bits, key) } => {
+                add("SOURCES_V4", &mut maps.sources_v4, Key::new(*bits, bytemuck::cast(*key)))
+            }
+            Step::PutSource { key: SourceKey::V6(bits, key) } => {
+                add("SOURCES_V6", &mut maps.sources_v6, Key::new(*bits, bytemuck::cast(*key)))
+            }
+            Step::DeleteSource { key: SourceKey::V4(bits, key) } => {
+                take_away("SOURCES_V4", &mut maps.sources_v4, Key::new(*bits, bytemuck::cast(*key)))
+            }
+            Step::DeleteSource { key: SourceKey::V6(bits, key) } => {
+                take_away("SOURCES_V6", &mut maps.sources_v6, Key::new(*bits, bytemuck::cast(*key)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn apply_to_array(&self, step: &Step) -> Result<(), ApplyError> {
         let memory = &self.memory;
         let (map, index, done) = match step {
@@ -184,6 +206,9 @@ impl Kernel {
             }
             Step::SetFlowLog { index, flow_log } => {
                 ("DESCRIPTORS", *index, self.swap(*index, FLOW_LOG_CELL, flow_log.0))
+            }
+            Step::SetClients { index, clients } => {
+                ("DESCRIPTORS", *index, self.swap(*index, CLIENTS_CELL, clients.0))
             }
             Step::SetReaction { index, reaction } => {
                 ("DESCRIPTORS", *index, self.swap(*index, REACTION_CELL, reaction.0))
@@ -240,6 +265,27 @@ fn delete<K: aya::Pod>(
     map: &'static str,
     target: &mut HashMap<MapData, K, u32>,
     key: K,
+) -> Result<(), ApplyError> {
+    match target.remove(&key) {
+        Err(source) if !is_absent(&source) => Err(ApplyError::Map { map, source }),
+        _ => Ok(()),
+    }
+}
+
+/// Adds a prefix to a trie. Its value means nothing.
+fn add<K: aya::Pod>(
+    map: &'static str,
+    target: &mut LpmTrie<MapData, K, u32>,
+    key: Key<K>,
+) -> Result<(), ApplyError> {
+    target.insert(&key, 1, 0).map_err(|source| ApplyError::Map { map, source })
+}
+
+/// Takes a prefix out of a trie; one that is not there counts as taken.
+fn take_away<K: aya::Pod>(
+    map: &'static str,
+    target: &mut LpmTrie<MapData, K, u32>,
+    key: Key<K>,
 ) -> Result<(), ApplyError> {
     match target.remove(&key) {
         Err(source) if !is_absent(&source) => Err(ApplyError::Map { map, source }),

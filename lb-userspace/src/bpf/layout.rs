@@ -4,11 +4,12 @@ use std::fmt;
 
 use comfy_table::{CellAlignment, Table, presets};
 use lb_common::abi::{
-    ADDRESS_FILTER_SIZE, AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters,
-    CpuRefusals, EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS, LOCK_STRIPES,
-    LastHop, Lock, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, Member, MemberStats,
-    PortBitmap, REVERSE_WAYS, RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
-    ServiceKeyV4, ServiceKeyV6, SynCopy, VipKeyV4, VipKeyV6,
+    ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
+    CpuCounters, CpuRefusals, EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS,
+    LOCK_STRIPES, LastHop, Lock, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS,
+    MOST_SYN_COPIES, Member, MemberStats, PortBitmap, REVERSE_WAYS, RING_SIZES, ReverseBucketV4,
+    ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy,
+    VipKeyV4, VipKeyV6,
 };
 
 use crate::config;
@@ -22,6 +23,8 @@ const EVENT_BYTES: u32 = 1 << 20;
 const EGRESS_INTERFACES: u32 = 256;
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`.
+const NO_PREALLOC: u32 = 1;
 /// Size of a page on every architecture that the packet program is built for.
 const PAGE: u64 = 4096;
 /// What the kernel keeps for an element of a hash map beside key and value (`struct htab_elem`).
@@ -46,6 +49,8 @@ pub struct TableSizes {
     pub ring_slots: u32,
     /// Flows whose traffic can be counted at once: 1 to 134,217,728, rounded up to a power of two.
     pub flow_counters: u32,
+    /// Source ranges of a family, all services together: 1 to 16,777,216.
+    pub source_ranges: u32,
     /// SNAT addresses of the family that has more of them: 1 to 8.
     pub snat_count: u32,
     /// CPUs that the machine may have: the highest possible CPU's number + 1.
@@ -67,6 +72,8 @@ pub struct SizeError {
 pub enum MapKind {
     /// A hash map, written by system calls.
     Hash,
+    /// A trie of prefixes, written by system calls.
+    Trie,
     /// An array that the agent maps into its memory.
     Array,
     /// The ring buffer of events.
@@ -125,6 +132,7 @@ impl TableSizes {
             members: tables.members,
             ring_slots: tables.ring_slots,
             flow_counters: tables.flow_counters,
+            source_ranges: tables.source_ranges,
             snat_count: 1,
             cpus,
         }
@@ -145,6 +153,7 @@ impl TableSizes {
             ("members", self.members, 1, MAX_MEMBER_INDEX - 1),
             ("ringSlots", self.ring_slots, 2 * RING_SIZES[0], 1 << 30),
             ("flowCounters", self.flow_counters, 1, most_flows as u32),
+            ("sourceRanges", self.source_ranges, 1, 1 << 24),
             ("snatCount", self.snat_count, 1, MAX_SNAT_ADDRESSES as u32),
             ("cpus", self.cpus, 1, 1 << 12),
         ];
@@ -160,6 +169,13 @@ impl TableSizes {
     #[must_use]
     pub const fn flow_buckets(&self) -> u32 {
         buckets(self.flows, FLOW_WAYS)
+    }
+
+    /// Elements of `AFFINITY`: a power of two.
+    #[must_use]
+    pub const fn affinity_buckets(&self) -> u32 {
+        let buckets = self.flow_buckets();
+        if buckets < MOST_AFFINITY_BUCKETS { buckets } else { MOST_AFFINITY_BUCKETS }
     }
 
     /// Elements of `SYNS`: a power of two.
@@ -217,6 +233,8 @@ impl TableSizes {
         vec![
             hash::<ServiceKeyV4>("SERVICES_V4", self.services),
             hash::<ServiceKeyV6>("SERVICES_V6", self.services),
+            trie::<SourceV4>("SOURCES_V4", self.source_ranges),
+            trie::<SourceV6>("SOURCES_V6", self.source_ranges),
             hash::<VipKeyV4>("VIPS_V4", self.services),
             hash::<VipKeyV6>("VIPS_V6", self.services),
             hash::<BackendKeyV4>("BACKENDS_V4", self.backends),
@@ -229,6 +247,7 @@ impl TableSizes {
             array::<PortBitmap>("PORTS", self.backend_count() * self.snat_count),
             array::<FlowBucket>("FLOWS", self.flow_buckets()),
             array::<HandshakeBucket>("HANDSHAKES", self.flow_buckets()),
+            array::<AffinityBucket>("AFFINITY", self.affinity_buckets()),
             array::<SynCopy>("SYNS", self.syn_copies()),
             array::<FlowStats>("FLOW_STATS", self.flow_stats()),
             array::<Lock>("LOCKS", LOCK_STRIPES),
@@ -273,7 +292,8 @@ impl TableSizes {
 }
 
 impl MapLayout {
-    /// Bytes of kernel memory that the map takes; for a hash map an estimate.
+    /// Bytes of kernel memory that the map takes from the start; for a hash map an estimate. A trie takes none, but up
+    /// to about 200 bytes for each entry that it gets.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         let entries = self.max_entries as u64;
@@ -281,6 +301,7 @@ impl MapLayout {
         match self.kind {
             MapKind::Array => (entries * value).next_multiple_of(PAGE),
             MapKind::RingBuffer => entries,
+            MapKind::Trie => 0,
             MapKind::Hash | MapKind::DeviceHash => {
                 let element = HASH_ELEMENT_OVERHEAD + (self.key_size as u64).next_multiple_of(8) + value;
                 entries * element + entries.next_power_of_two() * HASH_BUCKET
@@ -346,6 +367,18 @@ const fn hash<K>(name: &'static str, max_entries: u32) -> MapLayout {
         value_size: 4,
         max_entries,
         flags: 0,
+    }
+}
+
+/// The kernel's key begins with the number of bits that count.
+const fn trie<K>(name: &'static str, max_entries: u32) -> MapLayout {
+    MapLayout {
+        name,
+        kind: MapKind::Trie,
+        key_size: (size_of::<u32>() + size_of::<K>()) as u32,
+        value_size: 4,
+        max_entries,
+        flags: NO_PREALLOC,
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{DevMapHash, HashMap, Map, MapData, MapError, MapInfo, MapType, ProgramArray, RingBuf};
 use aya::programs::{ProgramError, ProgramFd, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -62,10 +63,12 @@ pub struct Kernel {
     _ebpf: Ebpf,
 }
 
-/// The hash maps.
+/// The hash maps and tries.
 pub(super) struct Hashes {
     pub(super) services_v4: HashMap<MapData, [u8; 8], u32>,
     pub(super) services_v6: HashMap<MapData, [u8; 20], u32>,
+    pub(super) sources_v4: LpmTrie<MapData, [u8; 8], u32>,
+    pub(super) sources_v6: LpmTrie<MapData, [u8; 20], u32>,
     pub(super) vips_v4: HashMap<MapData, [u8; 4], u32>,
     pub(super) vips_v6: HashMap<MapData, [u8; 16], u32>,
     pub(super) backends_v4: HashMap<MapData, [u8; 8], u32>,
@@ -288,6 +291,7 @@ fn check_pin(pins: &PinDir, pin: &Path, layout: &MapLayout) -> Result<(), LoadEr
     let info = MapInfo::from_pin(pin).map_err(failed)?;
     let kind = match layout.kind {
         MapKind::Hash => MapType::Hash,
+        MapKind::Trie => MapType::LpmTrie,
         MapKind::Array => MapType::Array,
         MapKind::RingBuffer => MapType::RingBuf,
         MapKind::DeviceHash => MapType::DevMapHash,
@@ -353,6 +357,8 @@ impl Hashes {
         Ok(Self {
             services_v4: take(ebpf, "SERVICES_V4")?,
             services_v6: take(ebpf, "SERVICES_V6")?,
+            sources_v4: take(ebpf, "SOURCES_V4")?,
+            sources_v6: take(ebpf, "SOURCES_V6")?,
             vips_v4: take(ebpf, "VIPS_V4")?,
             vips_v6: take(ebpf, "VIPS_V6")?,
             backends_v4: take(ebpf, "BACKENDS_V4")?,

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::hash_map::HashMap;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{MapData, MapError};
 use lb_common::abi::{RING_SIZES, RingWord, ServiceDescriptor};
 
 use super::load::Kernel;
 use super::memory::MappedArray;
-use crate::plan::{BackendKey, MapSnapshot, ServiceKey, VipKey};
+use crate::plan::{BackendKey, MapSnapshot, ServiceKey, SourceKey, VipKey};
 
 /// A hash map that can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,11 @@ impl Kernel {
         let mut backend_keys = BTreeMap::new();
         read("BACKENDS_V4", &maps.backends_v4, |key| BackendKey::V4(bytemuck::cast(key)), &mut backend_keys)?;
         read("BACKENDS_V6", &maps.backends_v6, |key| BackendKey::V6(bytemuck::cast(key)), &mut backend_keys)?;
+        let mut sources = BTreeSet::new();
+        let v4 = |bits, key| SourceKey::V4(bits, bytemuck::cast(key));
+        read_trie("SOURCES_V4", &maps.sources_v4, v4, &mut sources)?;
+        let v6 = |bits, key| SourceKey::V6(bits, bytemuck::cast(key));
+        read_trie("SOURCES_V6", &maps.sources_v6, v6, &mut sources)?;
         let egress = self
             .egress
             .keys()
@@ -52,6 +58,7 @@ impl Kernel {
             services,
             vips,
             backend_keys,
+            sources,
             descriptors,
             members: used(&memory.members),
             backends: used(&memory.backends),
@@ -71,6 +78,19 @@ fn read<K: aya::Pod, T: Ord>(
     for entry in source.iter() {
         let (raw, value) = entry.map_err(|source| SnapshotError { map, source })?;
         target.insert(key(raw), value);
+    }
+    Ok(())
+}
+
+fn read_trie<K: aya::Pod>(
+    map: &'static str,
+    source: &LpmTrie<MapData, K, u32>,
+    key: impl Fn(u32, K) -> SourceKey,
+    target: &mut BTreeSet<SourceKey>,
+) -> Result<(), SnapshotError> {
+    for entry in source.keys() {
+        let raw = entry.map_err(|source| SnapshotError { map, source })?;
+        target.insert(key(raw.prefix_len(), raw.data()));
     }
     Ok(())
 }

@@ -303,6 +303,8 @@ mod tests {
             usable: 2,
             clusters: vec!["hangzhou".into(), "shanghai".into()],
             ring: Some(Ring { slots: 251, version: 1 }),
+            source_ranges: None,
+            affinity_seconds: None,
             traffic: Traffic::default(),
             degraded: true,
             problem: None,

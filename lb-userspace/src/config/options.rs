@@ -144,6 +144,10 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Table sizes")]
     pub flow_counters: Option<u32>,
 
+    /// Source ranges of a family, all services together [default: 131072]
+    #[arg(long, value_name = "N", help_heading = "Table sizes")]
+    pub source_ranges: Option<u32>,
+
     /// TCP before the handshake is proven [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, help_heading = "Timeouts")]
     #[serde(deserialize_with = "duration")]
@@ -247,6 +251,7 @@ impl Options {
             members: self.members.or(file.members),
             ring_slots: self.ring_slots.or(file.ring_slots),
             flow_counters: self.flow_counters.or(file.flow_counters),
+            source_ranges: self.source_ranges.or(file.source_ranges),
             tcp_half_open: self.tcp_half_open.or(file.tcp_half_open),
             tcp_established: self.tcp_established.or(file.tcp_established),
             tcp_closed: self.tcp_closed.or(file.tcp_closed),

@@ -79,6 +79,8 @@ pub struct TableSizes {
     pub ring_slots: u32,
     /// Flows whose traffic is counted at once.
     pub flow_counters: u32,
+    /// Source ranges of a family, all services together.
+    pub source_ranges: u32,
 }
 
 impl Default for TableSizes {
@@ -91,6 +93,7 @@ impl Default for TableSizes {
             members: 1 << 13,
             ring_slots: 1 << 22,
             flow_counters: 1 << 15,
+            source_ranges: 1 << 17,
         }
     }
 }
@@ -330,6 +333,7 @@ impl TryFrom<Options> for Settings {
                 members: options.members.unwrap_or(tables.members),
                 ring_slots: options.ring_slots.unwrap_or(tables.ring_slots),
                 flow_counters: options.flow_counters.unwrap_or(tables.flow_counters),
+                source_ranges: options.source_ranges.unwrap_or(tables.source_ranges),
             },
             timeouts: Timeouts {
                 tcp_half_open: options.tcp_half_open.unwrap_or(timeouts.tcp_half_open),
@@ -440,6 +444,7 @@ impl TableSizes {
             ("members", self.members, 1, MAX_MEMBER_INDEX),
             ("ringSlots", self.ring_slots, 1024, 1 << 30),
             ("flowCounters", self.flow_counters, 1, MAX_FLOW_SLOT.div_ceil(2)),
+            ("sourceRanges", self.source_ranges, 1, 1 << 24),
         ];
         for (name, value, least, most) in limits {
             if !(least..=most).contains(&value) {

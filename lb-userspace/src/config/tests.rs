@@ -64,7 +64,7 @@ fn every_flag_has_the_same_name_in_the_file() {
          --state-dir /d --flows 2000 --flows-v6 1000 --services 10 --backends 20 --members 30 \
          --ring-slots 4000 --tcp-half-open 5s --tcp-established 2h --tcp-closed 30s --tcp-reset 1s \
          --udp-new 500ms --udp-replied 1m30s --drain-timeout 10m --xdp-mode generic --log-level debug \
-         --flow-counters 100 --flow-log /l --echo always --refusals-per-second 50 \
+         --flow-counters 100 --source-ranges 50 --flow-log /l --echo always --refusals-per-second 50 \
          --kubeconfig /k --context c --member-selector a=b --node-name n --secret-namespaces x,y \
          --secret-grace-period 5s --cleanup-timeout 30s --allow-insecure-members",
     );
@@ -74,7 +74,7 @@ fn every_flag_has_the_same_name_in_the_file() {
          stateDir: /d\nflows: 2000\nflowsV6: 1000\nservices: 10\nbackends: 20\nmembers: 30\n\
          ringSlots: 4000\ntcpHalfOpen: 5s\ntcpEstablished: 2h\ntcpClosed: 30s\ntcpReset: 1s\n\
          udpNew: 500ms\nudpReplied: 1m30s\ndrainTimeout: 10m\nxdpMode: generic\nlogLevel: debug\n\
-         flowCounters: 100\nflowLog: /l\necho: always\nrefusalsPerSecond: 50\n\
+         flowCounters: 100\nsourceRanges: 50\nflowLog: /l\necho: always\nrefusalsPerSecond: 50\n\
          kubeconfig: /k\ncontext: c\nmemberSelector: a=b\nnodeName: n\nsecretNamespaces: [x, y]\n\
          secretGracePeriod: 5s\ncleanupTimeout: 30s\nallowInsecureMembers: true\n",
     )

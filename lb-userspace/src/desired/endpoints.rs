@@ -12,6 +12,7 @@ use super::index::Clusters;
 use super::members::{Member, Members};
 use super::problems::{self, Problems};
 use super::resources::MemberState;
+use super::sources::{self, SourceRanges};
 use super::types::{BackendId, Endpoint, ObjectName, Place, Protocol, Reason, Service, ServiceId};
 
 /// How many refused addresses a message names.
@@ -85,8 +86,15 @@ pub(super) fn attach(
 
     let has_tcp = front.ports.iter().any(|port| port.protocol == Protocol::Tcp);
     let mut services = Vec::new();
+    let ranges: Vec<Option<SourceRanges>> = vips
+        .iter()
+        .map(|vip| {
+            let ranges = front.sources.as_ref()?;
+            Some(sources::for_vip(ranges, *vip, front.cluster, &front.name, problems))
+        })
+        .collect();
     for (port, endpoints) in front.ports.iter().zip(merged) {
-        for &vip in vips {
+        for (&vip, sources) in vips.iter().zip(&ranges) {
             let of_family = |endpoint: &&Endpoint| endpoint.backend.address.is_ipv4() == vip.is_ipv4();
             services.push(Service {
                 id: ServiceId { vip, port: port.port, protocol: port.protocol },
@@ -98,6 +106,8 @@ pub(super) fn attach(
                 endpoints: endpoints.values().filter(of_family).cloned().collect(),
                 health_check: health_check(front, port, has_tcp),
                 policy: front.policy.clone(),
+                sources: sources.clone(),
+                affinity: front.affinity,
             });
         }
     }

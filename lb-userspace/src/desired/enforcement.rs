@@ -1,4 +1,4 @@
-//! What a Service asks for and does not get, beside source ranges: those keep it from being served at all.
+//! What a Service asks for and does not get.
 
 use k8s_openapi::api::core::v1::Service;
 
@@ -18,11 +18,6 @@ pub(super) fn report(
     let mut warn = |reason, message: String| {
         problems.warning(cluster, problems::service(name), reason, message);
     };
-    if spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None") {
-        let message = "sessionAffinity is not done: each connection of a client is balanced by itself; say \
-                       `sessionAffinity: None`";
-        warn(Reason::SessionAffinityIgnored, message.to_owned());
-    }
     if spec.external_traffic_policy.as_deref() == Some("Local") {
         let message = "externalTrafficPolicy Local is not done: connections go to endpoints on any node and in any \
                        cluster, endpoints see a SNAT address of the gateway instead of the client's, and nobody \

@@ -42,5 +42,7 @@ pub(crate) fn service(vip: u8, endpoints: Vec<Endpoint>) -> Service {
         endpoints,
         health_check: HealthCheck::default(),
         policy: Arc::default(),
+        sources: None,
+        affinity: None,
     }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service as KubeService, ServiceSpec};
 
 use super::LOAD_BALANCER_CLASS;
 use super::addresses::ADDRESSES_ANNOTATION;
+use super::affinity;
 use super::enforcement;
 use super::health_check::{self, Check};
 use super::index::{Clusters, Index, Services};
@@ -14,10 +16,8 @@ use super::members::Member;
 use super::policy::Policy;
 use super::problems::{self, Problems};
 use super::resources::LabelSelector;
+use super::sources::{self, SourceRanges};
 use super::types::{ObjectName, Place, Protocol, Reason};
-
-/// What `spec.loadBalancerSourceRanges` was before it was a field.
-const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
 /// The Service that decides about VIPs, ports and health checks of its namespace and name.
 #[derive(Debug)]
@@ -32,6 +32,10 @@ pub(super) struct Front<'a> {
     pub(super) ports: Vec<FrontPort>,
     pub(super) check: Check,
     pub(super) policy: Arc<Policy>,
+    /// From where clients may connect; `None`: from everywhere.
+    pub(super) sources: Option<SourceRanges>,
+    /// For how long a client stays with its pod.
+    pub(super) affinity: Option<Duration>,
     /// The members whose endpoints serve; `None`: all.
     pub(super) selector: Option<&'a LabelSelector>,
 }
@@ -79,17 +83,10 @@ pub(super) fn collect<'a>(
     let sources = std::iter::once((own_name, own))
         .chain(members.into_iter().map(|(cluster, index)| (*cluster, &index.services)));
     let mut fronts: BTreeMap<ObjectName, Front<'a>> = BTreeMap::new();
-    let mut restricted = BTreeSet::new();
     for (cluster, services) in sources {
         for (name, &service) in services {
             let Some(spec) = candidate(cluster, name, service, problems) else { continue };
             enforcement::report(cluster, name, service, place, problems);
-            if has_source_ranges(service, spec) {
-                restricted.insert(name.clone());
-                let message = "loadBalancerSourceRanges is set, and Kanmon does not enforce it yet, so the \
-                               service is not served; remove it, and restrict clients by a firewall";
-                problems.error(cluster, problems::service(name), Reason::SourceRangesNotEnforced, message);
-            }
             if let Some(front) = fronts.get_mut(name) {
                 front.others.push(cluster);
                 // Exports share the union of their ports.
@@ -101,7 +98,6 @@ pub(super) fn collect<'a>(
             }
         }
     }
-    fronts.retain(|name, _| !restricted.contains(name));
     fronts
 }
 
@@ -155,6 +151,8 @@ fn front<'a>(
         ports: ports(cluster, name, spec, problems),
         check: health_check::parse(cluster, name, service.metadata.annotations.as_ref(), problems),
         policy: Arc::default(),
+        sources: sources::parse(cluster, name, service, spec, problems),
+        affinity: affinity::parse(cluster, name, spec, problems),
         selector: None,
     }
 }
@@ -199,11 +197,6 @@ pub(super) fn protocol(text: Option<&str>) -> Option<Protocol> {
     }
 }
 
-fn has_source_ranges(service: &KubeService, spec: &ServiceSpec) -> bool {
-    spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty())
-        || annotation(service, SOURCE_RANGES_ANNOTATION).is_some_and(|ranges| !ranges.trim().is_empty())
-}
-
 /// Says what another cluster's Service of the same name asks for in vain.
 fn report_differences(
     front: &Front<'_>,
@@ -226,6 +219,13 @@ fn report_differences(
         || load_balancer_ip(service) != load_balancer_ip(front.service)
     {
         differ.push("addresses");
+    }
+    let ranges = |service: &'_ KubeService| -> BTreeSet<String> {
+        let texts = service.spec.as_ref().map(|spec| sources::texts(service, spec)).unwrap_or_default();
+        texts.into_iter().map(str::to_owned).collect()
+    };
+    if ranges(service) != ranges(front.service) {
+        differ.push("source ranges");
     }
     if compare_ports && !ports(service).is_subset(&ports(front.service)) {
         differ.push("ports");

@@ -5,6 +5,7 @@
 //! endpoints of every cluster, plus a list of everything that was refused and what to do about it.
 
 mod addresses;
+mod affinity;
 mod crds;
 mod endpoints;
 mod enforcement;
@@ -21,6 +22,7 @@ mod policies;
 mod policy;
 mod problems;
 mod resources;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -46,6 +48,7 @@ pub use resources::{
     OutlierDetectionSpec, PolicyGatewayState, PoolScope, ServiceReference, TargetRef, WeightedPlace,
     ZonePreference, allocation_name,
 };
+pub use sources::SourceRanges;
 pub use types::{
     Allocations, BackendId, Claim, ClusterObjects, Desired, Endpoint, ExportJudgement, ExportState,
     FrontState, GatewayObjects, Judgement, Knowledge, ObjectName, Owner, Place, PolicyState, PoolUse,
@@ -74,6 +77,7 @@ pub const LOAD_BALANCER_CLASS: &str = "kanmon.dev/xdp";
 /// - [`GatewayObjects::allocations`], where they are, say who has which VIP; what is missing there is in
 ///   [`Desired::claims`]. What a Service names is served at once unless it is written for another; what a pool gives,
 ///   once it is written.
+/// - *Source ranges*: those of the front. What can't be read of them lets nobody in.
 /// - *Policies*: each front goes by the oldest LoadBalancingPolicy of its namespace that names it, whose health check
 ///   goes before the annotations'. `place` is where this gateway is: what a policy says of regions and zones is
 ///   resolved from there.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -13,6 +14,7 @@ use super::health_check::HealthCheck;
 use super::mcs::{ServiceExport, ServiceImportSpec};
 use super::policy::Policy;
 use super::resources::{AddressAllocation, AddressPool, LoadBalancingPolicy, MemberCluster};
+use super::sources::SourceRanges;
 
 /// What one member cluster says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -340,6 +342,10 @@ pub struct Service {
     pub health_check: HealthCheck,
     /// What is asked of it.
     pub policy: Arc<Policy>,
+    /// From where clients may connect, of the VIP's family; `None`: from everywhere. Without a network: from nowhere.
+    pub sources: Option<SourceRanges>,
+    /// For how long after its last new connection a client stays with its pod; `None`: it doesn't.
+    pub affinity: Option<Duration>,
 }
 
 /// A backend as one cluster describes it for one service.
@@ -430,16 +436,16 @@ pub enum Reason {
     InvalidAnnotation,
     /// The Service has our class but a type that cannot be served.
     UnsupportedService,
-    /// The Service asks for session affinity, which is not done.
-    SessionAffinityIgnored,
     /// The Service asks for `externalTrafficPolicy: Local`, which is not done.
     ExternalTrafficPolicyIgnored,
     /// The Service asks for a `trafficDistribution`, or for a topology mode, which is not done.
     TrafficDistributionIgnored,
     /// The Service has `externalIPs`, which are not served.
     ExternalIPsIgnored,
-    /// `loadBalancerSourceRanges` is set and not enforced, so the service is not served.
-    SourceRangesNotEnforced,
+    /// A network in `loadBalancerSourceRanges` cannot be read, and lets nobody in.
+    InvalidSourceRange,
+    /// `loadBalancerSourceRanges` has networks, but none of the family of one of the VIPs.
+    NoSourceRange,
     /// A port of the Service has a protocol that is not served.
     UnsupportedProtocol,
     /// An address that is asked for as VIP cannot be one.

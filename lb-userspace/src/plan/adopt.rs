@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytemuck::Zeroable;
+use ipnet::IpNet;
 use lb_common::abi::{
-    Backend, FlowLogWord, Member, RING_SIZES, ReactionWord, RingWord, ServiceDescriptor, member_flags,
+    Backend, ClientWord, FlowLogWord, Member, RING_SIZES, ReactionWord, RingWord, ServiceDescriptor,
+    member_flags,
 };
 
 use super::encode::{BackendKey, backend_id, descriptor_id};
@@ -20,6 +22,7 @@ use super::model::{
 };
 use super::planner::Plan;
 use super::snapshot::MapSnapshot;
+use super::sources;
 use super::step::Step;
 use crate::desired::{BackendId, ServiceId};
 
@@ -40,6 +43,7 @@ impl Model {
             doubtful: BTreeSet::new(),
         };
         adoption.services();
+        adoption.sources();
         adoption.backends();
         adoption.members();
         adoption.backends_without_keys();
@@ -108,6 +112,28 @@ impl Adoption<'_> {
             }
         }
         self.model.services = states;
+    }
+
+    /// Source ranges. Which of them are asked for is the next plan's business.
+    fn sources(&mut self) {
+        let services: BTreeMap<u32, ServiceId> =
+            self.model.services.iter().map(|(id, state)| (state.index, *id)).collect();
+        let mut ranges: BTreeMap<ServiceId, BTreeSet<IpNet>> = BTreeMap::new();
+        for key in &self.snapshot.sources {
+            let owner = key.parts().and_then(|(service, range)| Some((*services.get(&service)?, range)));
+            match owner {
+                Some((id, range)) if id.vip.is_ipv4() == range.addr().is_ipv4() => {
+                    ranges.entry(id).or_default().insert(range);
+                    self.model.ranges[sources::family(&id)] += 1;
+                }
+                _ => self.last.push(Step::DeleteSource { key: *key }),
+            }
+        }
+        for (id, ranges) in ranges {
+            if let Some(state) = self.model.services.get_mut(&id) {
+                state.ranges = Arc::new(ranges);
+            }
+        }
     }
 
     /// Backends, as [`Self::services`].
@@ -222,6 +248,7 @@ impl Adoption<'_> {
             let Some(found) = self.snapshot.descriptors.get(&state.index) else { continue };
             state.reaction = ReactionWord(found.reaction);
             state.flow_log = FlowLogWord(found.flow_log);
+            state.clients = ClientWord(found.clients);
             for (ring, word) in [(&mut state.ring, found.ring), (&mut state.fallback, found.fallback)] {
                 *ring = adopt_ring(RingWord(word), self.snapshot, &mut self.model.regions);
                 if let RingContent::Adopted(slots) = &ring.content {

@@ -1,12 +1,15 @@
 //! Between the agent's names and the maps' keys.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bytemuck::Zeroable;
+use ipnet::IpNet;
 use lb_common::abi::{
-    Backend, BackendKeyV4, BackendKeyV6, ReactionWord, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6,
-    VipKeyV4, VipKeyV6,
+    Backend, BackendKeyV4, BackendKeyV6, ClientWord, ReactionWord, SOURCE_SERVICE_BITS, ServiceDescriptor,
+    ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, VipKeyV4, VipKeyV6,
 };
+use lb_common::clock::TICK_NS;
 use lb_common::hash::{filter_index_v4, filter_index_v6};
 
 use super::target::Reaction;
@@ -115,6 +118,41 @@ impl BackendKey {
     }
 }
 
+/// Key of `SOURCES_V4` or `SOURCES_V6`, with the number of bits that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SourceKey {
+    /// Of `SOURCES_V4`.
+    V4(u32, SourceV4),
+    /// Of `SOURCES_V6`.
+    V6(u32, SourceV6),
+}
+
+impl SourceKey {
+    /// The key of a service's network.
+    #[must_use]
+    pub fn new(service: u32, range: &IpNet) -> Self {
+        let service = service.to_be_bytes();
+        let bits = SOURCE_SERVICE_BITS + u32::from(range.prefix_len());
+        match range.network() {
+            IpAddr::V4(address) => Self::V4(bits, SourceV4 { service, address: address.octets() }),
+            IpAddr::V6(address) => Self::V6(bits, SourceV6 { service, address: address.octets() }),
+        }
+    }
+
+    /// Index of the service, and the network; `None` for a key that the agent never writes.
+    #[must_use]
+    pub fn parts(&self) -> Option<(u32, IpNet)> {
+        let (bits, service, address) = match *self {
+            Self::V4(bits, key) => (bits, key.service, IpAddr::from(key.address)),
+            Self::V6(bits, key) => (bits, key.service, IpAddr::from(key.address)),
+        };
+        let length = u8::try_from(bits.checked_sub(SOURCE_SERVICE_BITS)?).ok()?;
+        let service = u32::from_be_bytes(service);
+        let range = IpNet::new(address, length).ok()?;
+        Some((service, range)).filter(|(service, range)| Self::new(*service, range) == *self)
+    }
+}
+
 /// 4 or 6.
 pub(super) const fn family(address: IpAddr) -> u8 {
     match address {
@@ -160,6 +198,13 @@ pub(super) fn reaction(reaction: &Reaction) -> ReactionWord {
     let errors = u16::try_from(reaction.trip_errors).unwrap_or(u16::MAX);
     let milliseconds = u32::try_from(reaction.trip_time.as_millis()).unwrap_or(u32::MAX);
     ReactionWord::new(errors, milliseconds, reaction.retry_on_reset)
+}
+
+/// What a descriptor says of clients. Who stays does so through the last tick of that time; a longer time than the map
+/// can hold is the longest.
+pub(super) fn clients(has_ranges: bool, affinity: Option<Duration>) -> ClientWord {
+    let ticks = affinity.map_or(0, |time| time.as_nanos().div_ceil(u128::from(TICK_NS)).max(1));
+    ClientWord::new(has_ranges, u32::try_from(ticks).unwrap_or(u32::MAX))
 }
 
 /// The service that a descriptor describes; `None` if none.

@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{FlowLogWord, Member, RING_SIZES, ReactionWord, RingWord, backend_flags, member_flags};
+use lb_common::abi::{
+    ClientWord, FlowLogWord, Member, RING_SIZES, ReactionWord, RingWord, backend_flags, member_flags,
+};
 
 use super::encode::{address_bytes, family};
 use super::free::{IndexPool, Region, Regions};
 use super::{l3_delta, l4_delta};
-use crate::desired::{BackendId, ServiceId};
+use crate::desired::{BackendId, ServiceId, SourceRanges};
 use crate::maglev::quotas;
 use crate::network::NextHop;
 
@@ -25,6 +27,8 @@ pub struct Limits {
     pub members: u32,
     /// Elements of `RINGS`, two slots each.
     pub ring_pairs: u32,
+    /// Elements of `SOURCES_V4`, and of `SOURCES_V6`.
+    pub source_ranges: u32,
     /// Flows of a removed member are evicted after this time, unless its service has a drain time of its own.
     pub drain_timeout: Duration,
 }
@@ -41,6 +45,8 @@ pub struct Model {
     pub(super) vips: BTreeMap<IpAddr, u32>,
     pub(super) filter: BTreeMap<u32, u64>,
     pub(super) egress: BTreeSet<u32>,
+    /// How many source ranges there are, of IPv4 and of IPv6.
+    pub(super) ranges: [u32; 2],
     pub(super) service_pool: IndexPool,
     pub(super) backend_pool: IndexPool,
     pub(super) member_pool: IndexPool,
@@ -61,6 +67,9 @@ pub(super) struct ServiceState {
     pub(super) keyed: bool,
     pub(super) reaction: ReactionWord,
     pub(super) flow_log: FlowLogWord,
+    pub(super) clients: ClientWord,
+    /// The source ranges that are in the map, asked for or not.
+    pub(super) ranges: SourceRanges,
     pub(super) ring: RingState,
     pub(super) fallback: RingState,
     /// As the target said last.
@@ -75,6 +84,8 @@ impl ServiceState {
             keyed: false,
             reaction: ReactionWord::default(),
             flow_log: FlowLogWord::default(),
+            clients: ClientWord::default(),
+            ranges: SourceRanges::default(),
             ring: RingState::default(),
             fallback: RingState::default(),
             drain_timeout: None,
@@ -223,6 +234,7 @@ impl Model {
             vips: BTreeMap::new(),
             filter: BTreeMap::new(),
             egress: BTreeSet::new(),
+            ranges: [0; 2],
             service_pool: IndexPool::new(limits.services, &none),
             backend_pool: IndexPool::new(limits.backends, &none),
             member_pool: IndexPool::new(limits.members, &none),

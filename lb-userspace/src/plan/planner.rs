@@ -38,10 +38,14 @@ pub fn plan(model: &mut Model, target: &Target, usage: &FlowUsage, now: Instant)
         let mut planner = Planner::new(model, target, usage, now);
         planner.additions();
         planner.removals();
-        let Planner { steps: new, problems, full, released, .. } = planner;
-        steps.extend(new);
         // Where a table was full and something has become free, there may be room now.
-        if !(full && released) {
+        let again = planner.full && planner.released;
+        if !again {
+            planner.close_without_ranges();
+        }
+        let Planner { steps: new, problems, .. } = planner;
+        steps.extend(new);
+        if !again {
             return Plan { number: model.number, steps, problems, next: model.next_deadline(now) };
         }
     }

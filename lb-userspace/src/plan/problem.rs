@@ -63,6 +63,24 @@ pub enum PlanProblem {
         /// Members that a ring can name.
         limit: u32,
     },
+    /// There is no room for the service's source ranges.
+    #[error(
+        "service {service} does not get its {wanted} source ranges: with them the table of source ranges \
+         would be too full ({limit} of {family}); {instead}; raise the number of source ranges and restart after \
+         `kanmon cleanup`, or merge ranges"
+    )]
+    SourceRangesFull {
+        /// The service.
+        service: ServiceId,
+        /// Ranges that it should have.
+        wanted: usize,
+        /// Ranges that the table holds.
+        limit: u32,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// What holds in their stead.
+        instead: &'static str,
+    },
     /// VIP and backend are not of one address family or protocol.
     #[error(
         "service {service} does not use backend {backend}: address family and protocol of a VIP and its \

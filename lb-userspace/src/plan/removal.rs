@@ -54,6 +54,7 @@ impl Planner<'_> {
         self.close_services();
         self.drain_members();
         self.grace();
+        self.drop_ranges();
         self.drop_rings();
         self.evict_drained();
         self.clear_members();

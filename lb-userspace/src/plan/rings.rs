@@ -27,12 +27,15 @@ impl Planner<'_> {
 
     fn update_service(&mut self, id: &ServiceId) {
         let (main, fallback) = self.ring_members(id);
+        let has_ranges = self.add_ranges(id);
         let service = self.model.services.get_mut(id).expect("the caller looked");
         let index = service.index;
         let Some(wanted) = self.target.services.get(id) else { return };
         let reaction = encode::reaction(&wanted.reaction);
         let flow_log = FlowLogWord::one_in(wanted.flow_log.sample_one_in);
         let reacts_anew = std::mem::replace(&mut service.reaction, reaction) != reaction;
+        let clients = encode::clients(has_ranges, wanted.affinity);
+        let asks_anew = std::mem::replace(&mut service.clients, clients) != clients;
         let logs_anew = std::mem::replace(&mut service.flow_log, flow_log) != flow_log;
         let regions = &mut self.model.regions;
         let mut steps = Vec::new();
@@ -45,12 +48,16 @@ impl Planner<'_> {
                 fallback: service.fallback.word.0,
                 reaction: reaction.0,
                 flow_log: flow_log.0,
+                clients: clients.0,
                 ..encode::descriptor(id)
             };
             self.steps.push(Step::WriteDescriptor { index, value });
         } else {
             if reacts_anew {
                 self.steps.push(Step::SetReaction { index, reaction });
+            }
+            if asks_anew {
+                self.steps.push(Step::SetClients { index, clients });
             }
             if logs_anew {
                 self.steps.push(Step::SetFlowLog { index, flow_log });

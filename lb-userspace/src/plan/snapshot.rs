@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lb_common::abi::{Backend, Member, ServiceDescriptor};
 
-use super::encode::{BackendKey, ServiceKey, VipKey};
+use super::encode::{BackendKey, ServiceKey, SourceKey, VipKey};
 
 /// The entries of all maps that plans write. Arrays are sparse: elements whose bytes are all zero may be
 /// left out.
@@ -17,6 +17,8 @@ pub struct MapSnapshot {
     pub vips: BTreeMap<VipKey, u32>,
     /// `BACKENDS_V4` and `BACKENDS_V6`.
     pub backend_keys: BTreeMap<BackendKey, u32>,
+    /// `SOURCES_V4` and `SOURCES_V6`.
+    pub sources: BTreeSet<SourceKey>,
     /// `DESCRIPTORS`.
     pub descriptors: BTreeMap<u32, ServiceDescriptor>,
     /// `MEMBERS`.

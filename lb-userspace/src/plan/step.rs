@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use lb_common::abi::{Backend, FlowLogWord, Member, ReactionWord, RingWord, ServiceDescriptor};
+use lb_common::abi::{Backend, ClientWord, FlowLogWord, Member, ReactionWord, RingWord, ServiceDescriptor};
 
-use super::encode::{BackendKey, ServiceKey, VipKey};
+use super::encode::{BackendKey, ServiceKey, SourceKey, VipKey};
 
 /// One map write, or a wait.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,6 +111,23 @@ pub enum Step {
         index: u32,
         /// Which of its flows are noted.
         flow_log: FlowLogWord,
+    },
+    /// Store the `clients` word of a live descriptor.
+    SetClients {
+        /// Service.
+        index: u32,
+        /// What it asks of its clients.
+        clients: ClientWord,
+    },
+    /// Insert a network into `SOURCES_V4` or `SOURCES_V6`.
+    PutSource {
+        /// Key.
+        key: SourceKey,
+    },
+    /// Delete a network from `SOURCES_V4` or `SOURCES_V6`.
+    DeleteSource {
+        /// Key.
+        key: SourceKey,
     },
     /// Insert a key into `SERVICES_V4` or `SERVICES_V6`.
     PutService {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::Echo;
-use crate::desired::{BackendId, FlowLogging, Policy, ServiceId};
+use crate::desired::{BackendId, FlowLogging, Policy, ServiceId, SourceRanges};
 use crate::network::NextHops;
 
 /// What the maps should say.
@@ -47,6 +47,11 @@ pub struct TargetService {
     pub reaction: Reaction,
     /// What the flow log notes of its connections.
     pub flow_log: FlowLogging,
+    /// From where clients may begin flows, of the VIP's family; `None`: from everywhere. Without a network: from
+    /// nowhere.
+    pub sources: Option<SourceRanges>,
+    /// For how long after its last new flow a client stays with its backend; `None`: it doesn't.
+    pub affinity: Option<Duration>,
 }
 
 /// What the packet program does when connections of a service fail.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// The whole agent at a glance: `kanmon status`.
@@ -221,6 +222,12 @@ pub struct Service {
     pub clusters: Vec<String>,
     /// The Maglev ring; `null` while the service has none.
     pub ring: Option<Ring>,
+    /// From where clients may connect, of the VIP's family; `null`: from everywhere. Empty: from nowhere.
+    #[serde(default)]
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// For how long after its last new connection a client stays with its pod; `null`: it doesn't.
+    #[serde(default)]
+    pub affinity_seconds: Option<u64>,
     /// What was forwarded for its members.
     #[serde(flatten)]
     pub traffic: Traffic,
@@ -512,6 +519,8 @@ mod tests {
             usable: 5,
             clusters: vec!["hangzhou".into()],
             ring: Some(Ring { slots: 1021, version: 3 }),
+            source_ranges: Some(vec!["198.51.100.0/24".parse().unwrap()]),
+            affinity_seconds: Some(10_800),
             traffic: Traffic { connections: 1, packets_in: 2, bytes_in: 3, packets_out: 4, bytes_out: 5 },
             degraded: false,
             problem: None,
@@ -522,7 +531,8 @@ mod tests {
             serde_json::json!({
                 "namespace": "demo", "name": "httpbin", "vip": "192.168.100.10", "port": 80,
                 "protocol": "TCP", "front": "hangzhou", "not_fronts": ["shanghai"], "endpoints": 6, "usable": 5, "clusters": ["hangzhou"],
-                "ring": {"slots": 1021, "version": 3}, "connections": 1, "packets_in": 2, "bytes_in": 3,
+                "ring": {"slots": 1021, "version": 3}, "source_ranges": ["198.51.100.0/24"],
+                "affinity_seconds": 10800, "connections": 1, "packets_in": 2, "bytes_in": 3,
                 "packets_out": 4, "bytes_out": 5, "degraded": false, "problem": null
             })
         );

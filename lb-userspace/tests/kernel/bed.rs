@@ -156,6 +156,7 @@ pub(crate) fn sizes() -> TableSizes {
         members: 64,
         ring_slots: 4096,
         flow_counters: 1024,
+        source_ranges: 64,
         snat_count: 1,
         cpus: aya::util::nr_cpus().expect("the number of CPUs") as u32,
     }

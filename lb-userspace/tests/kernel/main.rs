@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use bed::{Bed, FAR, NEAR, settings, sizes};
 use lb_common::abi::{
-    ABI_VERSION, Backend, BackendKeyV4, BackendKeyV6, Member, RingWord, ServiceDescriptor, ServiceKeyV4,
-    ServiceKeyV6, VipKeyV4, VipKeyV6, member_flags,
+    ABI_VERSION, Backend, BackendKeyV4, BackendKeyV6, ClientWord, Member, RingWord, ServiceDescriptor,
+    ServiceKeyV4, ServiceKeyV6, VipKeyV4, VipKeyV6, member_flags,
 };
 use lb_common::datapath::Cells;
 use lb_userspace::bpf::{
     Applied, AttachError, AttachedMode, Kernel, LoadError, Settings, SettingsError, TableSizes, XdpMode,
     cleanup,
 };
-use lb_userspace::plan::{BackendKey, ServiceKey, Step, VipKey};
+use lb_userspace::plan::{BackendKey, ServiceKey, SourceKey, Step, VipKey};
 
 fn near() -> Vec<String> {
     vec![NEAR.to_owned()]
@@ -299,6 +299,21 @@ fn a_snapshot_holds_what_the_steps_wrote() {
                 Step::AddEgress { ifindex: bed::index(NEAR) },
             ],
         );
+        let source = |range: &str| SourceKey::new(4, &range.parse().expect("a network"));
+        let [v4, v4_within, v6, gone] =
+            ["198.51.0.0/16", "198.51.100.0/24", "2001:db8::/32", "198.51.0.0/17"].map(source);
+        apply(
+            &mut kernel,
+            &[
+                Step::PutSource { key: v4 },
+                Step::PutSource { key: v4_within },
+                Step::PutSource { key: gone },
+                Step::PutSource { key: v6 },
+                Step::SetClients { index: 4, clients: ClientWord::new(true, 0) },
+                Step::DeleteSource { key: gone },
+                Step::DeleteSource { key: gone },
+            ],
+        );
         let next_hop = Member {
             destination_mac: [1, 2, 3, 4, 5, 6],
             ifindex: 9,
@@ -323,7 +338,9 @@ fn a_snapshot_holds_what_the_steps_wrote() {
         assert_eq!(snapshot.backend_keys.into_iter().collect::<Vec<_>>(), [(backend_v4, 2)]);
         assert_eq!(snapshot.backends[&2], Backend { flags: 0, ..backend });
         assert_eq!(snapshot.members[&5], next_hop);
-        assert_eq!(snapshot.descriptors[&4], ServiceDescriptor { ring: ring.0, ..descriptor });
+        let clients = ClientWord::new(true, 0).0;
+        assert_eq!(snapshot.descriptors[&4], ServiceDescriptor { ring: ring.0, clients, ..descriptor });
+        assert_eq!(snapshot.sources, [v4, v4_within, v6].into());
         assert_eq!(snapshot.rings[&ring.0], slots);
         assert_eq!(snapshot.address_filter[&77], 3);
         assert_eq!(snapshot.egress.into_iter().collect::<Vec<_>>(), [bed::index(NEAR)]);

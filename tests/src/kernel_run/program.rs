@@ -9,11 +9,14 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{DevMapHash, HashMap, Map, MapData, MapInfo, ProgramArray, RingBuf},
+    maps::{
+        DevMapHash, HashMap, Map, MapData, MapError, MapInfo, ProgramArray, RingBuf,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{ProgramFd, Xdp},
 };
 use lb_common::{
-    abi::{Event, MOST_SYN_COPIES},
+    abi::{Event, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, SourceV4, SourceV6},
     host::Sizes,
 };
 
@@ -37,6 +40,9 @@ const CALLED: [&str; 12] = [
     "kanmon_refuse_v6",
 ];
 
+/// Room for source ranges of a family.
+const SOURCE_RANGES: u32 = 8192;
+
 /// What the program takes for the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
@@ -56,6 +62,8 @@ pub struct KernelProgram {
     programs_fd: OwnedFd,
     pub(super) services_v4: HashMap<MapData, [u8; 8], u32>,
     pub(super) services_v6: HashMap<MapData, [u8; 20], u32>,
+    pub(super) sources_v4: LpmTrie<MapData, [u8; 8], u32>,
+    pub(super) sources_v6: LpmTrie<MapData, [u8; 20], u32>,
     pub(super) vips_v4: HashMap<MapData, [u8; 4], u32>,
     pub(super) vips_v6: HashMap<MapData, [u8; 16], u32>,
     pub(super) backends_v4: HashMap<MapData, [u8; 8], u32>,
@@ -106,6 +114,8 @@ impl KernelProgram {
             programs_fd,
             services_v4: take(&mut ebpf, "SERVICES_V4")?,
             services_v6: take(&mut ebpf, "SERVICES_V6")?,
+            sources_v4: take(&mut ebpf, "SOURCES_V4")?,
+            sources_v6: take(&mut ebpf, "SOURCES_V6")?,
             vips_v4: take(&mut ebpf, "VIPS_V4")?,
             vips_v6: take(&mut ebpf, "VIPS_V6")?,
             backends_v4: take(&mut ebpf, "BACKENDS_V4")?,
@@ -180,9 +190,33 @@ impl KernelProgram {
         Ok(self.egress.remove(ifindex)?)
     }
 
+    /// Whether the trie of IPv4 source ranges has one that a client of a service is in, as the kernel's own lookup says.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn is_source_v4(&self, key: SourceV4) -> Result<bool> {
+        found(self.sources_v4.get(&Key::new(64, bytemuck::cast(key)), 0))
+    }
+
+    /// The same for IPv6.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn is_source_v6(&self, key: SourceV6) -> Result<bool> {
+        found(self.sources_v6.get(&Key::new(160, bytemuck::cast(key)), 0))
+    }
+
     /// The next event that the program has sent.
     pub fn next_event(&mut self) -> Option<Event> {
         self.events.next().and_then(|bytes| bytemuck::try_pod_read_unaligned(&bytes).ok())
+    }
+}
+
+fn found(result: Result<u32, MapError>) -> Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -207,6 +241,7 @@ fn declared(map: &Map) -> Option<&MapData> {
         Map::Array(data)
         | Map::DevMapHash(data)
         | Map::HashMap(data)
+        | Map::LpmTrie(data)
         | Map::ProgramArray(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,
@@ -220,8 +255,10 @@ fn object_path() -> PathBuf {
 }
 
 /// The arrays whose sizes are set at load.
-fn elements(sizes: &Sizes) -> [(&'static str, u32); 15] {
+fn elements(sizes: &Sizes) -> [(&'static str, u32); 18] {
     [
+        ("SOURCES_V4", SOURCE_RANGES),
+        ("SOURCES_V6", SOURCE_RANGES),
         ("DESCRIPTORS", sizes.services),
         ("RINGS", sizes.ring_pairs),
         ("MEMBERS", sizes.members),
@@ -229,6 +266,7 @@ fn elements(sizes: &Sizes) -> [(&'static str, u32); 15] {
         ("PORTS", sizes.backends * sizes.snat_stride),
         ("FLOWS", sizes.flow_buckets),
         ("HANDSHAKES", sizes.flow_buckets),
+        ("AFFINITY", sizes.flow_buckets.min(MOST_AFFINITY_BUCKETS)),
         ("SYNS", sizes.flow_buckets.min(MOST_SYN_COPIES)),
         ("FLOW_STATS", sizes.flow_stats),
         ("REVERSE_V4", sizes.reverse_v4_buckets),

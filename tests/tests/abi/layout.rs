@@ -7,10 +7,11 @@ use std::{
 
 use lb_common::{
     abi::{
-        AddressFilter, Backend, BackendKeyV4, BackendKeyV6, Config, CpuCounters, CpuRefusals, Event,
-        EventBudget, FlowBucket, FlowEntry, FlowStats, Handshake, HandshakeBucket, LastHop, Lock, Member,
-        MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair,
-        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
+        AddressFilter, AffinityBucket, AffinityEntry, Backend, BackendKeyV4, BackendKeyV6, Config,
+        CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowEntry, FlowStats, Handshake,
+        HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6,
+        ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
+        SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
 };
@@ -34,6 +35,8 @@ pub(crate) fn describe(out: &mut String) {
     types!(
         out,
         AddressFilter { flags }
+        AffinityBucket { entries }
+        AffinityEntry { word, stay }
         Backend { flags, pad, tripped_until, errors, address, port, protocol, family, cluster, reserved }
         BackendKeyV4 { address, port, protocol, pad }
         BackendKeyV6 { address, port, protocol, pad }
@@ -58,9 +61,11 @@ pub(crate) fn describe(out: &mut String) {
         ReverseEntryV4 { word, forward, client, path }
         ReverseEntryV6 { word, forward, client, path, client_address, check, reserved }
         RingPair { slots }
-        ServiceDescriptor { ring, fallback, vip, port, protocol, family, pad, reaction, flow_log, reserved }
+        ServiceDescriptor { ring, fallback, vip, port, protocol, family, pad, reaction, flow_log, clients }
         ServiceKeyV4 { vip, port, protocol, pad }
         ServiceKeyV6 { vip, port, protocol, pad }
+        SourceV4 { service, address }
+        SourceV6 { service, address }
         SynCopy { word, seq, flags, window, check, network, options }
         Timeouts { half_open, established, closed, reset, udp_new, udp_replied }
         VipKeyV4 { vip }

@@ -4,17 +4,18 @@ use std::fmt::Write as _;
 
 use lb_common::{
     abi::{
-        ADDRESS_FILTER_SIZE, CloseReason, Counter, EventKind, FLOW_WAYS, FlowRef, FlowState, FlowWord,
-        HandshakeWord, LAST_HOP_WAYS, LAST_HOPS, LOCK_STRIPES, LastHopWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX,
-        MAX_SNAT_ADDRESSES, MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReactionWord,
-        ReverseState, ReverseWord, RingWord, SynWord, VERSION_MASK, address_check, address_filter,
-        backend_flags, member_flags, pack_client, pack_forward, pack_path, vip_flags,
+        ADDRESS_FILTER_SIZE, AFFINITY_WAYS, AffinityWord, ClientWord, CloseReason, Counter, EventKind,
+        FLOW_WAYS, FlowRef, FlowState, FlowWord, HandshakeWord, LAST_HOP_WAYS, LAST_HOPS, LOCK_STRIPES,
+        LastHopWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS,
+        MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReactionWord, ReverseState,
+        ReverseWord, RingWord, SOURCE_SERVICE_BITS, StayWord, SynWord, VERSION_MASK, address_check,
+        address_filter, backend_flags, member_flags, pack_client, pack_forward, pack_path, vip_flags,
     },
     clock::{MAX_TIMEOUT_TICKS, TICK_SHIFT},
     datapath::checksum::Sum,
     hash::{
-        FlowHash, HashKey, candidate, filter_index_v4, filter_index_v6, finish, hash_v4, hash_v6,
-        reverse_bucket,
+        FlowHash, HashKey, affinity, affinity_bucket, candidate, filter_index_v4, filter_index_v6, finish,
+        hash_v4, hash_v6, reverse_bucket,
     },
 };
 
@@ -84,6 +85,25 @@ fn words(out: &mut String) {
             ("retry on reset", ReactionWord::new(0, 0, true).0),
         ],
     );
+    bits(
+        out,
+        "ClientWord",
+        &[
+            ("ranges", ClientWord::new(true, 0).0),
+            ("stays for one tick", ClientWord::new(false, 1).0),
+            ("stays as long as can be", ClientWord::new(false, u32::MAX).0),
+        ],
+    );
+    bits(
+        out,
+        "AffinityWord",
+        &[
+            ("tag", AffinityWord::new(u64::MAX, 0, 0).0),
+            ("member", AffinityWord::new(0, u32::MAX, 0).0),
+            ("generation", AffinityWord::new(0, 0, u8::MAX).0),
+        ],
+    );
+    bits(out, "StayWord", &[("tick", StayWord::new(u64::MAX, 0).0), ("stay", StayWord::new(0, u64::MAX).0)]);
     bits(
         out,
         "ReverseWord",
@@ -191,6 +211,7 @@ fn numbers(out: &mut String) {
         ("address_filter::VIP", address_filter::VIP),
         ("address_filter::SNAT", address_filter::SNAT),
         ("ADDRESS_FILTER_SIZE", u64::from(ADDRESS_FILTER_SIZE)),
+        ("AFFINITY_WAYS", u64::from(AFFINITY_WAYS)),
         ("FLOW_WAYS", u64::from(FLOW_WAYS)),
         ("LAST_HOP_WAYS", u64::from(LAST_HOP_WAYS)),
         ("LAST_HOPS", u64::from(LAST_HOPS)),
@@ -198,10 +219,12 @@ fn numbers(out: &mut String) {
         ("MAX_FLOW_SLOT", u64::from(MAX_FLOW_SLOT)),
         ("MAX_MEMBER_INDEX", u64::from(MAX_MEMBER_INDEX)),
         ("MAX_SNAT_ADDRESSES", MAX_SNAT_ADDRESSES as u64),
+        ("MOST_AFFINITY_BUCKETS", u64::from(MOST_AFFINITY_BUCKETS)),
         ("MOST_SYN_COPIES", u64::from(MOST_SYN_COPIES)),
         ("MAX_TIMEOUT_TICKS", u64::from(MAX_TIMEOUT_TICKS)),
         ("PORT_BITMAP_WORDS", PORT_BITMAP_WORDS as u64),
         ("REVERSE_WAYS", u64::from(REVERSE_WAYS)),
+        ("SOURCE_SERVICE_BITS", u64::from(SOURCE_SERVICE_BITS)),
         ("TICK_SHIFT", u64::from(TICK_SHIFT)),
         ("VERSION_MASK", u64::from(VERSION_MASK)),
     ] {
@@ -229,6 +252,9 @@ fn hashes(out: &mut String) {
     for (name, hash) in [("hash_v4", v4), ("hash_v6", v6)] {
         let _ = writeln!(out, "{name}: {:#018x} {:#018x}", hash.low, hash.high);
     }
+    let client = affinity(&key, 0x0123_4567_89ab_cdef);
+    let bucket = affinity_bucket(u64::MAX, u32::MAX);
+    let _ = writeln!(out, "affinity: {client:#018x}, bucket {bucket:#x}");
     let all = |low, high| FlowHash { low, high };
     for bit in 0..64 {
         let (low, high) = (all(1 << bit, 0), all(0, 1 << bit));

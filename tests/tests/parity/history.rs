@@ -1,5 +1,7 @@
 //! Worlds, and the histories that happen in them: what comes next depends on what came out before.
 
+use std::net::IpAddr;
+
 use lb_common::{
     abi::{FlowLogWord, ReactionWord, member_flags, vip_flags},
     clock::TICK_NS,
@@ -162,6 +164,11 @@ impl World {
                 ReactionWord::new(errors, 1 + random.next() as u32 % 8_000, random.chance(80)),
             );
         }
+        let mut other = Random::new(self.seed ^ 0x0073_6f75_7263_6573);
+        for service in 0..SERVICES.len() as u32 {
+            gateway.set_source_ranges(service, source_ranges(&mut other).as_deref());
+            gateway.set_stay(service, other.one_of([0, 0, 20, 4_000]));
+        }
         for member in 1..=frames::members(self.profile) {
             let flags = gateway.member(member).flags;
             gateway.set_member_flags(member, flags | random.one_of([0, member_flags::COUNTED]));
@@ -194,6 +201,18 @@ fn forget_one(random: &mut Random, frames: &mut Vec<Vec<u8>>) {
         let index = random.below(frames.len());
         frames.swap_remove(index);
     }
+}
+
+/// Nobody asks, half of the clients are in one, or all are.
+fn source_ranges(random: &mut Random) -> Option<Vec<(IpAddr, u8)>> {
+    let some = [("198.51.100.0", 30), ("2001:db8:c::", 126), ("10.0.0.0", 8)];
+    let all = [("0.0.0.0", 0), ("2001:db8::", 32), ("198.51.100.5", 32)];
+    let choice: &[(&str, u8)] = match random.below(5) {
+        0 => &some,
+        1 => &all,
+        _ => return None,
+    };
+    Some(choice.iter().map(|(network, length)| (frames::ip(network), *length)).collect())
 }
 
 fn gateway_vip(service: u32) -> std::net::IpAddr {
@@ -431,7 +450,11 @@ impl History<'_> {
         let backend = 1 + self.random.below(frames::backends(self.world.profile)) as u32;
         let counted = self.random.one_of([0, member_flags::COUNTED]);
         let sound = member_flags::VALID | member_flags::NEXT_HOP | counted;
-        let op = match self.random.below(12) {
+        let op = match self.random.below(14) {
+            12 | 13 => {
+                let service = self.random.below(SERVICES.len()) as u32;
+                Op::Sources(service, source_ranges(&mut self.random))
+            }
             0..3 => Op::Usable(backend, self.random.chance(70)),
             3..5 => Op::Flags(member, sound),
             5 => Op::Flags(member, member_flags::VALID),

@@ -7,6 +7,7 @@ mod frames;
 mod history;
 mod session;
 mod shrink;
+mod sources;
 
 use std::env;
 

@@ -1,6 +1,6 @@
 //! Both homes of the program side by side: every step goes to both, and what comes out is compared.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use lb_common::{
     abi::{Counter, LAST_HOPS, LastHopWord, Member},
@@ -61,6 +61,8 @@ pub(crate) enum Op {
     /// A member names a service that does not exist (`true`), or its own again: what a half-written entry
     /// would look like.
     LoseService(u32, bool),
+    /// A service gets other source ranges.
+    Sources(u32, Option<Vec<(IpAddr, u8)>>),
     /// Somebody holds every lock, or lets go of them.
     Locks(bool),
     /// All last hops are in use by others.
@@ -143,6 +145,11 @@ impl<'a> Session<'a> {
                 let service = if *lost { u32::MAX } else { self.services[*member as usize] };
                 self.gateway.maps.members.write(*member, &Member { service, ..line });
                 self.mirror_member(*member);
+            }
+            Op::Sources(service, ranges) => {
+                self.gateway.set_source_ranges(*service, ranges.as_deref());
+                self.kernel.mirror_sources(&self.gateway.maps).expect("the tries take it");
+                mirror_element(&self.kernel.tables.descriptors, &self.gateway.maps.descriptors, *service);
             }
             Op::Locks(held) => {
                 for lock in 0..self.gateway.maps.locks.len() {
@@ -267,6 +274,7 @@ impl<'a> Session<'a> {
         for (name, host, kernel) in [
             ("FLOWS", &host.flows, &kernel.flows),
             ("HANDSHAKES", &host.handshakes, &kernel.handshakes),
+            ("AFFINITY", &host.affinity, &kernel.affinity),
             ("SYNS", &host.syns, &kernel.syns),
             ("FLOW_STATS", &host.flow_stats, &kernel.flow_stats),
             ("BACKENDS", &host.backends, &kernel.backends),

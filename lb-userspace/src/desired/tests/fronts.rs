@@ -1,7 +1,7 @@
 //! Which Services are fronts, and how they merge.
 
 use super::super::{Reason, Severity};
-use super::{World, front, front_with, slice, tcp, udp};
+use super::{World, front, slice, tcp, udp};
 
 #[test]
 fn services_of_one_name_in_two_clusters_are_one_with_all_endpoints() {
@@ -118,31 +118,9 @@ fn an_external_name_in_another_cluster_contributes_nothing() {
 }
 
 #[test]
-fn source_ranges_in_any_cluster_keep_the_service_away() {
-    let ranges = "loadBalancerSourceRanges: [198.51.100.0/24]";
-    let annotation = [
-        ("kanmon.dev/addresses", "192.0.2.1"),
-        ("service.beta.kubernetes.io/load-balancer-source-ranges", "198.51.100.0/24"),
-    ];
-    for (a, b) in [
-        (front("web", "192.0.2.1", ranges), front("web", "192.0.2.1", "")),
-        (front_with("web", &annotation, ""), front("web", "192.0.2.1", "")),
-    ] {
-        let desired = World::default().cluster("a", &a).cluster("b", &b).merge();
-        assert_eq!(desired.ids(), []);
-        desired.only_problem("a", "Service demo/web", Reason::SourceRangesNotEnforced);
-        let swapped = World::default().cluster("a", &b).cluster("b", &a).merge();
-        assert_eq!(swapped.ids(), []);
-        swapped.only_problem("b", "Service demo/web", Reason::SourceRangesNotEnforced);
-    }
-    let empty = front("web", "192.0.2.1", "loadBalancerSourceRanges: []");
-    assert_eq!(World::default().cluster("a", &empty).merge().ids(), [tcp("192.0.2.1", 80)]);
-}
-
-#[test]
 fn a_service_that_is_not_served_keeps_no_vip() {
     let desired = World::default()
-        .cluster("a", &front("api", "192.0.2.1", "loadBalancerSourceRanges: [198.51.100.0/24]"))
+        .cluster("a", &front("api", "192.0.2.1", "clusterIP: None"))
         .cluster("a", &front("web", "192.0.2.1", ""))
         .merge();
     assert_eq!(desired.ids(), [tcp("192.0.2.1", 80)]);
@@ -150,14 +128,26 @@ fn a_service_that_is_not_served_keeps_no_vip() {
 }
 
 #[test]
-fn session_affinity_is_reported_and_the_service_served() {
-    let desired =
-        World::default().cluster("a", &front("web", "192.0.2.1", "sessionAffinity: ClientIP")).merge();
-    assert_eq!(desired.ids(), [tcp("192.0.2.1", 80)]);
-    desired.only_problem("a", "Service demo/web", Reason::SessionAffinityIgnored);
-    assert_eq!(desired.problems[0].severity, Severity::Warning);
-    let none = World::default().cluster("a", &front("web", "192.0.2.1", "sessionAffinity: None")).merge();
-    assert_eq!(none.problems, []);
+fn session_affinity_has_its_time_or_that_of_kubernetes() {
+    let of = |text: &str| {
+        let desired = World::default().cluster("a", &front("web", "192.0.2.1", text)).merge();
+        let affinity = desired.service(tcp("192.0.2.1", 80)).affinity.map(|time| time.as_secs());
+        (affinity, desired.reasons())
+    };
+    let with = |seconds: &str| {
+        of(&format!(
+            "sessionAffinity: ClientIP\nsessionAffinityConfig: {{clientIP: {{timeoutSeconds: {seconds}}}}}"
+        ))
+    };
+    assert_eq!(of(""), (None, vec![]));
+    assert_eq!(of("sessionAffinity: None"), (None, vec![]));
+    assert_eq!(of("sessionAffinity: ClientIP"), (Some(10_800), vec![]));
+    assert_eq!(with("60"), (Some(60), vec![]));
+    assert_eq!(with("86400"), (Some(86_400), vec![]));
+    for wrong in ["0", "-1", "86401"] {
+        assert_eq!(with(wrong), (Some(10_800), vec![Reason::InvalidObject]), "{wrong}");
+    }
+    assert_eq!(of("sessionAffinity: Cookie"), (None, vec![Reason::InvalidObject]));
 }
 
 #[test]

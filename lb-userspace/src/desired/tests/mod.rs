@@ -12,6 +12,7 @@ mod policies;
 mod pools;
 mod seniority;
 mod slices;
+mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

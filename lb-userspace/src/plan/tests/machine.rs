@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use bytemuck::Zeroable;
 use lb_common::abi::{
-    Backend, Member, RING_SIZES, RingWord, ServiceDescriptor, address_filter, backend_flags, member_flags,
+    Backend, ClientWord, Member, RING_SIZES, RingWord, ServiceDescriptor, address_filter, backend_flags,
+    member_flags,
 };
 
 use super::super::encode::{backend_id, descriptor_id, filter_index};
 use super::super::model::with_next_hop;
-use super::super::{BackendKey, FlowUsage, Limits, MapSnapshot, Step, l3_delta, l4_delta};
+use super::super::{BackendKey, FlowUsage, Limits, MapSnapshot, SourceKey, Step, l3_delta, l4_delta};
 use crate::desired::{BackendId, ServiceId};
 
 #[derive(Clone)]
@@ -55,6 +56,8 @@ struct Seen {
     rings: BTreeSet<(u32, u32)>,
     /// Maps (by kind and family) in which an element has become free that a packet may still read.
     recycled: BTreeSet<(&'static str, bool)>,
+    /// Services whose source ranges have become more.
+    new_sources: BTreeSet<u32>,
 }
 
 /// The backends' shares of a ring and a digest of their order.
@@ -197,6 +200,21 @@ impl Machine {
             Step::SetFlowLog { index, flow_log } => {
                 maps.descriptors.get_mut(index).unwrap().flow_log = flow_log.0;
             }
+            Step::SetClients { index, clients } => {
+                maps.descriptors.get_mut(index).unwrap().clients = clients.0;
+            }
+            Step::PutSource { key } => {
+                let family = |key: &SourceKey| matches!(key, SourceKey::V4(..));
+                assert!(maps.sources.insert(*key), "it is not there yet");
+                let count = maps.sources.iter().filter(|other| family(other) == family(key)).count();
+                assert!(count <= self.limits.source_ranges as usize);
+                seen.new_sources.extend(key.parts().map(|(service, _)| service));
+            }
+            Step::DeleteSource { key } => {
+                let in_flight = key.parts().is_some_and(|(service, _)| seen.new_sources.contains(&service));
+                assert!(!in_flight, "a lookup that began before the new ones were in misses both");
+                assert!(maps.sources.remove(key));
+            }
             Step::SetReaction { index, reaction } => {
                 maps.descriptors.get_mut(index).unwrap().reaction = reaction.0;
             }
@@ -329,6 +347,15 @@ impl Machine {
             self.seen.members.insert(flow.member);
         }
         self.seen.backends.extend(self.maps.backend_keys.values());
+    }
+
+    /// Whether a client may begin flows of a service; `None`: nobody finds the service.
+    pub(super) fn admits(&self, service: &ServiceId, client: IpAddr) -> Option<bool> {
+        let index = self.maps.services.get(&service.into())?;
+        let ranges = self.maps.sources.iter().filter_map(SourceKey::parts);
+        let mut own = ranges.filter(|(service, _)| service == index).map(|(_, range)| range);
+        let asks = ClientWord(self.maps.descriptors[index].clients).has_ranges();
+        Some(!asks || own.any(|range| range.contains(&client)))
     }
 
     /// A client connects: the ring's first member that takes it, else the fallback ring's.

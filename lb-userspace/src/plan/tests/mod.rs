@@ -1,12 +1,14 @@
 //! Plans, applied step by step to a simulated machine whose readers watch after every step.
 
 mod adoption;
+mod affinity;
 mod drains;
 mod flow_log;
 mod machine;
 mod random;
 mod reactions;
 mod scenarios;
+mod sources;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -16,8 +18,14 @@ use crate::desired::{BackendId, Protocol, ServiceId};
 use crate::network::NextHop;
 use machine::Machine;
 
-const LIMITS: Limits =
-    Limits { services: 16, backends: 64, members: 64, ring_pairs: 200_000, drain_timeout: DRAIN };
+const LIMITS: Limits = Limits {
+    services: 16,
+    backends: 64,
+    members: 64,
+    ring_pairs: 200_000,
+    source_ranges: 1024,
+    drain_timeout: DRAIN,
+};
 const DRAIN: Duration = Duration::from_secs(60);
 
 /// The `number`-th service; every fourth is IPv6, and two ports share a VIP.

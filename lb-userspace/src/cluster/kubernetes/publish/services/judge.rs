@@ -59,10 +59,11 @@ impl Topic {
             | Reason::AddressNotAllowed
             | Reason::InvalidAddress
             | Reason::MembersUnknown => Self::Address,
-            Reason::SessionAffinityIgnored
-            | Reason::ExternalTrafficPolicyIgnored
+            Reason::ExternalTrafficPolicyIgnored
             | Reason::TrafficDistributionIgnored
-            | Reason::ExternalIPsIgnored => Self::Enforcement,
+            | Reason::ExternalIPsIgnored
+            | Reason::InvalidSourceRange
+            | Reason::NoSourceRange => Self::Enforcement,
             Reason::NotFront => Self::Front,
             _ => Self::Acceptance,
         }
@@ -97,7 +98,7 @@ impl<'a> Judge<'a> {
             Some(front) if front.others.iter().any(|other| other == self.cluster.name) => Role::Other(front),
             _ => Role::Refused,
         };
-        let accepted = self.accepted(role, &object, own)?;
+        let accepted = self.accepted(role, own)?;
         let (vips, address, programmed) = match role {
             Role::Front(front) | Role::Other(front) => {
                 let deciding = self.problems_of(&object, &front.cluster);
@@ -124,7 +125,7 @@ impl<'a> Judge<'a> {
         of_object.and_then(|clusters| clusters.get(cluster)).map_or(&[][..], Vec::as_slice)
     }
 
-    fn accepted(&self, role: Role<'_>, object: &str, own: &[&Problem]) -> Option<Judgement> {
+    fn accepted(&self, role: Role<'_>, own: &[&Problem]) -> Option<Judgement> {
         let about: Vec<&Problem> =
             own.iter().copied().filter(|problem| Topic::of(problem.reason) == Topic::Acceptance).collect();
         let errors = of_severity(&about, Severity::Error);
@@ -133,31 +134,19 @@ impl<'a> Judge<'a> {
         }
         if matches!(role, Role::Refused) {
             let withheld = about.iter().find(|problem| problem.reason == Reason::NotExported);
-            return withheld
-                .map(|problem| refusal(ACCEPTED, &[problem]))
-                .or_else(|| self.refused_with(object));
+            return withheld.map(|problem| refusal(ACCEPTED, &[problem])).or_else(|| self.refused_with());
         }
         Some(judgement(ACCEPTED, true, "Accepted", messages(&about)))
     }
 
     /// Why a Service is not served that has no fault of its own.
-    fn refused_with(&self, object: &str) -> Option<Judgement> {
+    fn refused_with(&self) -> Option<Judgement> {
         let cluster = self.cluster;
         let title = format!("MemberCluster {}", cluster.name);
         let member = of_severity(self.problems_of(&title, ""), Severity::Error);
-        if let [problem, ..] = member.as_slice() {
-            let message = format!("nothing of this cluster is used: {}", problem.message);
-            return Some(judgement(ACCEPTED, false, &problem.reason.to_string(), message));
-        }
-        let elsewhere = self.problems.get(object)?.values().flatten();
-        let reason = Reason::SourceRangesNotEnforced;
-        let restricted = elsewhere.copied().find(|problem| problem.reason == reason)?;
-        let message = format!(
-            "the Service of this name in {}: {}",
-            cluster_place(&restricted.cluster),
-            restricted.message
-        );
-        Some(judgement(ACCEPTED, false, &reason.to_string(), message))
+        let problem = member.first()?;
+        let message = format!("nothing of this cluster is used: {}", problem.message);
+        Some(judgement(ACCEPTED, false, &problem.reason.to_string(), message))
     }
 
     /// What the gateways make of the addresses.
@@ -267,9 +256,7 @@ fn address_assigned(vips: &[IpAddr], problems: &[&Problem]) -> Judgement {
 }
 
 fn enforced(own: &[&Problem]) -> Judgement {
-    let is_about = |problem: &&Problem| {
-        Topic::of(problem.reason) == Topic::Enforcement || problem.reason == Reason::SourceRangesNotEnforced
-    };
+    let is_about = |problem: &&Problem| Topic::of(problem.reason) == Topic::Enforcement;
     let ignored: Vec<&Problem> = own.iter().copied().filter(is_about).collect();
     if ignored.is_empty() { judgement(ENFORCED, true, "Enforced", "") } else { refusal(ENFORCED, &ignored) }
 }

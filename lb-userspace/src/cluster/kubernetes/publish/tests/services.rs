@@ -71,35 +71,36 @@ fn a_refused_service_has_no_address_and_every_reason() {
     bed.desired.fronts.clear();
     let mut bed = bed
         .problem("a", "Service demo/web", Reason::UnsupportedProtocol, Severity::Error)
-        .problem("a", "Service demo/web", Reason::SourceRangesNotEnforced, Severity::Error)
+        .problem("a", "Service demo/web", Reason::UnsupportedService, Severity::Error)
         .problem("b", "Service demo/web", Reason::PortMismatch, Severity::Error);
     bed.settle();
     assert_eq!(bed.ingress("web"), [""; 0]);
     assert_eq!(
         bed.service_conditions("web"),
         [
-            "kanmon.dev/Accepted=False/SourceRangesNotEnforced,UnsupportedProtocol",
+            "kanmon.dev/Accepted=False/UnsupportedService,UnsupportedProtocol",
             "kanmon.dev/AddressAssigned=False/NotAccepted",
             "kanmon.dev/Programmed=False/NotAccepted",
-            "kanmon.dev/Enforced=False/SourceRangesNotEnforced",
+            "kanmon.dev/Enforced=True/Enforced",
         ]
     );
     let message = bed.message("web", "kanmon.dev/Accepted");
-    assert_eq!(message, "message of UnsupportedProtocol; message of SourceRangesNotEnforced");
+    assert_eq!(message, "message of UnsupportedProtocol; message of UnsupportedService");
 }
 
 #[test]
 fn what_is_not_enforced_is_said_and_the_service_is_served_all_the_same() {
     let mut bed = served()
-        .problem("a", "Service demo/web", Reason::SessionAffinityIgnored, Severity::Warning)
-        .problem("a", "Service demo/web", Reason::ExternalTrafficPolicyIgnored, Severity::Warning);
+        .problem("a", "Service demo/web", Reason::TrafficDistributionIgnored, Severity::Warning)
+        .problem("a", "Service demo/web", Reason::ExternalTrafficPolicyIgnored, Severity::Warning)
+        .problem("a", "Service demo/web", Reason::InvalidSourceRange, Severity::Error);
     bed.settle();
     assert_eq!(bed.ingress("web"), ["192.0.2.1/Proxy"]);
     let conditions = bed.service_conditions("web");
     assert_eq!(conditions[0], "kanmon.dev/Accepted=True/Accepted");
     assert_eq!(
         conditions[3],
-        "kanmon.dev/Enforced=False/SessionAffinityIgnored,ExternalTrafficPolicyIgnored"
+        "kanmon.dev/Enforced=False/ExternalTrafficPolicyIgnored,TrafficDistributionIgnored,InvalidSourceRange"
     );
 }
 
@@ -171,7 +172,7 @@ fn a_condition_keeps_its_time_until_its_status_changes() {
     let mut bed = served();
     bed.settle();
     bed.second = 100;
-    let mut bed = bed.problem("a", "Service demo/web", Reason::SessionAffinityIgnored, Severity::Warning);
+    let mut bed = bed.problem("a", "Service demo/web", Reason::TrafficDistributionIgnored, Severity::Warning);
     bed.settle();
     let status = bed.present.services[&object("web")].status.clone().unwrap();
     for condition in status.conditions.unwrap() {
@@ -231,16 +232,6 @@ fn a_service_without_a_fault_of_its_own_is_told_why_it_is_not_used() {
     );
     refused.settle();
     assert_eq!(refused.service_conditions("web")[0], "kanmon.dev/Accepted=False/CIDROverlap");
-
-    let mut restricted = Bed::new().service("web", json!({})).problem(
-        "b",
-        "Service demo/web",
-        Reason::SourceRangesNotEnforced,
-        Severity::Error,
-    );
-    restricted.settle();
-    assert_eq!(restricted.service_conditions("web")[0], "kanmon.dev/Accepted=False/SourceRangesNotEnforced");
-    assert!(restricted.message("web", "kanmon.dev/Accepted").contains("in cluster b"));
 }
 
 #[test]

@@ -1,0 +1,89 @@
+//! Source ranges: from where clients may connect.
+
+use super::*;
+
+const ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+fn ranges(desired: &Desired, vip: &str) -> Option<Vec<String>> {
+    let sources = desired.service(tcp(vip, 80)).sources.as_ref()?;
+    Some(sources.iter().map(ToString::to_string).collect())
+}
+
+fn named(text: &str) -> Desired {
+    World::default().cluster("a", &front("web", "192.0.2.1", text)).merge()
+}
+
+#[test]
+fn without_ranges_everybody_may_connect() {
+    for text in ["", "loadBalancerSourceRanges: []", "loadBalancerSourceRanges: null"] {
+        let desired = named(text);
+        assert_eq!(ranges(&desired, "192.0.2.1"), None, "{text}");
+        assert_eq!(desired.problems, []);
+    }
+    let blank = [("kanmon.dev/addresses", "192.0.2.1"), (ANNOTATION, " ")];
+    let desired = World::default().cluster("a", &front_with("web", &blank, "")).merge();
+    assert_eq!(ranges(&desired, "192.0.2.1"), None);
+}
+
+#[test]
+fn the_field_names_networks_and_its_host_bits_and_blanks_do_not_count() {
+    let desired = named("loadBalancerSourceRanges: [' 198.51.100.7/24', 203.0.113.1/32, 198.51.100.0/24]");
+    assert_eq!(ranges(&desired, "192.0.2.1"), Some(vec!["198.51.100.0/24".into(), "203.0.113.1/32".into()]));
+    assert_eq!(desired.problems, []);
+}
+
+#[test]
+fn the_annotation_counts_where_the_field_is_empty() {
+    let annotations = [("kanmon.dev/addresses", "192.0.2.1"), (ANNOTATION, "198.51.100.0/24, 10.0.0.0/8")];
+    let of = |text: &str| World::default().cluster("a", &front_with("web", &annotations, text)).merge();
+    let desired = of("");
+    let both = Some(vec!["10.0.0.0/8".into(), "198.51.100.0/24".into()]);
+    assert_eq!((ranges(&desired, "192.0.2.1"), desired.problems.len()), (both, 0));
+    let field = of("loadBalancerSourceRanges: [203.0.113.0/24]");
+    assert_eq!(ranges(&field, "192.0.2.1"), Some(vec!["203.0.113.0/24".into()]));
+}
+
+#[test]
+fn what_cannot_be_read_lets_nobody_in_and_is_named() {
+    let desired = named("loadBalancerSourceRanges: [198.51.100.0/24, 10.0.0.1, everybody]");
+    assert_eq!(ranges(&desired, "192.0.2.1"), Some(vec!["198.51.100.0/24".into()]));
+    let problem = desired.only_problem("a", "Service demo/web", Reason::InvalidSourceRange);
+    for part in ["\"10.0.0.1\"", "\"everybody\"", "198.51.100.0/24"] {
+        assert!(problem.contains(part), "{problem}");
+    }
+    assert!(!problem.contains("nobody can connect"), "{problem}");
+
+    let nobody = named("loadBalancerSourceRanges: [10.0.0.0/33]");
+    assert_eq!(ranges(&nobody, "192.0.2.1"), Some(vec![]));
+    let problem = nobody.only_problem("a", "Service demo/web", Reason::InvalidSourceRange);
+    assert!(problem.contains("nobody can connect"), "{problem}");
+}
+
+#[test]
+fn a_vip_has_the_ranges_of_its_family_and_without_one_nobody_connects() {
+    let vips = "192.0.2.1,2001:db8::1";
+    let both = "loadBalancerSourceRanges: [198.51.100.0/24, '2001:db8:1::/48']";
+    let desired = World::default().cluster("a", &front("web", vips, both)).merge();
+    assert_eq!(ranges(&desired, "192.0.2.1"), Some(vec!["198.51.100.0/24".into()]));
+    assert_eq!(ranges(&desired, "2001:db8::1"), Some(vec!["2001:db8:1::/48".into()]));
+    assert_eq!(desired.problems, []);
+
+    let one = "loadBalancerSourceRanges: [198.51.100.0/24]";
+    let desired = World::default().cluster("a", &front("web", vips, one)).merge();
+    assert_eq!(ranges(&desired, "2001:db8::1"), Some(vec![]));
+    let problem = desired.only_problem("a", "Service demo/web", Reason::NoSourceRange);
+    assert!(problem.contains("2001:db8::1") && problem.contains("::/0"), "{problem}");
+}
+
+#[test]
+fn the_fronts_ranges_count_and_other_ones_are_reported() {
+    let restricted = front("web", "192.0.2.1", "loadBalancerSourceRanges: [198.51.100.0/24]");
+    let open = front("web", "192.0.2.1", "");
+    let desired = World::default().cluster("a", &restricted).cluster("b", &open).merge();
+    assert_eq!(ranges(&desired, "192.0.2.1"), Some(vec!["198.51.100.0/24".into()]));
+    let problem = desired.only_problem("b", "Service demo/web", Reason::NotFront);
+    assert!(problem.contains("source ranges"), "{problem}");
+    let swapped = World::default().cluster("a", &open).cluster("b", &restricted).merge();
+    assert_eq!(ranges(&swapped, "192.0.2.1"), None);
+    swapped.only_problem("b", "Service demo/web", Reason::NotFront);
+}
