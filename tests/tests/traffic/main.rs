@@ -4,14 +4,14 @@
 //! - [`headers`]: VLAN tags, IPv4 options, IPv6 extension headers;
 //! - [`addresses`]: a VIP that is the node's own address, and traffic that is not ours;
 //! - [`icmp`]: path MTU discovery, closed ports, pings;
-//! - [`affinity`]: `sessionAffinity: ClientIP`;
+//! - [`affinity`]: who keeps their pod, by `sessionAffinity: ClientIP`;
 //! - [`neighbours`]: a next hop that changes;
 //! - [`endpoints`]: readiness, probes;
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
 //! - [`manifests`]: edits, good and bad;
 //! - [`refusals`]: what a client hears at once of what is not served;
-//! - [`sources`]: `loadBalancerSourceRanges`;
+//! - [`sources`]: who is let in, by `loadBalancerSourceRanges`;
 //! - [`views`]: what `kanmon flows` and the counters say of all that.
 
 mod addresses;
