@@ -52,7 +52,7 @@ pub use syn::{MOST_SYN_COPIES, SynCopy, SynWord};
 
 /// Version of everything in this module. It is part of the pin path, so an agent never adopts maps of another
 /// layout. Any change of a size, an offset, a meaning or a hash must raise it (a test fails otherwise).
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// IP protocol number of TCP (RFC 9293).
 pub const TCP: u8 = 6;

@@ -64,7 +64,7 @@ impl SynWord {
         Self(self.0 ^ Self::CLAIMED ^ Self::COMPLETE | (((header_words & 0xf) as u64) << 48))
     }
 
-    /// How old it is, in units of 2^20 ns, 0–1023; an empty one is as old as any.
+    /// How old it is, in units of 2^20 ns, 0–1023; 1024, older than any, where there is none.
     #[must_use]
     #[inline(always)]
     pub const fn age(self, now: u64) -> u64 {

@@ -167,15 +167,25 @@ pub(super) struct Ends<F: Family> {
     pub vip_port: u16,
 }
 
+/// A copy of a SYN, as far as it has been read.
+struct Found<C> {
+    cells: C,
+    word: SynWord,
+    /// Cell 1: the sequence number, and more.
+    numbers: u64,
+}
+
 /// The copy of a flow's SYN that this number acknowledges. One of an earlier flow of the same key may be left.
 #[inline(always)]
-fn copy_of<M: Maps>(maps: &M, config: &Config, hash: FlowHash, acknowledged: u32) -> Option<M::Cells> {
+fn copy_of<M: Maps>(maps: &M, config: &Config, hash: FlowHash, acknowledged: u32) -> Option<Found<M::Cells>> {
     let first = hash.syn_copy(config.flow_bucket_mask);
-    let is_it = |cells: &M::Cells| {
-        SynWord(cells.load(0)).is_of(hash.tag())
-            && u32::from_be(cells.load(1) as u32).wrapping_add(1) == acknowledged
+    let read = |index| {
+        let cells = maps.syn(index)?;
+        let (word, numbers) = (SynWord(cells.load(0)), cells.load(1));
+        let is_it = word.is_of(hash.tag()) && u32::from_be(numbers as u32).wrapping_add(1) == acknowledged;
+        is_it.then_some(Found { cells, word, numbers })
     };
-    maps.syn(first).filter(is_it).or_else(|| maps.syn(first ^ 1).filter(is_it))
+    read(first).or_else(|| read(first ^ 1))
 }
 
 /// Makes the frame the SYN that the flow began with, untagged and with no MAC addresses. `acknowledged` is what
@@ -190,13 +200,11 @@ pub(super) fn rebuild<F: Family, P: PacketMut, M: Maps>(
     ends: &Ends<F>,
     acknowledged: u32,
 ) -> Option<()> {
-    let cells = copy_of(maps, config, hash, acknowledged)?;
-    let word = SynWord(cells.load(0));
-    let numbers = cells.load(1);
+    let Found { cells, word, numbers } = copy_of(maps, config, hash, acknowledged)?;
     let rest = cells.load(2);
     let options = [cells.load(3), cells.load(4), cells.load(5), cells.load(6), cells.load(7)];
     // An exchange sees the latest word: where it is the same, nobody has begun to write meanwhile.
-    if !word.is_of(hash.tag()) || !cells.replace(0, word.0, word.0) {
+    if !cells.replace(0, word.0, word.0) {
         return None;
     }
     let segment = word.header_words() * 4;

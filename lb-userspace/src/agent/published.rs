@@ -170,38 +170,15 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{HealthCheck, Protocol};
+    use crate::desired::fixtures;
     use crate::health::ServiceHealth;
     use crate::network::NextHop;
 
     #[test]
     fn an_endpoint_that_is_ejected_or_in_a_failed_cluster_says_so() {
-        let backend = BackendId { protocol: Protocol::Tcp, address: [10, 0, 0, 1].into(), port: 8080 };
-        let endpoint = Endpoint {
-            backend,
-            cluster: "hangzhou".into(),
-            region: String::new(),
-            zone: String::new(),
-            pod: String::new(),
-            ready: true,
-            serving: true,
-            terminating: false,
-            probe_port: Some(8080),
-        };
-        let id = ServiceId { vip: [192, 0, 2, 1].into(), port: 80, protocol: Protocol::Tcp };
-        let service = Service {
-            id,
-            namespace: "demo".into(),
-            name: "httpbin".into(),
-            front: String::new(),
-            not_fronts: Vec::new(),
-            port_name: String::new(),
-            endpoints: vec![endpoint.clone()],
-            health_check: HealthCheck::default(),
-            policy: Arc::default(),
-            sources: None,
-            affinity: None,
-        };
+        let endpoint = fixtures::endpoint_in("hangzhou", 1);
+        let service = fixtures::service(1, vec![endpoint.clone()]);
+        let (backend, id) = (endpoint.backend, service.id);
         let next_hop = NextHop {
             destination_mac: [2; 6],
             source_mac: [4; 6],

@@ -85,9 +85,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Puts another pod of the same name and address in the place of each, in a world with probes. Where a server was the first to close, its
-    /// pod keeps TIME_WAIT for a minute and answers a SYN from that address and port, be it another client's, with an
-    /// ACK (RFC 9293, §3.10.7.4): the client has to send its SYN again, and no backend refused it.
+    /// Puts another pod of the same name and address in the place of each, in a world with probes. Where a server was the
+    /// first to close, its pod keeps TIME_WAIT for a minute and answers a SYN from that address and port, be it another
+    /// client's, with an ACK (RFC 9293, §3.10.7.4): the client has to send its SYN again, and no backend refused it.
     pub(super) fn renew_pods(&mut self) -> Result<()> {
         let old = self.bed.ready_pods();
         for cluster in self.bed.cluster_names() {

@@ -10,8 +10,8 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use lb_common::host::{Frame, Transport};
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::host::{Frame, Transport, checksum};
 
 use super::{KernelProgram, XDP_TX, instructions::Assembler, runner};
 
@@ -47,9 +47,8 @@ impl KernelProgram {
     /// When the frame is another one, or the kernel refuses the program that writes them.
     pub fn stream(&self, frame: &Frame) -> Result<Stream> {
         ensure!(frame.tags.is_empty() && frame.ip_options.is_empty() && frame.extensions.is_empty());
-        ensure!(
-            matches!(&frame.transport, Transport::Tcp { options, .. } if options.get(OPPOSITE..OPPOSITE + 4) == Some(&[0; 4]))
-        );
+        let Transport::Tcp { options, .. } = &frame.transport else { bail!("the frame is no TCP segment") };
+        ensure!(options.get(OPPOSITE..OPPOSITE + 4) == Some([0; 4].as_slice()));
         let bytes = without_identification(frame);
         let load = |callee| {
             writer(&bytes, frame, self.programs(), callee)
@@ -92,14 +91,13 @@ impl Stream {
     }
 }
 
-/// The frame, with what IPv4 calls its identification in the checksum instead.
+/// The frame, with 0 for what IPv4 calls its identification.
 fn without_identification(frame: &Frame) -> Vec<u8> {
     let mut bytes = frame.build();
     if frame.source.is_ipv4() {
-        let number = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-        let (sum, carry) = number(CHECKSUM).overflowing_add(number(IDENTIFICATION));
-        let sum = sum.wrapping_add(carry.into());
         bytes[IDENTIFICATION..IDENTIFICATION + 2].fill(0);
+        bytes[CHECKSUM..CHECKSUM + 2].fill(0);
+        let sum = checksum(&bytes[14..14 + 20]);
         bytes[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum.to_be_bytes());
     }
     bytes
