@@ -12,7 +12,10 @@ mod flow_table;
 mod icmp;
 mod icmp_error;
 mod last_hop;
+mod martian;
 mod member;
+mod mss;
+mod mtu;
 mod opened;
 mod packet;
 mod parse;
@@ -64,10 +67,12 @@ enum Outcome {
     Again,
     /// Untouched: ICMP to an address that may be ours.
     Icmp(Network),
+    /// Rewritten: a segment with SYN that may promise too much.
+    Clamp,
 }
 
 /// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`], [`refused`],
-/// [`refuse`] or [`icmp()`], which the kernel enters by tail calls so that the common path stays short.
+/// [`refuse`], [`icmp()`] or [`clamp`], which the kernel enters by tail calls so that the common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let (network, outcome) = match parse::link(packet) {
@@ -152,6 +157,17 @@ pub fn refuse<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Ver
     refuse::refuse::<F, P, M>(packet, maps)
 }
 
+/// Lowers the MSS of a SYN or its answer that [`forward`] has rewritten, where it is more than the way takes.
+#[inline(always)]
+pub fn clamp<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let (network, outcome) = match parse::link(packet) {
+        Some(link) if link.network == Network::V4 => (Network::V4, mss::clamp::<V4, P, M>(packet, maps, &link)),
+        Some(link) => (Network::V6, mss::clamp::<V6, P, M>(packet, maps, &link)),
+        None => (Network::V4, Outcome::Drop(Counter::DropMalformed)),
+    };
+    conclude(packet, maps, network, outcome)
+}
+
 /// All of them, one after the other: the whole program, as the host runs it.
 pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let mut verdict = forward(packet, maps);
@@ -170,6 +186,7 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
             Verdict::IcmpV6 => icmp::<V6, P, M>(packet, maps),
             Verdict::RefuseV4 => refuse::<V4, P, M>(packet, maps),
             Verdict::RefuseV6 => refuse::<V6, P, M>(packet, maps),
+            Verdict::Clamp => clamp(packet, maps),
             verdict => return verdict,
         };
     }
@@ -210,6 +227,7 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, network: Network, outco
         Outcome::Refused(Network::V6) => Verdict::RefusedV6,
         Outcome::Icmp(Network::V4) => Verdict::IcmpV4,
         Outcome::Icmp(Network::V6) => Verdict::IcmpV6,
+        Outcome::Clamp => Verdict::Clamp,
     }
 }
 
