@@ -44,7 +44,7 @@ pub use tables::{Cells, Maps, Tables};
 use parse::{Ip, Link, Network, Ports, Shape};
 
 use crate::{
-    abi::{Config, Counter, Refusal, address_filter, vip_flags},
+    abi::{Config, Counter, Refusal, UDP, address_filter, vip_flags},
     hash::FlowHash,
 };
 
@@ -310,7 +310,7 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
                 return Some(request::forward(packet, maps, config, link, ip, ports, slot));
             }
             if F::service(maps, ip.destination, ports.destination, ip.protocol).is_some() {
-                return Some(Outcome::NewFlow(F::NETWORK));
+                return Some(beginning(packet, maps, config, ip));
             }
             Counter::DropClosedPort
         }
@@ -324,6 +324,19 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
         return Some(Outcome::Pass(Counter::PassNodeAddress));
     }
     Some(Outcome::Drop(refusal))
+}
+
+/// What becomes of a packet to a service that is of no flow.
+#[inline(always)]
+fn beginning<F: Family, P: PacketMut, M: Maps>(packet: &P, maps: &M, config: &Config, ip: &Ip<F>) -> Outcome {
+    // Here, where all ways end: in the making of the flow the verifier would follow each all the way down.
+    if martian::is_martian(maps, config, ip) {
+        return Outcome::Drop(Counter::DropMartian);
+    }
+    if F::NUMBER == 6 && ip.protocol == UDP && !rewrite::has_checksum(packet, ip) {
+        return Outcome::Drop(Counter::DropNoChecksum);
+    }
+    Outcome::NewFlow(F::NETWORK)
 }
 
 /// The keyed hash that the flow table uses.

@@ -5,12 +5,11 @@ use core::hint::black_box;
 use super::{
     Cells, Family, Maps, Outcome, PacketMut, affinity, events,
     flow_table::{self, Displaced, Slot},
-    last_hop, martian,
+    last_hop,
     member::MemberHead,
     parse::{self, Ip, Link, Ports},
     ports, request, rescue,
     reverse_table::NewReverse,
-    rewrite,
     select::{self, Search},
     sources, syn,
     tcp::{self, ClientStep, Flags},
@@ -42,9 +41,6 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let Some(service) = F::service(maps, ip.destination, ports.destination, ip.protocol) else {
         return Outcome::Drop(Counter::DropClosedPort);
     };
-    if config.forget(martian::is_martian(maps, ip) as u32) != 0 {
-        return Outcome::Drop(Counter::DropMartian);
-    }
     // First of all: who is not let in learns nothing else.
     let Some((hash, ring_hash)) = admitted::<F, M>(maps, config, ip, ports, service) else {
         return Outcome::Drop(Counter::DropSource);
@@ -56,9 +52,6 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     });
     if ip.protocol == TCP && !flags.is_open() {
         return Outcome::Drop(Counter::DropNotSyn);
-    }
-    if F::NUMBER == 6 && ip.protocol == UDP && !rewrite::has_checksum(packet, ip) {
-        return Outcome::Drop(Counter::DropNoChecksum);
     }
     if ip.ttl <= 1 {
         return Outcome::Drop(Counter::DropTtl);

@@ -34,6 +34,7 @@ fn hops() -> impl Strategy<Value = (NextHop, Vec<(u16, u16)>)> {
             ifindex: 1,
             vlans: tags.iter().map(|(_, control)| *control).collect(),
             service_tag: tags.first().is_some_and(|(ethertype, _)| *ethertype == TAG_8021AD),
+            mtu: 0,
         };
         (hop, tags)
     })
