@@ -161,7 +161,9 @@ pub fn refuse<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Ver
 #[inline(always)]
 pub fn clamp<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let (network, outcome) = match parse::link(packet) {
-        Some(link) if link.network == Network::V4 => (Network::V4, mss::clamp::<V4, P, M>(packet, maps, &link)),
+        Some(link) if link.network == Network::V4 => {
+            (Network::V4, mss::clamp::<V4, P, M>(packet, maps, &link))
+        }
         Some(link) => (Network::V6, mss::clamp::<V6, P, M>(packet, maps, &link)),
         None => (Network::V4, Outcome::Drop(Counter::DropMalformed)),
     };

@@ -11,7 +11,13 @@ use crate::bed::{Bed, Net};
 fn martians(net: Net) -> Vec<std::net::IpAddr> {
     let texts = match net {
         Net::V4 => &[
-            "0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.0.9", "224.0.0.1", "239.9.9.9", "240.0.0.1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.255.0.9",
+            "224.0.0.1",
+            "239.9.9.9",
+            "240.0.0.1",
             "255.255.255.255",
         ][..],
         Net::V6 => &["::", "::1", "::198.51.100.1", "::ffff:198.51.100.1", "ff02::1", "ff0e::101"],
@@ -75,6 +81,7 @@ fn datagrams_without_checksum_pass_over_ipv4_and_not_over_ipv6() {
     let flow = bed.begin(&frame, UDP, &[Counter::FlowOpened]);
     assert_eq!(bed.send(&flow.datagram().without_checksum()).sends(&[]).seen().checksum, 0);
     assert_eq!(bed.send(&flow.answer().without_checksum()).sends(&[]).seen().checksum, 0);
+    assert_ne!(bed.send(&flow.answer()).sends(&[]).seen().checksum, 0, "each packet for itself");
 
     let bed = Bed::with_backends(Net::V6, 1);
     let frame = Frame::udp(Net::V6.client(1), Net::V6.vip()).without_checksum();

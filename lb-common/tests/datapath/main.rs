@@ -4,6 +4,7 @@
 mod active_refusal;
 mod affinity;
 mod bed;
+mod docs;
 mod events;
 mod flow_log;
 mod flow_table;

@@ -193,7 +193,7 @@ fn option() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// Wherever it stands, at odd places too, the option and the checksum change, and nothing else.
     #[test]

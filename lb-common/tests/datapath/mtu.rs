@@ -79,10 +79,8 @@ fn a_datagram_too_long_for_the_way_makes_the_flow_that_the_next_one_finds() {
     for net in Net::BOTH {
         let bed = behind(net, NARROW);
         let datagram = sized(Frame::udp(net.client(1), net.vip()), 1450);
-        send(&bed, &datagram).expect(
-            Verdict::Transmit,
-            &[Counter::FlowOpened, Counter::DropTooBig, Counter::RefusalSent],
-        );
+        send(&bed, &datagram)
+            .expect(Verdict::Transmit, &[Counter::FlowOpened, Counter::DropTooBig, Counter::RefusalSent]);
         send(&bed, &sized(datagram, 1300)).sends(&[]);
     }
 }
@@ -135,10 +133,9 @@ fn replies_longer_than_the_way_to_the_client_takes_are_refused_with_its_mtu() {
         let bed = behind(net, USUAL);
         // The client is behind the narrow link.
         let syn = Frame::tcp(net.client(1), net.vip(), SYN);
-        let step = bed.send_packet(HostPacket::new(&syn.build()).mtu(NARROW)).expect(
-            Verdict::Transmit,
-            &[Counter::FlowOpened],
-        );
+        let step = bed
+            .send_packet(HostPacket::new(&syn.build()).mtu(NARROW))
+            .expect(Verdict::Transmit, &[Counter::FlowOpened]);
         let seen = step.seen();
         let flow = Flow {
             protocol: 6,
