@@ -39,8 +39,10 @@ const ICMP_V6: u32 = 9;
 const REFUSE_V4: u32 = 10;
 /// Index in `PROGRAMS` of [`kanmon_refuse_v6`].
 const REFUSE_V6: u32 = 11;
+/// Index in `PROGRAMS` of [`kanmon_clamp`].
+const CLAMP: u32 = 12;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 12;
+const ENTRY: u32 = 13;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -56,6 +58,7 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
         Verdict::IcmpV6 => tail_call(&ctx, ICMP_V6),
         Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
         Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
+        Verdict::Clamp => tail_call(&ctx, CLAMP),
         verdict => action(verdict),
     }
 }
@@ -110,6 +113,7 @@ pub fn kanmon_retry_v6(ctx: XdpContext) -> u32 {
 pub fn kanmon_refused_v4(ctx: XdpContext) -> u32 {
     match datapath::refused::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),
+        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
         verdict => action(verdict),
     }
 }
@@ -119,6 +123,7 @@ pub fn kanmon_refused_v4(ctx: XdpContext) -> u32 {
 pub fn kanmon_refused_v6(ctx: XdpContext) -> u32 {
     match datapath::refused::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
+        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
         verdict => action(verdict),
     }
 }
@@ -135,7 +140,7 @@ pub fn kanmon_icmp_v6(ctx: XdpContext) -> u32 {
     action(datapath::icmp::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
-/// Where [`kanmon`] and [`kanmon_new_v4`] send an IPv4 packet that they drop and whose sender is to be told.
+/// Where [`kanmon`], [`kanmon_new_v4`] and [`kanmon_refused_v4`] send an IPv4 packet that they drop and whose sender is to be told.
 #[xdp]
 pub fn kanmon_refuse_v4(ctx: XdpContext) -> u32 {
     action(datapath::refuse::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
@@ -145,6 +150,12 @@ pub fn kanmon_refuse_v4(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn kanmon_refuse_v6(ctx: XdpContext) -> u32 {
     action(datapath::refuse::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] sends a rewritten segment with SYN that may allow longer segments than the way takes.
+#[xdp]
+pub fn kanmon_clamp(ctx: XdpContext) -> u32 {
+    action(datapath::clamp(&mut Packet::new(&ctx), &Kernel))
 }
 
 #[inline(always)]

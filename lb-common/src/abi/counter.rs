@@ -121,6 +121,14 @@ counters! {
     FlowAffine = 41, "flow_affine";
     /// A client's backend was forgotten before its time, because another client took its place in the table.
     AffinityDisplaced = 42, "affinity_displaced";
+    /// Dropped: longer than the MTU of the link that it would leave by.
+    DropTooBig = 43, "drop_too_big";
+    /// The largest segment that a SYN or its answer allows was lowered to what the way takes.
+    MssClamped = 44, "mss_clamped";
+    /// Dropped: would begin a flow, and its source can be no client: loopback, multicast, reserved, itself, or a VIP.
+    DropMartian = 45, "drop_martian";
+    /// Dropped: UDP over IPv6 without a checksum.
+    DropNoChecksum = 46, "drop_no_checksum";
 }
 
 /// Room for counters in [`CpuCounters`].

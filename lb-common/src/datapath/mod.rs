@@ -12,7 +12,10 @@ mod flow_table;
 mod icmp;
 mod icmp_error;
 mod last_hop;
+mod martian;
 mod member;
+mod mss;
+mod mtu;
 mod opened;
 mod packet;
 mod parse;
@@ -41,7 +44,7 @@ pub use tables::{Cells, Maps, Tables};
 use parse::{Ip, Link, Network, Ports, Shape};
 
 use crate::{
-    abi::{Config, Counter, Refusal, address_filter, vip_flags},
+    abi::{Config, Counter, Refusal, UDP, address_filter, vip_flags},
     hash::FlowHash,
 };
 
@@ -64,10 +67,12 @@ enum Outcome {
     Again,
     /// Untouched: ICMP to an address that may be ours.
     Icmp(Network),
+    /// Rewritten: a segment with SYN that may promise too much.
+    Clamp,
 }
 
 /// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`], [`refused`],
-/// [`refuse`] or [`icmp()`], which the kernel enters by tail calls so that the common path stays short.
+/// [`refuse`], [`icmp()`] or [`clamp`], which the kernel enters by tail calls so that the common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let (network, outcome) = match parse::link(packet) {
@@ -152,6 +157,19 @@ pub fn refuse<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Ver
     refuse::refuse::<F, P, M>(packet, maps)
 }
 
+/// Lowers the MSS of a SYN or its answer that [`forward`] has rewritten, where it is more than the way takes.
+#[inline(always)]
+pub fn clamp<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let (network, outcome) = match parse::link(packet) {
+        Some(link) if link.network == Network::V4 => {
+            (Network::V4, mss::clamp::<V4, P, M>(packet, maps, &link))
+        }
+        Some(link) => (Network::V6, mss::clamp::<V6, P, M>(packet, maps, &link)),
+        None => (Network::V4, Outcome::Drop(Counter::DropMalformed)),
+    };
+    conclude(packet, maps, network, outcome)
+}
+
 /// All of them, one after the other: the whole program, as the host runs it.
 pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let mut verdict = forward(packet, maps);
@@ -170,6 +188,7 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
             Verdict::IcmpV6 => icmp::<V6, P, M>(packet, maps),
             Verdict::RefuseV4 => refuse::<V4, P, M>(packet, maps),
             Verdict::RefuseV6 => refuse::<V6, P, M>(packet, maps),
+            Verdict::Clamp => clamp(packet, maps),
             verdict => return verdict,
         };
     }
@@ -210,6 +229,7 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, network: Network, outco
         Outcome::Refused(Network::V6) => Verdict::RefusedV6,
         Outcome::Icmp(Network::V4) => Verdict::IcmpV4,
         Outcome::Icmp(Network::V6) => Verdict::IcmpV6,
+        Outcome::Clamp => Verdict::Clamp,
     }
 }
 
@@ -292,7 +312,7 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
                 return Some(request::forward(packet, maps, config, link, ip, ports, slot));
             }
             if F::service(maps, ip.destination, ports.destination, ip.protocol).is_some() {
-                return Some(Outcome::NewFlow(F::NETWORK));
+                return Some(beginning(packet, maps, config, ip));
             }
             Counter::DropClosedPort
         }
@@ -306,6 +326,19 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
         return Some(Outcome::Pass(Counter::PassNodeAddress));
     }
     Some(Outcome::Drop(refusal))
+}
+
+/// What becomes of a packet to a service that is of no flow.
+#[inline(always)]
+fn beginning<F: Family, P: PacketMut, M: Maps>(packet: &P, maps: &M, config: &Config, ip: &Ip<F>) -> Outcome {
+    // Here, where all ways end: in the making of the flow the verifier would follow each all the way down.
+    if martian::is_martian(maps, config, ip) {
+        return Outcome::Drop(Counter::DropMartian);
+    }
+    if F::NUMBER == 6 && ip.protocol == UDP && !rewrite::has_checksum(packet, ip) {
+        return Outcome::Drop(Counter::DropNoChecksum);
+    }
+    Outcome::NewFlow(F::NETWORK)
 }
 
 /// The keyed hash that the flow table uses.

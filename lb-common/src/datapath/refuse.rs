@@ -270,6 +270,7 @@ pub(super) fn turn_back<F: Family, P: PacketMut>(packet: &mut P, link: &Link, ma
         ifindex: 0,
         vlan_count: link.vlan_count,
         service_tag: link.service_tag,
+        mtu: 0,
     };
     rewrite::write_link_layer::<F, P>(packet, &egress, true)
 }

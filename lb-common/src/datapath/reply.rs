@@ -3,8 +3,9 @@
 use super::{
     Cells, Family, Maps, Outcome, PacketMut, events, flow_stats, flow_table,
     flow_table::Slot,
-    last_hop,
+    last_hop::{self, Egress},
     member::{self, MemberHead},
+    mss, mtu,
     parse::{self, Ip, Link, Ports, Shape},
     request::TCP_FLAGS,
     reverse_table::{self, Reverse},
@@ -45,11 +46,13 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     if ip.ttl <= 1 {
         return Some(Outcome::Drop(Counter::DropTtl));
     }
-    if let Some(outcome) = learn(packet, maps, config, ip, &entry, member)? {
+    let flags =
+        Flags(if ip.protocol == TCP { packet.read::<u8, TCP_FLAGS>(ip.transport_offset)? } else { 0 });
+    if let Some(outcome) = learn(packet, maps, config, ip, &entry, member, flags)? {
         return Some(outcome);
     }
     entry.touch(clock::tick(maps.now()));
-    Some(send(packet, maps, config, link, ip, ports, &entry, member))
+    Some(send(packet, maps, config, link, ip, ports, &entry, member, flags))
 }
 
 /// Finds the reverse entry of a packet.
@@ -95,6 +98,7 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
     ip: &Ip<F>,
     entry: &Reverse<F, M::Cells>,
     member: M::Cells,
+    flags: Flags,
 ) -> Option<Option<Outcome>> {
     if ip.protocol != TCP {
         if !entry.word.is_replied() {
@@ -108,7 +112,6 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
         }
         return Some(None);
     }
-    let flags = Flags(packet.read::<u8, TCP_FLAGS>(ip.transport_offset)?);
     if entry.word.is_replied() && !tcp::backend_flags_matter(flags) {
         return Some(None);
     }
@@ -217,11 +220,23 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
     ports: Ports,
     entry: &Reverse<F, M::Cells>,
     member: M::Cells,
+    flags: Flags,
 ) -> Outcome {
     let bytes = packet.len() as u64;
     let Some(egress) = last_hop::egress(maps, entry.last_hop) else {
         return Outcome::Drop(Counter::DropNotReady);
     };
+    if !mtu::fits(packet, maps, ip, egress.mtu) {
+        return Outcome::Drop(Counter::DropTooBig);
+    }
+    let exceeds = flags.has_syn()
+        && mss::may_exceed(
+            packet,
+            maps,
+            ip,
+            mtu::smaller(egress.mtu, Egress::of_member(member).mtu),
+            egress.ifindex,
+        );
     let Some(vip) = F::member_vip(maps, member) else { return Outcome::Drop(Counter::DropNotReady) };
     let (transport, header) = member::deltas(member);
     let new = Tuple::<F> {
@@ -242,5 +257,5 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
     if MemberHead::load(member).has(member_flags::COUNTED) {
         flow_stats::count(maps, config, entry.flow, flow_stats::OUT, bytes);
     }
-    Outcome::Send(egress.ifindex)
+    if exceeds { Outcome::Clamp } else { Outcome::Send(egress.ifindex) }
 }

@@ -9,6 +9,7 @@ use super::{
     flow_table::Slot,
     last_hop::Egress,
     member::{self, MemberHead},
+    mss, mtu,
     parse::{Ip, Link, Ports},
     rescue,
     rewrite::{Constant, Covered, Tuple, rewrite},
@@ -65,7 +66,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
         }
     }
     slot.touch(clock::tick(now));
-    send(packet, maps, config, link, ip, ports, &slot, member, head)
+    send(packet, maps, config, link, ip, ports, &slot, member, head, flags)
 }
 
 /// Moves the flow's state; an outcome only where the packet is not to be forwarded as part of this flow.
@@ -136,6 +137,7 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     slot: &Slot<M::Cells>,
     member: M::Cells,
     head: MemberHead,
+    flags: Flags,
 ) -> Outcome {
     if !head.has(member_flags::NEXT_HOP) {
         return Outcome::Drop(Counter::DropNoNextHop);
@@ -143,6 +145,11 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     let flow = slot.word;
     let bytes = packet.len() as u64;
     let egress = Egress::of_member(member);
+    // The flow has heard of it all the same: its sender will say the same again in shorter packets.
+    if !mtu::fits(packet, maps, ip, egress.mtu) {
+        return Outcome::Drop(Counter::DropTooBig);
+    }
+    let exceeds = flags.has_syn() && mss::may_exceed(packet, maps, ip, egress.mtu, egress.ifindex);
     let (transport, header) = member::deltas(member);
     let new = Tuple::<F> {
         source: F::snat_address(config, flow.snat()),
@@ -161,5 +168,5 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     if head.has(member_flags::COUNTED) {
         flow_stats::count(maps, config, slot.reference(), flow_stats::IN, bytes);
     }
-    Outcome::Send(egress.ifindex)
+    if exceeds { Outcome::Clamp } else { Outcome::Send(egress.ifindex) }
 }

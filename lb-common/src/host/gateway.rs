@@ -81,6 +81,8 @@ pub struct NextHop {
     pub vlans: Vec<u16>,
     /// Whether the outer tag is 802.1ad.
     pub service_tag: bool,
+    /// MTU; 0: unknown.
+    pub mtu: u16,
 }
 
 impl Default for NextHop {
@@ -92,6 +94,7 @@ impl Default for NextHop {
             ifindex: 1,
             vlans: Vec::new(),
             service_tag: false,
+            mtu: 0,
         }
     }
 }
@@ -296,6 +299,7 @@ impl Gateway {
         line.destination_mac = hop.destination_mac;
         line.source_mac = hop.source_mac;
         line.ifindex = hop.ifindex;
+        line.mtu = hop.mtu;
         line.vlan_outer = tag(0);
         line.vlan_inner = tag(1);
         line.vlan_count = hop.vlans.len() as u8;

@@ -4,13 +4,17 @@
 mod active_refusal;
 mod affinity;
 mod bed;
+mod docs;
 mod events;
 mod flow_log;
 mod flow_table;
+mod frames;
 mod histories;
 mod icmp;
 mod last_hops;
 mod members;
+mod mss;
+mod mtu;
 mod passing;
 mod ports;
 mod properties;

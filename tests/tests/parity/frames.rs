@@ -266,8 +266,24 @@ fn complicate(random: &mut Random, frame: &mut Frame) {
         Transport::Udp { checksum } => *checksum = !random.chance(20),
         Transport::Tcp { options, .. } if random.chance(30) => {
             *options = vec![1; 4 * random.below(11)];
+            promise(random, options);
         }
         _ => {}
+    }
+}
+
+/// Puts a largest segment among options, mostly a good one.
+fn promise(random: &mut Random, options: &mut [u8]) {
+    if options.is_empty() || random.chance(20) {
+        return;
+    }
+    let place = random.one_of([0, random.below(options.len() - 3)]);
+    let length = if random.chance(90) { 4 } else { random.below(8) as u8 };
+    let [high, low] = random.one_of([536, 1240, 1460, 8960, random.next() as u16]).to_be_bytes();
+    options[place..place + 4].copy_from_slice(&[2, length, high, low]);
+    if random.chance(10) {
+        let junk = random.below(options.len());
+        options[junk] = random.next() as u8;
     }
 }
 
@@ -278,7 +294,11 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
     let client = SocketAddr::new(pick("198.51.100.77", "2001:db8:c::77"), 1024 + random.below(60_000) as u16);
     let vip = pick("203.0.113.10", "2001:db8::10");
     let snat = pick("192.168.0.2", "fd00::2");
-    let mut frame = match random.below(12) {
+    let mut frame = match random.below(13) {
+        12 => {
+            let martian = SocketAddr::new(nobody(random, client, 80).ip(), client.port());
+            Frame::tcp(martian, SocketAddr::new(vip, 80), SYN)
+        }
         11 => {
             let kind = if random.chance(80) { if v4 { 8 } else { 128 } } else { random.next() as u8 };
             let to = random.one_of([vip, vip, snat]);
@@ -290,7 +310,8 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
         2 => Frame::other(client.ip(), vip, random.one_of([1, 58])),
         3 => Frame::other(client.ip(), vip, random.one_of([132, 47, 50, 59])),
         4 => {
-            Frame::tcp(nobody(random, client), SocketAddr::new(vip, 81), random.one_of([SYN, ACK, FIN, RST]))
+            let source = nobody(random, client, 20);
+            Frame::tcp(source, SocketAddr::new(vip, 81), random.one_of([SYN, ACK, FIN, RST]))
         }
         5 => Frame::tcp(client, SocketAddr::new(vip, 80), ACK),
         6 => Frame::udp(client, SocketAddr::new(snat, 12_288 + random.below(300) as u16)),
@@ -317,15 +338,15 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
     frame.build()
 }
 
-/// A client, or one of those who can't be one.
-fn nobody(random: &mut Random, client: SocketAddr) -> SocketAddr {
+/// A client, or so often of a hundred times one of those who can't be one.
+fn nobody(random: &mut Random, client: SocketAddr, percent: usize) -> SocketAddr {
     let nobody = if client.is_ipv4() {
         ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "203.0.113.10", "203.0.113.11"]
     } else {
         ["::", "::1", "::ffff:198.51.100.77", "ff02::1", "2001:db8::10", "ff0e::1"]
     };
     let nobody = ip(random.one_of(nobody));
-    if random.chance(20) { SocketAddr::new(nobody, client.port()) } else { client }
+    if random.chance(percent) { SocketAddr::new(nobody, client.port()) } else { client }
 }
 
 /// A frame with something wrong: cut short, lengthened, a few bytes of its headers changed.

@@ -191,6 +191,7 @@ impl World {
             ifindex: if random.chance(3) { 9_999 } else { random.one_of(self.interfaces) },
             vlans,
             service_tag: random.chance(30),
+            mtu: random.one_of([0, 0, 400, 900, 1300, 1500]),
         }
     }
 }

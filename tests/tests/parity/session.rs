@@ -41,6 +41,14 @@ pub(crate) fn load() -> KernelProgram {
 pub(crate) struct Interfaces {
     /// Their indices.
     pub(crate) known: [u32; 3],
+    /// Their MTUs.
+    pub(crate) mtus: [u16; 3],
+}
+
+impl Interfaces {
+    fn mtu(&self, ifindex: u32) -> u16 {
+        self.known.iter().position(|known| *known == ifindex).map_or(0, |index| self.mtus[index])
+    }
 }
 
 /// A step of a history.
@@ -181,7 +189,8 @@ impl<'a> Session<'a> {
     /// # Errors
     /// What differs.
     pub(crate) fn frame(&mut self, ingress: u32, head_room: usize, bytes: &[u8]) -> Result<Applied, String> {
-        let mut packet = HostPacket::with_head_room(bytes, head_room).on(ingress);
+        let mtu = self.interfaces.mtu(ingress);
+        let mut packet = HostPacket::with_head_room(bytes, head_room).on(ingress).mtu(mtu);
         let verdict = self.gateway.maps.cpu(0).process(&mut packet);
         let frame = packet.bytes().to_vec();
         if bytes.len() < SHORTEST {

@@ -10,6 +10,7 @@
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
 //! - [`manifests`]: edits, good and bad;
+//! - [`mtu`]: links of the gateway's own that take less than others;
 //! - [`refusals`]: what a client hears at once of what is not served;
 //! - [`sources`]: who is let in, by `loadBalancerSourceRanges`;
 //! - [`views`]: what `kanmon flows` and the counters say of all that.
@@ -22,6 +23,7 @@ mod flow_log;
 mod headers;
 mod icmp;
 mod manifests;
+mod mtu;
 mod neighbours;
 mod refusals;
 mod sources;
