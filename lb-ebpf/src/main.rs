@@ -39,8 +39,12 @@ const ICMP_V6: u32 = 9;
 const REFUSE_V4: u32 = 10;
 /// Index in `PROGRAMS` of [`kanmon_refuse_v6`].
 const REFUSE_V6: u32 = 11;
+/// Index in `PROGRAMS` of [`kanmon_fragment_v4`].
+const FRAGMENT_V4: u32 = 12;
+/// Index in `PROGRAMS` of [`kanmon_fragment_v6`].
+const FRAGMENT_V6: u32 = 13;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 12;
+const ENTRY: u32 = 14;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -56,6 +60,8 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
         Verdict::IcmpV6 => tail_call(&ctx, ICMP_V6),
         Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
         Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
+        Verdict::FragmentV4 => tail_call(&ctx, FRAGMENT_V4),
+        Verdict::FragmentV6 => tail_call(&ctx, FRAGMENT_V6),
         verdict => action(verdict),
     }
 }
@@ -145,6 +151,24 @@ pub fn kanmon_refuse_v4(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn kanmon_refuse_v6(ctx: XdpContext) -> u32 {
     action(datapath::refuse::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] sends a fragment of IPv4 to an address that may be a VIP or a SNAT address.
+#[xdp]
+pub fn kanmon_fragment_v4(ctx: XdpContext) -> u32 {
+    match datapath::fragment::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
+        verdict => action(verdict),
+    }
+}
+
+/// The same of IPv6.
+#[xdp]
+pub fn kanmon_fragment_v6(ctx: XdpContext) -> u32 {
+    match datapath::fragment::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
+        verdict => action(verdict),
+    }
 }
 
 #[inline(always)]

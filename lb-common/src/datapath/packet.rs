@@ -74,4 +74,8 @@ pub enum Verdict {
     RefuseV4,
     /// Untouched IPv6, likewise.
     RefuseV6,
+    /// An untouched fragment of IPv4: [`super::fragment()`] has to look at it.
+    FragmentV4,
+    /// Of IPv6, likewise.
+    FragmentV6,
 }
