@@ -56,6 +56,15 @@ pub trait Family: Sized + Copy {
         ports: u32,
         protocol: u8,
     ) -> FlowHash;
+    /// One half of it.
+    fn hash_half(
+        key: &HashKey,
+        source: Self::Address,
+        destination: Self::Address,
+        ports: u32,
+        protocol: u8,
+        high: bool,
+    ) -> u64;
     /// Index of an address in `ADDRESS_FILTER`.
     fn filter_index(address: Self::Address) -> u32;
     /// Index of the service at (address, raw port, protocol).
@@ -262,6 +271,11 @@ impl Family for V4 {
     #[inline(always)]
     fn hash(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8) -> FlowHash {
         hash::hash_v4(key, source, destination, ports, protocol)
+    }
+
+    #[inline(always)]
+    fn hash_half(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8, high: bool) -> u64 {
+        hash::half_v4(key, source, destination, ports, protocol, high)
     }
 
     #[inline(always)]
@@ -527,6 +541,18 @@ impl Family for V6 {
     #[inline(always)]
     fn hash(key: &HashKey, source: [u64; 2], destination: [u64; 2], ports: u32, protocol: u8) -> FlowHash {
         hash::hash_v6(key, words4(source), words4(destination), ports, protocol)
+    }
+
+    #[inline(always)]
+    fn hash_half(
+        key: &HashKey,
+        source: [u64; 2],
+        destination: [u64; 2],
+        ports: u32,
+        protocol: u8,
+        high: bool,
+    ) -> u64 {
+        hash::half_v6(key, words4(source), words4(destination), ports, protocol, high)
     }
 
     #[inline(always)]

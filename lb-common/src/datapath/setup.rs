@@ -208,8 +208,7 @@ impl<F: Family> Identity<F> {
 /// One half of a keyed hash. A call: inlined three times, its intermediate values would fill the kernel's stack.
 #[inline(never)]
 fn hash_half<F: Family>(key: &HashKey, identity: &Identity<F>, high: bool) -> u64 {
-    let hash = F::hash(key, identity.source, identity.destination, identity.ports, identity.protocol);
-    if high { hash.high } else { hash.low }
+    F::hash_half(key, identity.source, identity.destination, identity.ports, identity.protocol, high)
 }
 
 /// The word of a flow that could not be made.
