@@ -5,8 +5,10 @@
 //! there (RFC 792; RFC 1812, §4.3.2.3). The quoted packet is one that we have sent: to a backend, from a SNAT address;
 //! or to a client, from a VIP.
 
+use core::hint::black_box;
+
 use super::{
-    Family, Maps, Outcome, PacketMut,
+    Family, MAX_OFFSET, Maps, Outcome, PacketMut,
     checksum::Sum,
     flow_table,
     last_hop::{self, Egress},
@@ -110,6 +112,8 @@ fn error<F: Family, P: PacketMut, M: Maps>(
     if offset > LAST_QUOTE {
         return None;
     }
+    // Linux 6.1 does not take from the comparison, which is of 32 bits, what the other 32 are.
+    let offset = black_box(offset) & (MAX_OFFSET - 1);
     let quoted = quoted::parse::<F, P>(packet, config, ip, offset)?;
     // It was sent to where it says that it was sent from.
     if quoted.source != ip.destination || (quoted.protocol != TCP && quoted.protocol != UDP) {
