@@ -67,7 +67,7 @@ fn transfer(bed: &Bed, vip: SocketAddr, there: usize, back: usize) -> (usize, us
 }
 
 /// A bed of one pod whose server is a test's own, at the address of [`Bed::vip_http`].
-fn with_own_server() -> (Bed, tests::agent::Agent) {
+pub(super) fn with_own_server() -> (Bed, tests::agent::Agent) {
     let (bed, agent) = gateway(1);
     bed.scale("shanghai", 0).unwrap();
     let pod = bed.ready_pods().remove(0);

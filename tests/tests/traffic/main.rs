@@ -9,6 +9,7 @@
 //! - [`endpoints`]: readiness, probes;
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
+//! - [`fragments`]: datagrams that are larger than a frame;
 //! - [`manifests`]: edits, good and bad;
 //! - [`refusals`]: what a client hears at once of what is not served;
 //! - [`sources`]: who is let in, by `loadBalancerSourceRanges`;
@@ -19,6 +20,7 @@ mod affinity;
 mod drains;
 mod endpoints;
 mod flow_log;
+mod fragments;
 mod headers;
 mod icmp;
 mod manifests;
