@@ -1,5 +1,5 @@
-//! Fragments. The first one has the ports: it goes the way of a whole packet, and leaves a record. The later ones follow
-//! it, and what comes before it is lost. Nothing is put together here.
+//! Fragments. The first one has the ports: it goes the way of a whole packet, and leaves a record. The later ones
+//! follow it, and what comes before it is lost. Nothing is put together here.
 //!
 //! Several clients share a SNAT address, and several backends a VIP. So that a receiver does not put fragments of two
 //! packets together, each packet leaves with an identification of ours.
