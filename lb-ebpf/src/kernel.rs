@@ -244,6 +244,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn fragment(&self, index: u32) -> Option<KernelCells> {
+        element(&maps::FRAGMENTS, index)
+    }
+
+    #[inline(always)]
     fn flow_stats(&self, index: u32) -> Option<KernelCells> {
         element(&maps::FLOW_STATS, index)
     }

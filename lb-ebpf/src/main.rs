@@ -41,8 +41,12 @@ const REFUSE_V4: u32 = 10;
 const REFUSE_V6: u32 = 11;
 /// Index in `PROGRAMS` of [`kanmon_clamp`].
 const CLAMP: u32 = 12;
+/// Index in `PROGRAMS` of [`kanmon_fragment_v4`].
+const FRAGMENT_V4: u32 = 13;
+/// Index in `PROGRAMS` of [`kanmon_fragment_v6`].
+const FRAGMENT_V6: u32 = 14;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 13;
+const ENTRY: u32 = 15;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -59,6 +63,8 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
         Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
         Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
         Verdict::Clamp => tail_call(&ctx, CLAMP),
+        Verdict::FragmentV4 => tail_call(&ctx, FRAGMENT_V4),
+        Verdict::FragmentV6 => tail_call(&ctx, FRAGMENT_V6),
         verdict => action(verdict),
     }
 }
@@ -156,6 +162,24 @@ pub fn kanmon_refuse_v6(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn kanmon_clamp(ctx: XdpContext) -> u32 {
     action(datapath::clamp(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] sends a fragment of IPv4 to an address that may be a VIP or a SNAT address.
+#[xdp]
+pub fn kanmon_fragment_v4(ctx: XdpContext) -> u32 {
+    match datapath::fragment::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
+        verdict => action(verdict),
+    }
+}
+
+/// The same of IPv6.
+#[xdp]
+pub fn kanmon_fragment_v6(ctx: XdpContext) -> u32 {
+    match datapath::fragment::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
+        verdict => action(verdict),
+    }
 }
 
 #[inline(always)]

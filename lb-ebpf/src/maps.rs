@@ -10,10 +10,10 @@ use aya_ebpf::{
 };
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
-    CpuCounters, CpuRefusals, EventBudget, FlowBucket, FlowStats, HandshakeBucket,
-    LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock, Member, MemberStats, PortBitmap,
-    ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-    SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+    CpuCounters, CpuRefusals, EventBudget, FRAGMENT_RECORDS, FlowBucket, FlowStats, FragmentRecord,
+    HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock, Member, MemberStats,
+    PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6,
+    SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.
@@ -56,6 +56,8 @@ pub(crate) static HANDSHAKES: Array<HandshakeBucket, 1, SHARED> = Array::new();
 pub(crate) static AFFINITY: Array<AffinityBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static SYNS: Array<SynCopy, 1, SHARED> = Array::new();
+#[btf_map]
+pub(crate) static FRAGMENTS: Array<FragmentRecord, { FRAGMENT_RECORDS as usize }, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static FLOW_STATS: Array<FlowStats, 1, SHARED> = Array::new();
 #[btf_map]

@@ -49,7 +49,8 @@ counters! {
     DropClosedPort = 5, "drop_closed_port";
     /// Dropped: ICMP or ICMPv6 to a VIP that is no echo request to be answered and no error about a flow.
     DropIcmp = 6, "drop_icmp";
-    /// Dropped: a fragment to a VIP.
+    /// Dropped: a fragment to a VIP whose packet's first one was not forwarded, or not yet, or too long ago; or of what is
+    /// neither TCP nor UDP.
     DropFragment = 7, "drop_fragment";
     /// Dropped: TTL or hop limit would reach 0.
     DropTtl = 8, "drop_ttl";
@@ -129,6 +130,15 @@ counters! {
     DropMartian = 45, "drop_martian";
     /// Dropped: UDP over IPv6 without a checksum.
     DropNoChecksum = 46, "drop_no_checksum";
+    /// Dropped: to a VIP, a first fragment without a whole transport header, or a later one that lies over it.
+    DropFragmentHeader = 47, "drop_fragment_header";
+    /// The first fragment of a packet was sent on, and later ones can follow.
+    FragmentTracked = 48, "fragment_tracked";
+    /// A later fragment followed the first one of its packet.
+    FragmentForwarded = 49, "fragment_forwarded";
+    /// Later fragments of a packet can't follow any more, because within a second of its first one another packet took
+    /// its place in the table.
+    FragmentDisplaced = 50, "fragment_displaced";
 }
 
 /// Room for counters in [`CpuCounters`].

@@ -36,6 +36,10 @@ pub(super) fn may_exceed<F: Family, P: PacketMut, M: Maps>(
     known: u16,
     egress: u32,
 ) -> bool {
+    // Nobody sends a SYN in fragments, whose checksum covers more than this one.
+    if ip.shape != Shape::Whole {
+        return false;
+    }
     // The other direction's packets leave by the interface that this one came in by.
     let mtu = mtu::smaller(known, packet.ingress_mtu());
     let headers = (F::HEADER + TcpHdr::LEN) as u16;
@@ -61,7 +65,7 @@ pub(super) fn clamp<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, 
     let Some(config) = maps.config() else { return Outcome::Drop(Counter::DropNotReady) };
     let Some(cells) = maps.refusals() else { return Outcome::Drop(Counter::DropNotReady) };
     let asked = cells.load(3);
-    let ip = F::parse(packet, config, link.network_offset());
+    let ip = F::parse::<P, false>(packet, config, link.network_offset());
     if let Some(ip) = ip.filter(|ip| ip.shape == Shape::Whole && ip.protocol == TCP)
         && lower(packet, config, ip.transport_offset, (asked >> 32) as u16).is_some()
     {

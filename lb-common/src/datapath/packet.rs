@@ -78,4 +78,8 @@ pub enum Verdict {
     RefuseV6,
     /// Rewritten, a segment with SYN: [`super::clamp`] has to look at it.
     Clamp,
+    /// An untouched fragment of IPv4: [`super::fragment()`] has to look at it.
+    FragmentV4,
+    /// Of IPv6, likewise.
+    FragmentV6,
 }

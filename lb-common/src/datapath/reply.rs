@@ -26,7 +26,8 @@ pub(super) struct Located<F: Family, C> {
     pub member: C,
 }
 
-/// Forwards it; `None` where it is not the reply of a live flow.
+/// Forwards it; `None` where it is not the reply of a live flow. `before` sees it before it is rewritten, with what it
+/// will say.
 #[inline(always)]
 pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
@@ -34,8 +35,9 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     config: &Config,
     link: &Link,
     ip: &Ip<F>,
+    before: impl FnOnce(&mut P, &Reverse<F, M::Cells>, &Tuple<F>),
 ) -> Option<Outcome> {
-    if ip.shape != Shape::Whole {
+    if ip.shape != Shape::Whole && ip.shape != Shape::First {
         return None;
     }
     let Located { ports, entry, member } = locate(packet, maps, config, ip)?;
@@ -52,7 +54,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
         return Some(outcome);
     }
     entry.touch(clock::tick(maps.now()));
-    Some(send(packet, maps, config, link, ip, ports, &entry, member, flags))
+    Some(send(packet, maps, config, link, ip, ports, &entry, member, flags, before))
 }
 
 /// Finds the reverse entry of a packet.
@@ -221,6 +223,7 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
     entry: &Reverse<F, M::Cells>,
     member: M::Cells,
     flags: Flags,
+    before: impl FnOnce(&mut P, &Reverse<F, M::Cells>, &Tuple<F>),
 ) -> Outcome {
     let bytes = packet.len() as u64;
     let Some(egress) = last_hop::egress(maps, entry.last_hop) else {
@@ -245,6 +248,7 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
         destination: entry.client,
         destination_port: entry.client_port,
     };
+    before(packet, entry, &new);
     // From backend to VIP is the way back: the complement.
     let constant = Constant { transport: !transport, header: !header };
     if let Err(counter) = rewrite(packet, link, ip, ports, &new, constant, Covered::Source, &egress) {

@@ -10,7 +10,7 @@ use super::{
     last_hop::Egress,
     member::{self, MemberHead},
     mss, mtu,
-    parse::{Ip, Link, Ports},
+    parse::{Ip, Link, Ports, Shape},
     rescue,
     rewrite::{Constant, Covered, Tuple, rewrite},
     tcp::{self, ClientStep, Flags},
@@ -23,7 +23,7 @@ use crate::{
 /// Offset of the flags in a TCP header: the low byte of the bit field.
 pub(super) const TCP_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1) + 1;
 
-/// Forwards it, or finds that it begins a new flow.
+/// Forwards it, or finds that it begins a new flow. `before` sees it before it is rewritten, with what it will say.
 #[inline(always)]
 pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
@@ -33,6 +33,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     ip: &Ip<F>,
     ports: Ports,
     slot: Slot<M::Cells>,
+    before: impl FnOnce(&mut P, &Slot<M::Cells>, &Tuple<F>),
 ) -> Outcome {
     let Some(member) = maps.member(slot.word.member()) else {
         return Outcome::Drop(Counter::DropStaleMember);
@@ -58,7 +59,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     }
     let now = maps.now();
     if ip.protocol == TCP {
-        if flags.is_open() && rescue::is_due(maps, &slot, now) {
+        if flags.is_open() && ip.shape == Shape::Whole && rescue::is_due(maps, &slot, now) {
             return Outcome::Retry(F::NETWORK);
         }
         if let Some(outcome) = step(packet, maps, config, ip, ports, &slot, member, flags) {
@@ -66,7 +67,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
         }
     }
     slot.touch(clock::tick(now));
-    send(packet, maps, config, link, ip, ports, &slot, member, head, flags)
+    send(packet, maps, config, link, ip, ports, &slot, member, head, flags, before)
 }
 
 /// Moves the flow's state; an outcome only where the packet is not to be forwarded as part of this flow.
@@ -138,6 +139,7 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     member: M::Cells,
     head: MemberHead,
     flags: Flags,
+    before: impl FnOnce(&mut P, &Slot<M::Cells>, &Tuple<F>),
 ) -> Outcome {
     if !head.has(member_flags::NEXT_HOP) {
         return Outcome::Drop(Counter::DropNoNextHop);
@@ -157,6 +159,7 @@ fn send<F: Family, P: PacketMut, M: Maps>(
         destination: F::member_address(member),
         destination_port: head.port(),
     };
+    before(packet, slot, &new);
     let constant = Constant { transport, header };
     if let Err(counter) = rewrite(packet, link, ip, ports, &new, constant, Covered::Destination, &egress) {
         return Outcome::Drop(counter);

@@ -174,6 +174,18 @@ pub(super) fn ring_hash<F: Family>(
     hash_half::<F>(&config.ring_key, &identity, false)
 }
 
+/// The keyed hash of two addresses, and of what tells apart that which goes from one to the other.
+#[inline(always)]
+pub(super) fn pair_hash<F: Family>(
+    config: &Config,
+    source: F::Address,
+    destination: F::Address,
+    what: u32,
+    protocol: u8,
+) -> FlowHash {
+    Identity::<F> { source, destination, ports: what, protocol }.flow_hash(config)
+}
+
 /// What makes a flow that flow.
 pub(super) struct Identity<F: Family> {
     /// The client.
@@ -196,8 +208,7 @@ impl<F: Family> Identity<F> {
 /// One half of a keyed hash. A call: inlined three times, its intermediate values would fill the kernel's stack.
 #[inline(never)]
 fn hash_half<F: Family>(key: &HashKey, identity: &Identity<F>, high: bool) -> u64 {
-    let hash = F::hash(key, identity.source, identity.destination, identity.ports, identity.protocol);
-    if high { hash.high } else { hash.low }
+    F::hash_half(key, identity.source, identity.destination, identity.ports, identity.protocol, high)
 }
 
 /// The word of a flow that could not be made.

@@ -99,6 +99,8 @@ pub trait Maps: Tables {
     fn affinity(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `SYNS`, eight cells.
     fn syn(&self, index: u32) -> Option<Self::Cells>;
+    /// Element of `FRAGMENTS`, eight cells.
+    fn fragment(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `FLOW_STATS`, eight cells.
     fn flow_stats(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `RINGS`, one cell: two slots.

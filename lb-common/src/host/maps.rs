@@ -14,10 +14,10 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     abi::{
         ADDRESS_FILTER_SIZE, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config, Counter,
-        CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS,
-        LOCK_STRIPES, LastHop, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
-        ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-        SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+        CpuCounters, CpuRefusals, Event, EventBudget, FRAGMENT_RECORDS, FlowBucket, FlowStats,
+        FragmentRecord, HandshakeBucket, LAST_HOPS, LOCK_STRIPES, LastHop, MOST_AFFINITY_BUCKETS,
+        MOST_SYN_COPIES, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair,
+        ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},
@@ -202,6 +202,7 @@ pub struct HostMaps {
     pub handshakes: Array,
     pub affinity: Array,
     pub syns: Array,
+    pub fragments: Array,
     pub flow_stats: Array,
     pub locks: Array,
     pub reverse_v4: Array,
@@ -241,6 +242,7 @@ impl HostMaps {
             handshakes: Array::of::<HandshakeBucket>(sizes.flow_buckets),
             affinity: Array::of::<AffinityBucket>(sizes.flow_buckets.min(MOST_AFFINITY_BUCKETS)),
             syns: Array::of::<SynCopy>(sizes.flow_buckets.min(MOST_SYN_COPIES)),
+            fragments: Array::of::<FragmentRecord>(FRAGMENT_RECORDS),
             flow_stats: Array::of::<FlowStats>(sizes.flow_stats),
             locks: Array::of::<u64>(LOCK_STRIPES),
             reverse_v4: Array::of::<ReverseBucketV4>(sizes.reverse_v4_buckets),
@@ -423,6 +425,10 @@ impl Maps for HostCpu<'_> {
 
     fn syn(&self, index: u32) -> Option<Self::Cells> {
         self.maps.syns.get(index)
+    }
+
+    fn fragment(&self, index: u32) -> Option<Self::Cells> {
+        self.maps.fragments.get(index)
     }
 
     fn flow_stats(&self, index: u32) -> Option<Self::Cells> {

@@ -8,6 +8,7 @@ mod docs;
 mod events;
 mod flow_log;
 mod flow_table;
+mod fragments;
 mod frames;
 mod histories;
 mod icmp;

@@ -503,6 +503,10 @@ impl Maps for &Model {
         GATEWAY.maps.syns.get(index).map(ModelCells::Plain)
     }
 
+    fn fragment(&self, _index: u32) -> Option<Self::Cells> {
+        None
+    }
+
     fn flow_stats(&self, _index: u32) -> Option<Self::Cells> {
         None
     }

@@ -8,10 +8,10 @@ use std::{
 use lb_common::{
     abi::{
         AddressFilter, AffinityBucket, AffinityEntry, Backend, BackendKeyV4, BackendKeyV6, Config,
-        CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowEntry, FlowStats, Handshake,
-        HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6,
-        ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-        SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
+        CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowEntry, FlowStats, FragmentRecord,
+        Handshake, HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4,
+        ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+        ServiceKeyV6, SourceV4, SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
 };
@@ -48,6 +48,7 @@ pub(crate) fn describe(out: &mut String) {
         FlowBucket { entries }
         FlowEntry { word, tag, last_seen }
         FlowStats { owner, opened, packets_in, bytes_in, packets_out, bytes_out, reserved }
+        FragmentRecord { word, id, tick, path, slot, version, pad, client, reserved, given }
         Handshake { word }
         HandshakeBucket { ways }
         HashKey { words }

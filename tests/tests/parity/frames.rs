@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     abi::{TCP, UDP},
-    host::{ACK, FIN, Frame, RST, SYN, Seen, TAG_8021AD, TAG_8021Q, Transport},
+    host::{ACK, FIN, Frame, RST, SYN, Seen, TAG_8021AD, TAG_8021Q, Transport, fragment, fragments},
 };
 
 use crate::history::{Profile, Random};
@@ -158,8 +158,8 @@ impl Flow {
         }
     }
 
-    /// A packet of this flow; of UDP the flags say nothing. A backend's needs a path.
-    pub(crate) fn frame(&self, random: &mut Random, side: Side, flags: u8) -> Vec<u8> {
+    /// A packet of this flow, now and then in fragments; of UDP the flags say nothing. A backend's needs a path.
+    pub(crate) fn frames(&self, random: &mut Random, side: Side, flags: u8) -> Vec<Vec<u8>> {
         let (source, destination) = match (side, self.path) {
             (Side::Backend, Some((backend, snat))) => (backend, snat),
             _ => (self.client, self.vip),
@@ -185,8 +185,34 @@ impl Flow {
             // With data it would never go to another backend.
             frame.payload.clear();
         }
-        frame.build()
+        if random.chance(8) { in_fragments(random, &mut frame) } else { vec![frame.build()] }
     }
+}
+
+/// In small fragments, in their order mostly, with some that say something else. Few identifications, so that packets
+/// share one; in small tables, many packets.
+fn in_fragments(random: &mut Random, frame: &mut Frame) -> Vec<Vec<u8>> {
+    frame.payload.resize(64 + random.below(64), 7);
+    let id = random.below(48) as u32;
+    let mut parts = fragments(frame, id, random.one_of([8, 24, 24, 40, 64, 200]));
+    if random.chance(15) {
+        let (place, more) = (random.below(4), random.chance(50));
+        let part = vec![random.next() as u8; random.below(24)];
+        parts.insert(random.below(parts.len() + 1), fragment(frame, id, place, more, &part));
+    }
+    if random.chance(15) {
+        let (one, other) = (random.below(parts.len()), random.below(parts.len()));
+        parts.swap(one, other);
+    }
+    if random.chance(10) {
+        parts.push(parts[random.below(parts.len())].clone());
+    }
+    if random.chance(10) {
+        parts.remove(0);
+    }
+    // More would only be more of the same.
+    parts.truncate(5);
+    parts
 }
 
 /// The first packet of a flow to the first or third service; another flow for each number.

@@ -7,7 +7,7 @@ use lb_common::{
     clock::TICK_NS,
     datapath::Verdict,
     hash::finish,
-    host::{ACK, FIN, Gateway, GatewayConfig, NextHop, RST, SYN, Seen},
+    host::{ACK, FIN, Gateway, GatewayConfig, NextHop, RST, SYN, Seen, reassemble},
 };
 use tests::kernel_run::{KernelProgram, MAX_HEAD_ROOM};
 
@@ -306,6 +306,23 @@ impl History<'_> {
         Ok(Some(applied.frame))
     }
 
+    /// Sends a packet or its fragments, and gives the packet that came out.
+    fn send_all(
+        &mut self,
+        session: &mut Session<'_>,
+        tally: &mut Tally,
+        ingress: u32,
+        frames: Vec<Vec<u8>>,
+    ) -> Result<Option<Seen>, String> {
+        let in_fragments = frames.len() > 1;
+        let mut out = Vec::new();
+        for frame in frames {
+            out.extend(self.send(session, tally, ingress, frame)?);
+        }
+        let whole = if in_fragments { reassemble(&out).ok() } else { out.pop() };
+        Ok(whole.and_then(|frame| Seen::parse(&frame).ok()))
+    }
+
     /// A client's first packet.
     fn open(&mut self, session: &mut Session<'_>, tally: &mut Tally) -> Result<(), String> {
         let ingress = self.random.one_of(self.world.interfaces);
@@ -324,13 +341,11 @@ impl History<'_> {
         index: usize,
         flags: u8,
     ) -> Result<(), String> {
-        let (bytes, ingress) = {
+        let (frames, ingress) = {
             let flow = &self.flows[index];
-            (flow.frame(&mut self.random, Side::Client, flags), flow.ingress)
+            (flow.frames(&mut self.random, Side::Client, flags), flow.ingress)
         };
-        if let Some(out) = self.send(session, tally, ingress, bytes)?
-            && let Ok(seen) = Seen::parse(&out)
-        {
+        if let Some(seen) = self.send_all(session, tally, ingress, frames)? {
             self.flows[index].path = Some((seen.destination, seen.source));
         }
         Ok(())
@@ -344,9 +359,8 @@ impl History<'_> {
         flags: u8,
     ) -> Result<(), String> {
         let ingress = self.random.one_of(self.world.interfaces);
-        let bytes = self.flows[index].frame(&mut self.random, Side::Backend, flags);
-        if let Some(out) = self.send(session, tally, ingress, bytes)?
-            && let Ok(seen) = Seen::parse(&out)
+        let frames = self.flows[index].frames(&mut self.random, Side::Backend, flags);
+        if let Some(seen) = self.send_all(session, tally, ingress, frames)?
             && seen.destination != self.flows[index].client
             && seen.flags == SYN
         {

@@ -285,6 +285,7 @@ impl<'a> Session<'a> {
             ("HANDSHAKES", &host.handshakes, &kernel.handshakes),
             ("AFFINITY", &host.affinity, &kernel.affinity),
             ("SYNS", &host.syns, &kernel.syns),
+            ("FRAGMENTS", &host.fragments, &kernel.fragments),
             ("FLOW_STATS", &host.flow_stats, &kernel.flow_stats),
             ("BACKENDS", &host.backends, &kernel.backends),
             ("LOCKS", &host.locks, &kernel.locks),

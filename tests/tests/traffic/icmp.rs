@@ -67,7 +67,7 @@ pub(super) fn transfer(bed: &Bed, vip: SocketAddr, there: usize, back: usize) ->
 }
 
 /// A bed of one pod whose server is a test's own, at the address of [`Bed::vip_http`].
-fn with_own_server() -> (Bed, tests::agent::Agent) {
+pub(super) fn with_own_server() -> (Bed, tests::agent::Agent) {
     let (bed, agent) = gateway(1);
     give_own_server(&bed, &agent);
     (bed, agent)
