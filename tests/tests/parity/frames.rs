@@ -303,9 +303,11 @@ fn promise(random: &mut Random, options: &mut [u8]) {
     if options.is_empty() || random.chance(20) {
         return;
     }
-    let place = random.one_of([0, random.below(options.len() - 3)]);
+    let anywhere = random.below(options.len() - 3);
+    let place = random.one_of([0, anywhere]);
     let length = if random.chance(90) { 4 } else { random.below(8) as u8 };
-    let [high, low] = random.one_of([536, 1240, 1460, 8960, random.next() as u16]).to_be_bytes();
+    let any = random.next() as u16;
+    let [high, low] = random.one_of([536, 1240, 1460, 8960, any]).to_be_bytes();
     options[place..place + 4].copy_from_slice(&[2, length, high, low]);
     if random.chance(10) {
         let junk = random.below(options.len());
