@@ -25,6 +25,7 @@ pub(super) const TCP_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1) + 1;
 
 /// Forwards it, or finds that it begins a new flow. `before` sees it before it is rewritten, with what it will say.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
     maps: &M,

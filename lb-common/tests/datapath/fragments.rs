@@ -14,8 +14,8 @@ use lb_common::{
 
 use crate::bed::{Bed, Flow, Net, seconds};
 
-/// Payload of a fragment that fills 1,500 bytes.
-const FULL: usize = 1440;
+/// Payload of a fragment on a link with an MTU of 3,000 bytes.
+const FULL: usize = 2880;
 /// As much as a datagram may carry, and a little less.
 const LARGE: usize = 60_000;
 
@@ -67,7 +67,7 @@ fn a_large_datagram_arrives_whole_in_either_direction() {
 
         let stats = bed.gateway.maps.stats(bed.member_of(&flow));
         let bytes = |sent: &Frame| fragments(sent, 1, FULL).iter().map(Vec::len).sum::<usize>() as u64;
-        assert_eq!((stats.packets_in, stats.packets_out), (42, 42));
+        assert_eq!((stats.packets_in, stats.packets_out), (21, 21));
         assert_eq!((stats.bytes_in, stats.bytes_out), (bytes(&request), bytes(&answer)));
     }
 }
@@ -103,13 +103,13 @@ fn fragments_get_the_tags_of_the_way_out_and_keep_options_and_extension_headers(
                     request = request.extension(0, 6).extension(60, 14);
                 }
                 let opens = &[Counter::FlowOpened, Counter::FragmentTracked];
-                let seen = pass(&bed, &fragments(&request, 77, 48), opens);
+                let seen = pass(&bed, &fragments(&request, 77, 64), opens);
                 let expected: Vec<_> = outside.iter().map(|vlan| (TAG_8021Q, *vlan)).collect();
                 assert_eq!(seen.tags, expected);
                 assert_eq!(seen.payload, payload(100));
                 // The way back is the way that the client's packets came.
                 let answer = Frame::udp(seen.destination, seen.source).payload(&payload(99));
-                assert_eq!(pass(&bed, &fragments(&answer, 78, 48), TRACKED).tags, inside);
+                assert_eq!(pass(&bed, &fragments(&answer, 78, 64), TRACKED).tags, inside);
             }
         }
     }

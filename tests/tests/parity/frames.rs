@@ -189,6 +189,19 @@ impl Flow {
     }
 }
 
+impl Flow {
+    /// The first fragments of so many packets of the client's.
+    pub(crate) fn crowd(&self, count: u32) -> Vec<Vec<u8>> {
+        let frame = if self.protocol == TCP {
+            Frame::tcp(self.client, self.vip, ACK).numbers(1000, self.server_isn.wrapping_add(1))
+        } else {
+            Frame::udp(self.client, self.vip)
+        };
+        let frame = frame.tags(&self.tags).macs(self.macs.0, self.macs.1).payload(&[7; 100]);
+        (0..count).map(|id| fragments(&frame, 1000 + id, 64).swap_remove(0)).collect()
+    }
+}
+
 /// In small fragments, in their order mostly, with some that say something else. Few identifications, so that packets
 /// share one; in small tables, many packets.
 fn in_fragments(random: &mut Random, frame: &mut Frame) -> Vec<Vec<u8>> {

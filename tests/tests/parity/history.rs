@@ -385,6 +385,13 @@ impl History<'_> {
         if flow.path.is_none() {
             return self.client(session, tally, index, SYN);
         }
+        if self.world.profile == Profile::FewSlots && self.random.chance(3) {
+            // More packets than there is room for in the table of fragments.
+            let (frames, ingress) = (flow.crowd(12), flow.ingress);
+            return frames
+                .into_iter()
+                .try_for_each(|frame| self.send(session, tally, ingress, frame).map(drop));
+        }
         if flow.phase == 0 && self.world.profile == Profile::ChurningPorts && self.random.chance(70) {
             return self.open(session, tally);
         }
