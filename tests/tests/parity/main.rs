@@ -5,6 +5,7 @@
 
 mod frames;
 mod history;
+mod model;
 mod session;
 mod shrink;
 mod sources;
