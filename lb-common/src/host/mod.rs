@@ -5,6 +5,7 @@
 //! - [`Gateway`]: fills the maps as the agent would: services, rings, members, backends, SNAT addresses.
 //! - [`Frame`]: builds packets; [`Seen`]: reads them, with all checksums recomputed in full.
 //! - [`ledger`]: checks that the tables agree with each other: forward and reverse in pairs, ports taken once.
+//! - [`fuzzing`]: what the fuzz targets run.
 //!
 //! ```
 //! use lb_common::{abi::TCP, datapath::Verdict, host::{Frame, Gateway, GatewayConfig, HostPacket, SYN}};
@@ -18,6 +19,7 @@
 //! ```
 
 mod frame;
+pub mod fuzzing;
 mod gateway;
 pub mod ledger;
 mod maps;

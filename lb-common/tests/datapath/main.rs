@@ -7,6 +7,7 @@ mod bed;
 mod events;
 mod flow_log;
 mod flow_table;
+mod fuzz_cases;
 mod histories;
 mod icmp;
 mod last_hops;
