@@ -3,38 +3,35 @@
 //! Bytes are read front to back and never run out: behind their end come zeros, so that every input means something,
 //! and a small change to it a small change. `lb-common/tests/datapath/fuzz_cases.rs` runs what once failed.
 
-use std::{net::SocketAddr, vec, vec::Vec};
+use std::{cell::RefCell, net::SocketAddr, vec, vec::Vec};
 
 use super::{
     ACK, Array, Frame, Gateway, GatewayConfig, HostPacket, SYN, Seen, TAG_8021AD, TAG_8021Q, ledger,
-    maps::Sizes,
+    maps::{HostCells, HostMaps, Sizes},
 };
 use crate::{
-    abi::{Counter, FlowLogWord, ReactionWord, TCP, UDP, member_flags, vip_flags},
+    abi::{Config, Counter, FlowLogWord, ReactionWord, TCP, UDP, member_flags, vip_flags},
     clock::TICK_NS,
     datapath::{Cells, Verdict},
 };
 
-/// Most packets of an input.
-const MOST_PACKETS: u32 = 12;
 /// Longest frame: one page, as in the kernel.
 const LONGEST: usize = 3_500;
 
-/// Frames like those of live flows, changed, cut and lengthened anywhere. The tables must agree with each other after
-/// each.
+/// Frames like those of live flows, changed, cut and lengthened anywhere. The tables must agree with each other
+/// afterwards.
 ///
 /// # Panics
 /// Where something does not hold.
 pub fn frames(data: &[u8]) {
     let mut input = Input(data);
-    let scene = Scene::new();
-    let mut left = MOST_PACKETS;
-    while left > 0 && !input.is_empty() {
-        left -= 1;
-        let frame = scene.edited(&mut input);
-        scene.send(&mut input, &frame, true);
+    at_a_gateway(|scene| {
+        while let Some(()) = input.next_packet() {
+            let frame = scene.edited(&mut input);
+            scene.send(&mut input, &frame, true);
+        }
         ledger::check(&scene.gateway.maps).expect("tables that agree with each other");
-    }
+    });
 }
 
 /// ICMP and ICMPv6 messages to VIPs and SNAT addresses that quote packets of live flows, changed and cut anywhere.
@@ -43,14 +40,13 @@ pub fn frames(data: &[u8]) {
 /// Where something does not hold.
 pub fn messages(data: &[u8]) {
     let mut input = Input(data);
-    let scene = Scene::new();
-    let mut left = MOST_PACKETS;
-    while left > 0 && !input.is_empty() {
-        left -= 1;
-        let frame = scene.message(&mut input);
-        scene.send(&mut input, &frame, true);
+    at_a_gateway(|scene| {
+        while let Some(()) = input.next_packet() {
+            let frame = scene.message(&mut input);
+            scene.send(&mut input, &frame, true);
+        }
         ledger::check(&scene.gateway.maps).expect("tables that agree with each other");
-    }
+    });
 }
 
 /// The same frames and messages at a gateway whose tables and settings hold anything.
@@ -59,25 +55,38 @@ pub fn messages(data: &[u8]) {
 /// Where something does not hold.
 pub fn tables(data: &[u8]) {
     let mut input = Input(data);
-    let mut scene = Scene::new();
-    scene.unsettle(&mut input);
-    let mut left = MOST_PACKETS;
-    while left > 0 && !input.is_empty() {
-        left -= 1;
-        for _ in 0..input.below(12) {
-            scene.damage(&mut input);
+    at_a_gateway(|scene| {
+        scene.unsettle(&mut input);
+        while let Some(()) = input.next_packet() {
+            for _ in 0..input.below(12) {
+                scene.damage(&mut input);
+            }
+            let frame = if input.chance(4) { scene.message(&mut input) } else { scene.edited(&mut input) };
+            scene.send(&mut input, &frame, false);
         }
-        let frame = if input.chance(4) { scene.message(&mut input) } else { scene.edited(&mut input) };
-        scene.send(&mut input, &frame, false);
-    }
+    });
+}
+
+std::thread_local! {
+    /// To make a gateway takes longer than all that an input does with it.
+    static SCENE: RefCell<Scene> = RefCell::new(Scene::new());
+}
+
+/// Runs something at a gateway that is always the same at first.
+fn at_a_gateway(run: impl FnOnce(&mut Scene)) {
+    SCENE.with_borrow_mut(|scene| {
+        scene.restore();
+        run(scene);
+    });
 }
 
 /// Bytes, and then zeros.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether there is something left for another packet.
+    fn next_packet(&self) -> Option<()> {
+        (!self.0.is_empty()).then_some(())
     }
 
     fn byte(&mut self) -> u8 {
@@ -112,6 +121,43 @@ struct Scene {
     known: Vec<Vec<u8>>,
     /// Frames as they came out.
     sent: Vec<Vec<u8>>,
+    /// Settings, time, and all cells of [`arrays`] as they were at first.
+    config: Option<Config>,
+    clock: u64,
+    cells: Vec<u64>,
+}
+
+/// Whatever the program, or damage, may write to.
+fn arrays(maps: &HostMaps) -> [&Array; 18] {
+    [
+        &maps.flows,
+        &maps.reverse_v4,
+        &maps.reverse_v6,
+        &maps.members,
+        &maps.backends,
+        &maps.descriptors,
+        &maps.rings,
+        &maps.handshakes,
+        &maps.affinity,
+        &maps.syns,
+        &maps.ports,
+        &maps.last_hops,
+        &maps.flow_stats,
+        &maps.refusals,
+        &maps.event_budget,
+        &maps.address_filter,
+        &maps.member_stats,
+        // The last one counts; a wrong count damages nothing.
+        &maps.counters,
+    ]
+}
+
+/// Every cell of these arrays.
+fn cells(maps: &HostMaps) -> impl Iterator<Item = (HostCells<'_>, usize)> {
+    arrays(maps).into_iter().flat_map(|array| {
+        let elements = (0..array.len()).filter_map(|index| array.get(index));
+        elements.flat_map(|cells| (0..array.element_size() / 8).map(move |cell| (cells, cell)))
+    })
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -166,11 +212,27 @@ impl Scene {
             let flags = gateway.member(member).flags;
             gateway.set_member_flags(member, flags | member_flags::COUNTED);
         }
-        let mut scene = Self { gateway, known: Vec::new(), sent: Vec::new() };
+        let (config, clock) = (gateway.maps.config, gateway.maps.clock());
+        let (known, sent, cells_then) = (Vec::new(), Vec::new(), Vec::new());
+        let mut scene = Self { gateway, known, sent, config, clock, cells: cells_then };
         for (vip, protocol) in VIPS {
             scene.open(address(vip), protocol);
         }
+        drop(scene.gateway.maps.take_events());
+        scene.cells = cells(&scene.gateway.maps).map(|(cells, cell)| cells.load(cell)).collect();
         scene
+    }
+
+    /// Makes everything what it was at first.
+    fn restore(&mut self) {
+        let maps = &mut self.gateway.maps;
+        maps.config = self.config;
+        maps.set_clock(self.clock);
+        for ((cells, cell), then) in cells(maps).zip(&self.cells) {
+            if cells.load(cell) != *then {
+                cells.store(cell, *then);
+            }
+        }
     }
 
     /// A flow, established where it is the first one of its kind.
@@ -304,26 +366,8 @@ impl Scene {
     /// Writes anything anywhere.
     fn damage(&mut self, input: &mut Input<'_>) {
         let maps = &self.gateway.maps;
-        let arrays: [&Array; 17] = [
-            &maps.flows,
-            &maps.reverse_v4,
-            &maps.reverse_v6,
-            &maps.members,
-            &maps.backends,
-            &maps.descriptors,
-            &maps.rings,
-            &maps.handshakes,
-            &maps.affinity,
-            &maps.syns,
-            &maps.ports,
-            &maps.last_hops,
-            &maps.flow_stats,
-            &maps.refusals,
-            &maps.event_budget,
-            &maps.address_filter,
-            &maps.member_stats,
-        ];
-        let array = arrays[input.below(arrays.len())];
+        let arrays = arrays(maps);
+        let array = arrays[input.below(arrays.len() - 1)];
         let Some(cells) = array.get(input.below(array.len() as usize) as u32) else { return };
         let cell = input.below(array.element_size() / 8);
         let old = cells.load(cell);
