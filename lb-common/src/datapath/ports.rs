@@ -13,7 +13,7 @@ use super::{
     reverse_table::{self, NewReverse},
 };
 use crate::{
-    abi::{CloseReason, Config, FlowState, FlowWord, REVERSE_WAYS, ReverseWord},
+    abi::{CloseReason, Config, FlowState, FlowWord, PORT_BITMAP_WORDS, REVERSE_WAYS, ReverseWord},
     clock,
 };
 
@@ -36,7 +36,11 @@ const RESET_QUIET_TICKS: u16 = 3;
 pub(super) fn give_back<T: Tables>(tables: &T, config: &Config, backend: u32, snat: u8, port: u16) {
     let Some(bitmap) = tables.ports(bitmap_index(config, backend, snat)) else { return };
     let offset = port.wrapping_sub(config.port_base);
-    bitmap.fetch_and((offset >> 6) as usize, !(1 << (offset & 63)));
+    let word = offset >> 6;
+    // No bit is that of a port beyond the range, which only a damaged entry has. Without a branch, which the verifier
+    // would follow into all that comes after it.
+    let is_within = (word as u64).wrapping_sub(config.port_words as u64) >> 63;
+    bitmap.fetch_and(word as usize & (PORT_BITMAP_WORDS - 1), !(is_within << (offset & 63)));
 }
 
 /// Index in `PORTS`.

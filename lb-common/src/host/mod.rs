@@ -6,6 +6,7 @@
 //! - [`Frame`]: builds packets; [`Seen`]: reads them, with all checksums recomputed in full.
 //! - [`fragments()`], [`reassemble`]: packets in fragments, and put together again.
 //! - [`ledger`]: checks that the tables agree with each other: forward and reverse in pairs, ports taken once.
+//! - [`fuzzing`]: what the fuzz targets run.
 //!
 //! ```
 //! use lb_common::{abi::TCP, datapath::Verdict, host::{Frame, Gateway, GatewayConfig, HostPacket, SYN}};
@@ -20,6 +21,7 @@
 
 mod fragments;
 mod frame;
+pub mod fuzzing;
 mod gateway;
 pub mod ledger;
 mod maps;

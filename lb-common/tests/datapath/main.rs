@@ -10,6 +10,7 @@ mod flow_log;
 mod flow_table;
 mod fragments;
 mod frames;
+mod fuzz_cases;
 mod histories;
 mod icmp;
 mod last_hops;

@@ -1,10 +1,12 @@
 //! The packet program is one source in two homes: this feeds the same histories of packets to the host build and
-//! to the kernel, and wants the same verdicts, bytes, counters, events and tables.
+//! to the kernel, and wants the same verdicts, bytes, counters, events and tables; and to a model of the gateway
+//! (`model`), which says what verdicts, bytes and counters have to be.
 //!
 //! `KANMON_TEST_LONG=1` runs ten times as many packets, `KANMON_PARITY_SEED=n` other ones.
 
 mod frames;
 mod history;
+mod model;
 mod session;
 mod shrink;
 mod sources;

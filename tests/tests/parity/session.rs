@@ -12,7 +12,10 @@ use tests::kernel_run::{
     mirror_element,
 };
 
-use crate::history::World;
+use crate::{
+    history::World,
+    model::{Model, Said},
+};
 
 /// Shortest frame that the kernel runs a program on; shorter ones go to the host's build only.
 const SHORTEST: usize = 14;
@@ -91,6 +94,8 @@ pub(crate) struct Session<'a> {
     pub(crate) kernel: &'a mut KernelProgram,
     /// The host's.
     pub(crate) gateway: Gateway,
+    /// What both are held to.
+    model: Model,
     runner: Runner,
     interfaces: Interfaces,
     services: Vec<u32>,
@@ -114,7 +119,8 @@ impl<'a> Session<'a> {
         let services = members.map(|index| gateway.member(index).service).collect();
         let runner = kernel.runner().expect("a runner");
         let (egress, counts) = (None, [0; Counter::ALL.len()]);
-        Self { kernel, gateway, runner, interfaces: *interfaces, services, egress, counts }
+        let (interfaces, model) = (*interfaces, Model::default());
+        Self { kernel, gateway, model, runner, interfaces, services, egress, counts }
     }
 
     /// Applies a step to both. A frame gives what became of it.
@@ -160,12 +166,14 @@ impl<'a> Session<'a> {
                 mirror_element(&self.kernel.tables.descriptors, &self.gateway.maps.descriptors, *service);
             }
             Op::Locks(held) => {
+                self.model.locked = *held;
                 for lock in 0..self.gateway.maps.locks.len() {
                     self.gateway.maps.locks.write(lock, &u64::from(*held));
                     self.kernel.tables.locks.write(lock, &u64::from(*held));
                 }
             }
             Op::FillLastHops => {
+                self.model.last_hops_full = true;
                 for index in 0..LAST_HOPS {
                     let word = LastHopWord::in_use(u64::from(index) << 32 | 0xdead_0000, 0);
                     for cells in [self.gateway.maps.last_hops.get(index)].into_iter().flatten() {
@@ -184,15 +192,20 @@ impl<'a> Session<'a> {
         mirror_element(&self.kernel.tables.members, &self.gateway.maps.members, member);
     }
 
-    /// Sends a frame through both and compares everything that can be seen at once.
+    /// Sends a frame through all three and compares everything that can be seen at once.
     ///
     /// # Errors
     /// What differs.
     pub(crate) fn frame(&mut self, ingress: u32, head_room: usize, bytes: &[u8]) -> Result<Applied, String> {
+        let before = self.host_counts();
         let mtu = self.interfaces.mtu(ingress);
         let mut packet = HostPacket::with_head_room(bytes, head_room).on(ingress).mtu(mtu);
         let verdict = self.gateway.maps.cpu(0).process(&mut packet);
         let frame = packet.bytes().to_vec();
+        let after = self.host_counts();
+        let counts = std::array::from_fn(|counter| after[counter] - before[counter]);
+        let said = Said { verdict, frame: &frame, counts };
+        self.model.frame(&self.gateway.maps, bytes, (ingress, head_room), &said)?;
         if bytes.len() < SHORTEST {
             // The kernel's counters stay behind by what the host has counted.
             self.skip_counts();
@@ -244,6 +257,11 @@ impl<'a> Session<'a> {
     /// How often each counter has been counted, host and kernel agreeing.
     pub(crate) const fn counts(&self) -> &[u64; Counter::ALL.len()] {
         &self.counts
+    }
+
+    fn host_counts(&self) -> [u64; Counter::ALL.len()] {
+        let cells = self.gateway.maps.counters.get(0);
+        std::array::from_fn(|counter| cells.map_or(0, |cells| cells.load(counter)))
     }
 
     fn skip_counts(&self) {
