@@ -10,6 +10,7 @@ mod flow_table;
 mod histories;
 mod icmp;
 mod last_hops;
+mod long_life;
 mod members;
 mod passing;
 mod ports;
