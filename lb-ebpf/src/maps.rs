@@ -11,9 +11,9 @@ use aya_ebpf::{
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
     CpuCounters, CpuRefusals, EventBudget, FlowBucket, FlowStats, HandshakeBucket,
-    LAST_HOPS as LAST_HOP_COUNT, LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket, Lock, Member, MemberStats, PortBitmap,
-    ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-    SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+    LAST_HOPS as LAST_HOP_COUNT, LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket, Lock, Member,
+    MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+    ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.

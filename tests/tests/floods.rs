@@ -95,7 +95,8 @@ impl World {
 
     /// Whether a segment of the client's reaches the flow's backend.
     fn request(&mut self, flow: &Flow) -> Result<bool> {
-        let request = Frame::tcp(flow.client, self.vip, ACK).numbers(1001, SERVER_ISN + 1).payload(b"request");
+        let request =
+            Frame::tcp(flow.client, self.vip, ACK).numbers(1001, SERVER_ISN + 1).payload(b"request");
         let seen = self.pass(&request)?;
         Ok(seen.is_some_and(|seen| (seen.source, seen.destination) == (flow.snat, flow.backend)))
     }
@@ -130,7 +131,8 @@ impl World {
             }
         }
         let words = (0..tables.ports.len()).filter_map(|index| tables.ports.get(index));
-        let ports = words.flat_map(|cells| (0..PORT_BITMAP_WORDS).map(move |word| cells.load(word).count_ones()));
+        let ports =
+            words.flat_map(|cells| (0..PORT_BITMAP_WORDS).map(move |word| cells.load(word).count_ones()));
         (left.established, left.others, ports.sum())
     }
 }
@@ -270,7 +272,8 @@ fn five_million_forged_syns_lose_nobody_and_keep_nobody_out() -> Result<()> {
     now += 11_000_000_000;
     world.kernel.tables.set_clock(now);
     for number in 0..1000 {
-        established.push(world.establish(client(2_000_000 + number))?.context("a connection after the flood")?);
+        established
+            .push(world.establish(client(2_000_000 + number))?.context("a connection after the flood")?);
     }
     let left = world.sweep(now);
     assert_eq!(left, (established.len() as u64, 0, established.len() as u32), "established, others, ports");

@@ -308,7 +308,11 @@ fn evict_holder<F: Family, M: Maps>(
     search: &Search,
     best: u64,
 ) -> bool {
-    let key = ReverseWord::key(backend, search.snat, config.port_base.wrapping_add((best & HOLDER_OFFSET_MASK) as u16));
+    let key = ReverseWord::key(
+        backend,
+        search.snat,
+        config.port_base.wrapping_add((best & HOLDER_OFFSET_MASK) as u16),
+    );
     let way = best as u32 >> HOLDER_WAY_SHIFT & (REVERSE_WAYS - 1);
     let Some(cells) = reverse_table::bucket_of::<F, M>(maps, config, key) else { return false };
     let Some(holder) = holder::<F, M>(maps, config, cells, key, way) else { return false };

@@ -15,9 +15,9 @@ use crate::{
     abi::{
         ADDRESS_FILTER_SIZE, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config, Counter,
         CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS,
-        LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
-        ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-        SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+        LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member,
+        MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+        ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},

@@ -161,7 +161,9 @@ impl Battle {
     /// A real client.
     fn client(&self, number: u32) -> SocketAddr {
         let [a, b, c, d] = number.to_be_bytes();
-        let ip = self.net.ip([100, b, c, d], [0x2001, 0xdb8, 2, 0, 0, 0, u16::from(a) << 8 | u16::from(b), number as u16]);
+        let ip = self
+            .net
+            .ip([100, b, c, d], [0x2001, 0xdb8, 2, 0, 0, 0, u16::from(a) << 8 | u16::from(b), number as u16]);
         (ip, 20_000 + (number % 40_000) as u16).into()
     }
 
@@ -174,7 +176,8 @@ impl Battle {
     fn forged(&mut self) -> SocketAddr {
         let drawn = self.draw();
         let [a, b, c, d, e, f, g, _] = drawn.to_be_bytes();
-        let ip: IpAddr = self.net.ip([11 + a % 80, b, c, d], [0x2a00, drawn as u16, (drawn >> 16) as u16, 0, 0, 0, 0, 1]);
+        let ip: IpAddr =
+            self.net.ip([11 + a % 80, b, c, d], [0x2a00, drawn as u16, (drawn >> 16) as u16, 0, 0, 0, 0, 1]);
         (ip, 1024 + u16::from_be_bytes([e % 128 + 64, f ^ g])).into()
     }
 
@@ -219,7 +222,13 @@ impl Battle {
         let client = self.client(1_000_000 + self.attempts.len() as u32);
         self.figures.attempts += 1;
         self.agenda.push(Reverse((self.now(), Turn::Send, self.attempts.len())));
-        self.attempts.push(Attempt { client, protocol, flow: None, retransmissions: 0, stage: Stage::Waiting });
+        self.attempts.push(Attempt {
+            client,
+            protocol,
+            flow: None,
+            retransmissions: 0,
+            stage: Stage::Waiting,
+        });
     }
 
     /// Everything that clients and backends do until `until`.
@@ -274,8 +283,11 @@ impl Battle {
             }
             (Turn::Prove, Stage::Answered) => {
                 let flow = attempt.flow.expect("a flow that was answered");
-                let request =
-                    if flow.protocol == UDP { flow.datagram() } else { flow.request(ACK).payload(b"request") };
+                let request = if flow.protocol == UDP {
+                    flow.datagram()
+                } else {
+                    flow.request(ACK).payload(b"request")
+                };
                 let opened = self.opened();
                 let seen = self.pass(&request);
                 match seen {

@@ -39,7 +39,9 @@ fn a_network_begins_the_flows_of_a_second_at_once_and_then_one_by_one() {
         bed.send(&one_more).sends(&[Counter::FlowOpened]);
         bed.send(&Frame::tcp(client(net, 1, 11), net.vip(), SYN)).drops(Counter::DropNewFlowLimit);
         bed.wait(seconds(100));
-        (20..30).for_each(|n| { bed.open(client(net, 1, n), net.vip()); });
+        (20..30).for_each(|n| {
+            bed.open(client(net, 1, n), net.vip());
+        });
         bed.send(&Frame::tcp(client(net, 1, 30), net.vip(), SYN)).drops(Counter::DropNewFlowLimit);
     }
 }
@@ -67,7 +69,9 @@ fn what_begins_no_flow_uses_nothing_up() {
         for _ in 0..40 {
             bed.send(&Frame::tcp(flow.client, flow.vip, SYN)).sends(&[]).reaches_backend_of(&flow);
         }
-        (1..10).for_each(|n| { bed.open(client(net, 1, n), net.vip()); });
+        (1..10).for_each(|n| {
+            bed.open(client(net, 1, n), net.vip());
+        });
     }
 }
 

@@ -93,7 +93,8 @@ impl Pressure {
     /// What is short, or was a moment ago.
     pub(super) fn problems(&self, now: Instant) -> impl Iterator<Item = Problem> + use<> {
         let lately = move |last: &Instant| now.saturating_duration_since(*last) < SHOWN;
-        let short = SHORTAGES.iter().zip(self.seen).filter(move |(_, last)| last.as_ref().is_some_and(lately));
+        let short =
+            SHORTAGES.iter().zip(self.seen).filter(move |(_, last)| last.as_ref().is_some_and(lately));
         short.map(|(shortage, _)| Problem {
             cluster: None,
             object: shortage.object.to_owned(),

@@ -9,9 +9,9 @@ use lb_common::{
     abi::{
         AddressFilter, AffinityBucket, AffinityEntry, Backend, BackendKeyV4, BackendKeyV6, Config,
         CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowEntry, FlowStats, Handshake,
-        HandshakeBucket, LastHop, LimitBucket, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6,
-        ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-        SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
+        HandshakeBucket, LastHop, LimitBucket, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4,
+        ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+        ServiceKeyV6, SourceV4, SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
 };

@@ -6,10 +6,11 @@ use lb_common::{
     abi::{
         ADDRESS_FILTER_SIZE, AFFINITY_WAYS, AffinityWord, ClientWord, CloseReason, Counter, EventKind,
         FLOW_WAYS, FlowRef, FlowState, FlowWord, HandshakeWord, LAST_HOP_WAYS, LAST_HOPS, LIMIT_BUCKETS,
-        LIMIT_WAYS, LOCK_STRIPES, LastHopWord, LimitWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS,
-        MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReactionWord, ReverseState,
-        ReverseWord, RingWord, SOURCE_SERVICE_BITS, StayWord, SynWord, VERSION_MASK, address_check,
-        address_filter, backend_flags, member_flags, pack_client, pack_forward, pack_path, vip_flags,
+        LIMIT_WAYS, LOCK_STRIPES, LastHopWord, LimitWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX,
+        MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS,
+        RING_SIZES, ReactionWord, ReverseState, ReverseWord, RingWord, SOURCE_SERVICE_BITS, StayWord,
+        SynWord, VERSION_MASK, address_check, address_filter, backend_flags, member_flags, pack_client,
+        pack_forward, pack_path, vip_flags,
     },
     clock::{MAX_TIMEOUT_TICKS, TICK_SHIFT},
     datapath::checksum::Sum,
@@ -95,7 +96,11 @@ fn words(out: &mut String) {
             ("interval", ClientWord::default().with_interval(u32::MAX).0),
         ],
     );
-    bits(out, "LimitWord", &[("hash", LimitWord::new(u64::MAX, 0).0), ("time", LimitWord::new(0, u64::MAX).0)]);
+    bits(
+        out,
+        "LimitWord",
+        &[("hash", LimitWord::new(u64::MAX, 0).0), ("time", LimitWord::new(0, u64::MAX).0)],
+    );
     bits(
         out,
         "AffinityWord",
