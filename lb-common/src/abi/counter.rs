@@ -139,6 +139,8 @@ counters! {
     /// Later fragments of a packet can't follow any more, because within a second of its first one another packet took
     /// its place in the table.
     FragmentDisplaced = 50, "fragment_displaced";
+    /// Dropped: would begin a flow, and its client's network has begun as many as the service allows.
+    DropNewFlowLimit = 51, "drop_new_flow_limit";
 }
 
 /// Room for counters in [`CpuCounters`].

@@ -16,6 +16,7 @@ mod flow;
 mod flow_log;
 mod fragment;
 mod last_hop;
+mod limit;
 mod member;
 mod refusal;
 mod reverse;
@@ -41,6 +42,7 @@ pub use fragment::{
     pack_fragment_flow, unpack_fragment_flow,
 };
 pub use last_hop::{LAST_HOP_WAYS, LAST_HOPS, LastHop, LastHopWord};
+pub use limit::{LIMIT_BUCKETS, LIMIT_WAYS, LimitBucket, LimitWord};
 pub use member::{MAX_MEMBER_INDEX, Member, member_flags};
 pub use refusal::{CpuRefusals, Refusal};
 pub use reverse::{

@@ -142,6 +142,8 @@ pub trait Family: Sized + Copy {
     const LONGEST_ERROR: u32;
     /// ICMP's type and code of a refusal.
     fn icmp_error(refusal: Refusal) -> [u8; 2];
+    /// The network that a client's address stands for where its flows are limited: what one client has to itself.
+    fn network(address: Self::Address) -> Self::Address;
     /// The address as two words whose bytes in memory are in network order, IPv4 in the first four.
     fn raw(address: Self::Address) -> [u64; 2];
     /// The address of such words.
@@ -412,6 +414,11 @@ impl Family for V4 {
             Refusal::TimeExceeded => [11, 0],
             Refusal::TooBig => [3, 4],
         }
+    }
+
+    #[inline(always)]
+    fn network(address: u32) -> u32 {
+        address
     }
 
     #[inline(always)]
@@ -691,6 +698,11 @@ impl Family for V6 {
             Refusal::TimeExceeded => [3, 0],
             Refusal::TooBig => [2, 0],
         }
+    }
+
+    #[inline(always)]
+    fn network(address: [u64; 2]) -> [u64; 2] {
+        [address[0], 0]
     }
 
     #[inline(always)]

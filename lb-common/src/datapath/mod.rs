@@ -14,6 +14,7 @@ mod fragment_records;
 mod icmp;
 mod icmp_error;
 mod last_hop;
+mod limit;
 mod martian;
 mod member;
 mod mss;

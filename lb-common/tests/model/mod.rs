@@ -589,6 +589,10 @@ impl Maps for &Model {
         (index == 0).then_some(ModelCells::Modelled(&self.affinity))
     }
 
+    fn new_flows(&self, _index: u32) -> Option<Self::Cells> {
+        None
+    }
+
     fn syn(&self, index: u32) -> Option<Self::Cells> {
         GATEWAY.maps.syns.get(index).map(ModelCells::Plain)
     }
