@@ -75,6 +75,8 @@ fn first<F: Family, P: PacketMut, M: Maps>(
     let Some(ports) = parse::ports(packet, ip.transport_offset) else {
         return Outcome::Drop(Counter::DropFragmentHeader);
     };
+    // Said once more: what is for whole packets alone goes, and with it room on the stack.
+    let ip = &Ip { shape: Shape::First, ..*ip };
     let hash = super::flow_hash::<F>(config, ip, ports);
     if let Some(slot) = flow_table::find(maps, config, hash) {
         return request::forward(packet, maps, config, link, ip, ports, slot, |packet, slot, new| {
