@@ -239,6 +239,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn new_flows(&self, index: u32) -> Option<KernelCells> {
+        element(&maps::NEW_FLOWS, index)
+    }
+
+    #[inline(always)]
     fn syn(&self, index: u32) -> Option<KernelCells> {
         element(&maps::SYNS, index)
     }

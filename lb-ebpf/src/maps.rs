@@ -11,9 +11,9 @@ use aya_ebpf::{
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
     CpuCounters, CpuRefusals, EventBudget, FlowBucket, FlowStats, HandshakeBucket,
-    LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock, Member, MemberStats, PortBitmap,
-    ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-    SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+    LAST_HOPS as LAST_HOP_COUNT, LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket, Lock, Member,
+    MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+    ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.
@@ -54,6 +54,8 @@ pub(crate) static FLOWS: Array<FlowBucket, 1, SHARED> = Array::new();
 pub(crate) static HANDSHAKES: Array<HandshakeBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static AFFINITY: Array<AffinityBucket, 1, SHARED> = Array::new();
+#[btf_map]
+pub(crate) static NEW_FLOWS: Array<LimitBucket, { LIMIT_BUCKETS as usize }, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static SYNS: Array<SynCopy, 1, SHARED> = Array::new();
 #[btf_map]

@@ -121,6 +121,8 @@ counters! {
     FlowAffine = 41, "flow_affine";
     /// A client's backend was forgotten before its time, because another client took its place in the table.
     AffinityDisplaced = 42, "affinity_displaced";
+    /// Dropped: would begin a flow, and its client's network has begun as many as the service allows.
+    DropNewFlowLimit = 43, "drop_new_flow_limit";
 }
 
 /// Room for counters in [`CpuCounters`].

@@ -15,6 +15,7 @@ mod event;
 mod flow;
 mod flow_log;
 mod last_hop;
+mod limit;
 mod member;
 mod refusal;
 mod reverse;
@@ -36,6 +37,7 @@ pub use flow::{
 };
 pub use flow_log::{CloseReason, FlowLogWord, FlowOwner, FlowStats};
 pub use last_hop::{LAST_HOP_WAYS, LAST_HOPS, LastHop, LastHopWord};
+pub use limit::{LIMIT_BUCKETS, LIMIT_WAYS, LimitBucket, LimitWord};
 pub use member::{MAX_MEMBER_INDEX, Member, member_flags};
 pub use refusal::{CpuRefusals, Refusal};
 pub use reverse::{

@@ -121,6 +121,8 @@ pub trait Family: Sized + Copy {
     const LONGEST_ERROR: u32;
     /// ICMP's type and code of a refusal.
     fn icmp_error(refusal: Refusal) -> [u8; 2];
+    /// The network that a client's address stands for where its flows are limited: what one client has to itself.
+    fn network(address: Self::Address) -> Self::Address;
     /// The address as two words whose bytes in memory are in network order, IPv4 in the first four.
     fn raw(address: Self::Address) -> [u64; 2];
     /// IP protocol number of its ICMP (IANA).
@@ -363,6 +365,11 @@ impl Family for V4 {
             Refusal::TimeExceeded => [11, 0],
             Refusal::TooBig => [3, 4],
         }
+    }
+
+    #[inline(always)]
+    fn network(address: u32) -> u32 {
+        address
     }
 
     #[inline(always)]
@@ -609,6 +616,11 @@ impl Family for V6 {
             Refusal::TimeExceeded => [3, 0],
             Refusal::TooBig => [2, 0],
         }
+    }
+
+    #[inline(always)]
+    fn network(address: [u64; 2]) -> [u64; 2] {
+        [address[0], 0]
     }
 
     #[inline(always)]

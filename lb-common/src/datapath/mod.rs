@@ -12,6 +12,7 @@ mod flow_table;
 mod icmp;
 mod icmp_error;
 mod last_hop;
+mod limit;
 mod member;
 mod opened;
 mod packet;

@@ -97,14 +97,10 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
     member: M::Cells,
 ) -> Option<Option<Outcome>> {
     if ip.protocol != TCP {
-        if !entry.word.is_replied() {
-            // Only a flow that knows of a reply needs no other one to tell it.
-            if let Some(slot) = flow_table::by_reference(maps, entry.flow)
-                && (slot.word.state() == FlowState::UdpReplied
-                    || slot.word.state() == FlowState::UdpNew && slot.advance(FlowState::UdpReplied))
-            {
-                entry.set_state(ReverseState::Replied);
-            }
+        if !entry.word.is_replied()
+            && let Some(slot) = flow_table::by_reference(maps, entry.flow)
+        {
+            answer(maps, entry, &slot);
         }
         return Some(None);
     }
@@ -129,6 +125,21 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
     }
     // What has not been allowed to answer does not.
     Some(flags.is_open_answer().then_some(Outcome::Drop(Counter::DropMoved)))
+}
+
+/// A datagram of the backend's moves its flow's state. One answer may be that to a forged address; an answer in
+/// another tick is a stream, whose client need not speak.
+#[inline(always)]
+fn answer<F: Family, M: Maps>(maps: &M, entry: &Reverse<F, M::Cells>, slot: &Slot<M::Cells>) {
+    match slot.word.state() {
+        FlowState::UdpNew => _ = slot.advance(FlowState::UdpReplied),
+        FlowState::UdpReplied if entry.last_seen() != clock::tick(maps.now()) => {
+            slot.advance(FlowState::UdpAssured);
+        }
+        // Only a flow that knows all this needs no other answer to tell it.
+        FlowState::UdpAssured => entry.set_state(ReverseState::Replied),
+        _ => {}
+    }
 }
 
 /// What a look at the flow's state led to.

@@ -63,6 +63,8 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
         if let Some(outcome) = step(packet, maps, config, ip, ports, &slot, member, flags) {
             return outcome;
         }
+    } else if slot.word.state() as u8 == FlowState::UdpReplied as u8 {
+        slot.advance(FlowState::UdpAssured);
     }
     slot.touch(clock::tick(now));
     send(packet, maps, config, link, ip, ports, &slot, member, head)

@@ -97,6 +97,8 @@ pub trait Maps: Tables {
     fn descriptor(&self, index: u32) -> Option<Self::Cells>;
     /// Bucket of `AFFINITY`: cells 2w and 2w + 1 are way w.
     fn affinity(&self, index: u32) -> Option<Self::Cells>;
+    /// Bucket of `NEW_FLOWS`, eight cells.
+    fn new_flows(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `SYNS`, eight cells.
     fn syn(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `FLOW_STATS`, eight cells.

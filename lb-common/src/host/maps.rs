@@ -15,9 +15,9 @@ use crate::{
     abi::{
         ADDRESS_FILTER_SIZE, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config, Counter,
         CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS,
-        LOCK_STRIPES, LastHop, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
-        ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-        SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+        LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member,
+        MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+        ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},
@@ -201,6 +201,7 @@ pub struct HostMaps {
     pub flows: Array,
     pub handshakes: Array,
     pub affinity: Array,
+    pub new_flows: Array,
     pub syns: Array,
     pub flow_stats: Array,
     pub locks: Array,
@@ -240,6 +241,7 @@ impl HostMaps {
             flows: Array::of::<FlowBucket>(sizes.flow_buckets),
             handshakes: Array::of::<HandshakeBucket>(sizes.flow_buckets),
             affinity: Array::of::<AffinityBucket>(sizes.flow_buckets.min(MOST_AFFINITY_BUCKETS)),
+            new_flows: Array::of::<LimitBucket>(LIMIT_BUCKETS),
             syns: Array::of::<SynCopy>(sizes.flow_buckets.min(MOST_SYN_COPIES)),
             flow_stats: Array::of::<FlowStats>(sizes.flow_stats),
             locks: Array::of::<u64>(LOCK_STRIPES),
@@ -419,6 +421,10 @@ impl Maps for HostCpu<'_> {
 
     fn affinity(&self, index: u32) -> Option<Self::Cells> {
         self.maps.affinity.get(index)
+    }
+
+    fn new_flows(&self, index: u32) -> Option<Self::Cells> {
+        self.maps.new_flows.get(index)
     }
 
     fn syn(&self, index: u32) -> Option<Self::Cells> {

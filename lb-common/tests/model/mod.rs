@@ -499,6 +499,10 @@ impl Maps for &Model {
         None
     }
 
+    fn new_flows(&self, _index: u32) -> Option<Self::Cells> {
+        None
+    }
+
     fn syn(&self, index: u32) -> Option<Self::Cells> {
         GATEWAY.maps.syns.get(index).map(ModelCells::Plain)
     }

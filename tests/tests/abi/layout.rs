@@ -9,9 +9,9 @@ use lb_common::{
     abi::{
         AddressFilter, AffinityBucket, AffinityEntry, Backend, BackendKeyV4, BackendKeyV6, Config,
         CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowEntry, FlowStats, Handshake,
-        HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6,
-        ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-        SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
+        HandshakeBucket, LastHop, LimitBucket, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4,
+        ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4,
+        ServiceKeyV6, SourceV4, SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
 };
@@ -52,6 +52,7 @@ pub(crate) fn describe(out: &mut String) {
         HandshakeBucket { ways }
         HashKey { words }
         LastHop { word, destination_mac, vlan_outer, source_mac, vlan_inner, ifindex, vlan_count, vlan_service_tag, reserved }
+        LimitBucket { ways }
         Lock { held }
         Member { address, backend, generation, flags, port, destination_mac, vlan_outer, source_mac, vlan_inner, ifindex, mtu, l4_delta, l3_delta, vlan_count, vlan_service_tag, service, vip_v4, vip_port, family, reserved }
         MemberStats { connections, packets_in, bytes_in, packets_out, bytes_out, reserved }

@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use lb_common::{
     abi::{
         ADDRESS_FILTER_SIZE, AFFINITY_WAYS, AffinityWord, ClientWord, CloseReason, Counter, EventKind,
-        FLOW_WAYS, FlowRef, FlowState, FlowWord, HandshakeWord, LAST_HOP_WAYS, LAST_HOPS, LOCK_STRIPES,
-        LastHopWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS,
-        MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReactionWord, ReverseState,
-        ReverseWord, RingWord, SOURCE_SERVICE_BITS, StayWord, SynWord, VERSION_MASK, address_check,
-        address_filter, backend_flags, member_flags, pack_client, pack_forward, pack_path, vip_flags,
+        FLOW_WAYS, FlowRef, FlowState, FlowWord, HandshakeWord, LAST_HOP_WAYS, LAST_HOPS, LIMIT_BUCKETS,
+        LIMIT_WAYS, LOCK_STRIPES, LastHopWord, LimitWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX,
+        MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS,
+        RING_SIZES, ReactionWord, ReverseState, ReverseWord, RingWord, SOURCE_SERVICE_BITS, StayWord,
+        SynWord, VERSION_MASK, address_check, address_filter, backend_flags, member_flags, pack_client,
+        pack_forward, pack_path, vip_flags,
     },
     clock::{MAX_TIMEOUT_TICKS, TICK_SHIFT},
     datapath::checksum::Sum,
@@ -92,7 +93,13 @@ fn words(out: &mut String) {
             ("ranges", ClientWord::new(true, 0).0),
             ("stays for one tick", ClientWord::new(false, 1).0),
             ("stays as long as can be", ClientWord::new(false, u32::MAX).0),
+            ("interval", ClientWord::default().with_interval(u32::MAX).0),
         ],
+    );
+    bits(
+        out,
+        "LimitWord",
+        &[("hash", LimitWord::new(u64::MAX, 0).0), ("time", LimitWord::new(0, u64::MAX).0)],
     );
     bits(
         out,
@@ -215,6 +222,8 @@ fn numbers(out: &mut String) {
         ("FLOW_WAYS", u64::from(FLOW_WAYS)),
         ("LAST_HOP_WAYS", u64::from(LAST_HOP_WAYS)),
         ("LAST_HOPS", u64::from(LAST_HOPS)),
+        ("LIMIT_BUCKETS", u64::from(LIMIT_BUCKETS)),
+        ("LIMIT_WAYS", u64::from(LIMIT_WAYS)),
         ("LOCK_STRIPES", u64::from(LOCK_STRIPES)),
         ("MAX_FLOW_SLOT", u64::from(MAX_FLOW_SLOT)),
         ("MAX_MEMBER_INDEX", u64::from(MAX_MEMBER_INDEX)),

@@ -275,6 +275,7 @@ impl<'a> Session<'a> {
             ("FLOWS", &host.flows, &kernel.flows),
             ("HANDSHAKES", &host.handshakes, &kernel.handshakes),
             ("AFFINITY", &host.affinity, &kernel.affinity),
+            ("NEW_FLOWS", &host.new_flows, &kernel.new_flows),
             ("SYNS", &host.syns, &kernel.syns),
             ("FLOW_STATS", &host.flow_stats, &kernel.flow_stats),
             ("BACKENDS", &host.backends, &kernel.backends),
