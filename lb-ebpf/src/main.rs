@@ -45,8 +45,12 @@ const CLAMP: u32 = 12;
 const FRAGMENT_V4: u32 = 13;
 /// Index in `PROGRAMS` of [`kanmon_fragment_v6`].
 const FRAGMENT_V6: u32 = 14;
+/// Index in `PROGRAMS` of [`kanmon_follow_v4`].
+const FOLLOW_V4: u32 = 15;
+/// Index in `PROGRAMS` of [`kanmon_follow_v6`].
+const FOLLOW_V6: u32 = 16;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 15;
+const ENTRY: u32 = 17;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -169,6 +173,7 @@ pub fn kanmon_clamp(ctx: XdpContext) -> u32 {
 pub fn kanmon_fragment_v4(ctx: XdpContext) -> u32 {
     match datapath::fragment::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
+        Verdict::FollowV4 => tail_call(&ctx, FOLLOW_V4),
         verdict => action(verdict),
     }
 }
@@ -178,8 +183,21 @@ pub fn kanmon_fragment_v4(ctx: XdpContext) -> u32 {
 pub fn kanmon_fragment_v6(ctx: XdpContext) -> u32 {
     match datapath::fragment::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
+        Verdict::FollowV6 => tail_call(&ctx, FOLLOW_V6),
         verdict => action(verdict),
     }
+}
+
+/// Where [`kanmon_fragment_v4`] sends a fragment that is not the first one.
+#[xdp]
+pub fn kanmon_follow_v4(ctx: XdpContext) -> u32 {
+    action(datapath::follow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// The same of IPv6.
+#[xdp]
+pub fn kanmon_follow_v6(ctx: XdpContext) -> u32 {
+    action(datapath::follow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 #[inline(always)]

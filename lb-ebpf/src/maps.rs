@@ -91,7 +91,7 @@ pub(crate) static EVENTS: RingBuf<(), { 256 * 1024 }> = RingBuf::new();
 #[btf_map]
 pub(crate) static EGRESS: DevMapHash<64> = DevMapHash::new();
 #[btf_map]
-pub(crate) static PROGRAMS: ProgramArray<16> = ProgramArray::new();
+pub(crate) static PROGRAMS: ProgramArray<32> = ProgramArray::new();
 
 /// The clock of a program that was loaded with [`INJECT_CLOCK`], in nanoseconds.
 #[btf_map]

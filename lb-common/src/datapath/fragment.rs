@@ -21,14 +21,40 @@ use crate::abi::{Config, Counter, FragmentPath, TCP, member_flags, vip_flags};
 /// The first place, in units of 8 bytes, that is sure to be behind TCP's header without options.
 const BEHIND_TCP: u16 = 3;
 
-/// Forwards a fragment, or finds that its packet begins a flow.
+/// Forwards a first fragment, or finds that its packet begins a flow; `None` where this is a later one.
 #[inline(always)]
-pub(super) fn fragment<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
-    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
+pub(super) fn fragment<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    link: &Link,
+) -> Option<Outcome> {
+    parsed::<F, P, M>(packet, maps, link, |packet, maps, config, link, ip, header| {
+        (ip.shape == Shape::First).then(|| first(packet, maps, config, link, ip, header))
+    })
+}
+
+/// Forwards a later fragment: after the first one.
+#[inline(always)]
+pub(super) fn follow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
+    let outcome = parsed::<F, P, M>(packet, maps, link, |packet, maps, config, link, ip, header| {
+        (ip.shape == Shape::Fragment).then(|| later(packet, maps, config, link, ip, header))
+    });
+    outcome.unwrap_or(Outcome::Drop(Counter::DropMalformed))
+}
+
+/// Parses a fragment, and does with it what is to be done; `None` where `forward` says so.
+#[inline(always)]
+fn parsed<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    link: &Link,
+    forward: impl FnOnce(&mut P, &M, &Config, &Link, &Ip<F>, &Fragment) -> Option<Outcome>,
+) -> Option<Outcome> {
+    let Some(config) = maps.config() else { return Some(Outcome::Pass(Counter::PassForeign)) };
     let tags = config.forget(link.vlan_count as u32 | (link.service_tag as u32) << 8);
     let link = &Link { vlan_count: tags as u8, service_tag: tags >> 8 != 0, ..*link };
     let Some(ip) = F::parse::<P, true>(packet, config, link.network_offset()) else {
-        return Outcome::Pass(Counter::PassNotIp);
+        return Some(Outcome::Pass(Counter::PassNotIp));
     };
     let ip = &Ip { protocol: config.forget(ip.protocol as u32) as u8, ..ip };
     let header = match ip.shape {
@@ -36,10 +62,9 @@ pub(super) fn fragment<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &
         _ => None,
     };
     match (ip.shape, header) {
-        (Shape::First, Some(header)) => first(packet, maps, config, link, ip, &header),
-        (Shape::Fragment, Some(header)) => later(packet, maps, config, link, ip, &header),
-        (Shape::Other, _) => not_ours(maps, config, ip, Counter::DropFragment),
-        _ => not_ours(maps, config, ip, Counter::DropFragmentHeader),
+        (Shape::First | Shape::Fragment, Some(header)) => forward(packet, maps, config, link, ip, &header),
+        (Shape::Other, _) => Some(not_ours(maps, config, ip, Counter::DropFragment)),
+        _ => Some(not_ours(maps, config, ip, Counter::DropFragmentHeader)),
     }
 }
 
@@ -75,21 +100,28 @@ fn first<F: Family, P: PacketMut, M: Maps>(
     let Some(ports) = parse::ports(packet, ip.transport_offset) else {
         return Outcome::Drop(Counter::DropFragmentHeader);
     };
-    // Said once more: what is for whole packets alone goes, and with it room on the stack.
-    let ip = &Ip { shape: Shape::First, ..*ip };
     let hash = super::flow_hash::<F>(config, ip, ports);
     if let Some(slot) = flow_table::find(maps, config, hash) {
-        return request::forward(packet, maps, config, link, ip, ports, slot, |packet, slot, new| {
-            let word = slot.word;
-            let path = FragmentPath::to_backend(word.member(), word.generation(), word.snat());
-            let record = Record { path, flow: slot.reference(), client: [0; 2] };
-            begin(packet, maps, config, ip, header, new, &record);
-        });
+        return request::forward::<F, P, M, false>(
+            packet,
+            maps,
+            config,
+            link,
+            ip,
+            ports,
+            slot,
+            |packet, slot, new| {
+                let word = slot.word;
+                let path = FragmentPath::to_backend(word.member(), word.generation(), word.snat());
+                let record = Record { path, flow: slot.reference(), client: [0; 2] };
+                begin(packet, maps, config, ip, header, new, &record);
+            },
+        );
     }
     if F::service(maps, ip.destination, ports.destination, ip.protocol).is_some() {
         return Outcome::NewFlow(F::NETWORK);
     }
-    let outcome = reply::forward(packet, maps, config, link, ip, |packet, entry, new| {
+    let outcome = reply::forward::<F, P, M, false>(packet, maps, config, link, ip, |packet, entry, new| {
         let path = FragmentPath::to_client(entry.member, entry.generation, entry.last_hop);
         let record = Record { path, flow: entry.flow, client: F::raw(entry.client) };
         begin(packet, maps, config, ip, header, new, &record);
@@ -122,7 +154,7 @@ fn begin<F: Family, P: PacketMut, M: Maps>(
     let _ = F::write_fragment_id(packet, header, id);
 }
 
-/// A later fragment: after the first one.
+/// By the record of the first one, if there is one.
 #[inline(always)]
 fn later<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
@@ -150,7 +182,7 @@ fn later<F: Family, P: PacketMut, M: Maps>(
     if ip.ttl <= 1 {
         return Outcome::Drop(Counter::DropTtl);
     }
-    match follow(packet, maps, config, link, ip, header, &record, id, member, head) {
+    match send(packet, maps, config, link, ip, header, &record, id, member, head) {
         Ok(ifindex) => Outcome::Send(ifindex),
         Err(counter) => Outcome::Drop(counter),
     }
@@ -159,7 +191,7 @@ fn later<F: Family, P: PacketMut, M: Maps>(
 /// Sends it after the first one; out of which interface.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn follow<F: Family, P: PacketMut, M: Maps>(
+fn send<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
     maps: &M,
     config: &Config,
@@ -184,7 +216,7 @@ fn follow<F: Family, P: PacketMut, M: Maps>(
         let snat = F::snat_address(config, record.path.snat());
         (snat, F::member_address(member), Egress::of_member(member))
     };
-    if !mtu::fits(packet, maps, ip, egress.mtu) {
+    if !mtu::fits::<F, P, M, false>(packet, maps, ip, egress.mtu) {
         return Err(Counter::DropTooBig);
     }
     let changed = F::add(F::sub(F::add(F::sub(Sum::ZERO, ip.source), source), ip.destination), destination);

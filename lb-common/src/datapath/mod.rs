@@ -77,8 +77,8 @@ enum Outcome {
 }
 
 /// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`], [`refused`],
-/// [`refuse`], [`icmp()`], [`clamp`] or [`fragment()`], which the kernel enters by tail calls so that the common path
-/// stays short.
+/// [`refuse`], [`icmp()`], [`clamp`], [`fragment()`] or [`follow`], which the kernel enters by tail calls so that the
+/// common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let (network, outcome) = match parse::link(packet) {
@@ -161,6 +161,20 @@ pub fn icmp<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdi
 pub fn fragment<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => fragment::fragment::<F, P, M>(packet, maps, &link),
+        _ => Some(Outcome::Pass(Counter::PassNotIp)),
+    };
+    match outcome {
+        Some(outcome) => conclude(packet, maps, F::NETWORK, outcome),
+        None if F::NETWORK == Network::V4 => Verdict::FollowV4,
+        None => Verdict::FollowV6,
+    }
+}
+
+/// Forwards a later fragment for which [`fragment()`] said so.
+#[inline(always)]
+pub fn follow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == F::NETWORK => fragment::follow::<F, P, M>(packet, maps, &link),
         _ => Outcome::Pass(Counter::PassNotIp),
     };
     conclude(packet, maps, F::NETWORK, outcome)
@@ -204,6 +218,8 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
             Verdict::IcmpV6 => icmp::<V6, P, M>(packet, maps),
             Verdict::FragmentV4 => fragment::<V4, P, M>(packet, maps),
             Verdict::FragmentV6 => fragment::<V6, P, M>(packet, maps),
+            Verdict::FollowV4 => follow::<V4, P, M>(packet, maps),
+            Verdict::FollowV6 => follow::<V6, P, M>(packet, maps),
             Verdict::RefuseV4 => refuse::<V4, P, M>(packet, maps),
             Verdict::RefuseV6 => refuse::<V6, P, M>(packet, maps),
             Verdict::Clamp => clamp(packet, maps),
@@ -296,7 +312,8 @@ fn classify<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &L
         return outcome;
     }
     if filter & address_filter::SNAT != 0 {
-        if let Some(outcome) = reply::forward(packet, maps, config, link, &ip, |_, _, _| {}) {
+        if let Some(outcome) = reply::forward::<F, P, M, true>(packet, maps, config, link, &ip, |_, _, _| {})
+        {
             return outcome;
         }
         if ip.shape == Shape::Other && ip.protocol == F::ICMP {
@@ -333,7 +350,16 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
             let ports = parse::ports(packet, ip.transport_offset)?;
             let hash = flow_hash::<F>(config, ip, ports);
             if let Some(slot) = flow_table::find(maps, config, hash) {
-                return Some(request::forward(packet, maps, config, link, ip, ports, slot, |_, _, _| {}));
+                return Some(request::forward::<F, P, M, true>(
+                    packet,
+                    maps,
+                    config,
+                    link,
+                    ip,
+                    ports,
+                    slot,
+                    |_, _, _| {},
+                ));
             }
             if F::service(maps, ip.destination, ports.destination, ip.protocol).is_some() {
                 return Some(beginning(packet, maps, config, ip));

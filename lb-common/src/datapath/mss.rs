@@ -36,10 +36,6 @@ pub(super) fn may_exceed<F: Family, P: PacketMut, M: Maps>(
     known: u16,
     egress: u32,
 ) -> bool {
-    // Nobody sends a SYN in fragments, whose checksum covers more than this one.
-    if ip.shape != Shape::Whole {
-        return false;
-    }
     // The other direction's packets leave by the interface that this one came in by.
     let mtu = mtu::smaller(known, packet.ingress_mtu());
     let headers = (F::HEADER + TcpHdr::LEN) as u16;

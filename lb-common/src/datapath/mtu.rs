@@ -2,13 +2,19 @@
 
 use super::{Cells, Family, Maps, PacketMut, parse::Ip};
 
-/// Whether a packet fits a link of this MTU; 0: nobody knows it, and everything fits. For one that doesn't, the MTU is
-/// left where [`super::refuse`] finds it.
+/// Whether a packet fits a link of this MTU; 0: nobody knows it, and everything fits. For a whole one that doesn't, the
+/// MTU is left where [`super::refuse`] finds it. A fragment's sender is not told, and no offload makes fragments: for
+/// them the frame's length says it.
 ///
 /// What is forwarded pays one comparison, of the frame's length.
 #[inline(always)]
-pub(super) fn fits<F: Family, P: PacketMut, M: Maps>(packet: &P, maps: &M, ip: &Ip<F>, mtu: u16) -> bool {
-    packet.len() <= largest(mtu) + ip.network_offset || fits_after_all(packet, maps, ip, mtu)
+pub(super) fn fits<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
+    packet: &P,
+    maps: &M,
+    ip: &Ip<F>,
+    mtu: u16,
+) -> bool {
+    packet.len() <= largest(mtu) + ip.network_offset || WHOLE && fits_after_all(packet, maps, ip, mtu)
 }
 
 /// Bytes of the longest packet for an MTU.

@@ -82,4 +82,8 @@ pub enum Verdict {
     FragmentV4,
     /// Of IPv6, likewise.
     FragmentV6,
+    /// An untouched fragment of IPv4 that is not the first of its packet: [`super::follow`] has to look at it.
+    FollowV4,
+    /// Of IPv6, likewise.
+    FollowV6,
 }

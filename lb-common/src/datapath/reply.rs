@@ -29,7 +29,7 @@ pub(super) struct Located<F: Family, C> {
 /// Forwards it; `None` where it is not the reply of a live flow. `before` sees it before it is rewritten, with what it
 /// will say.
 #[inline(always)]
-pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
+pub(super) fn forward<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &mut P,
     maps: &M,
     config: &Config,
@@ -54,7 +54,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
         return Some(outcome);
     }
     entry.touch(clock::tick(maps.now()));
-    Some(send(packet, maps, config, link, ip, ports, &entry, member, flags, before))
+    Some(send::<F, P, M, WHOLE>(packet, maps, config, link, ip, ports, &entry, member, flags, before))
 }
 
 /// Finds the reverse entry of a packet.
@@ -224,7 +224,7 @@ fn step<F: Family, P: PacketMut, M: Maps>(
 /// Rewrites a backend's packet towards its flow's client.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
+pub(super) fn send<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &mut P,
     maps: &M,
     config: &Config,
@@ -240,10 +240,11 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
     let Some(egress) = last_hop::egress(maps, entry.last_hop) else {
         return Outcome::Drop(Counter::DropNotReady);
     };
-    if !mtu::fits(packet, maps, ip, egress.mtu) {
+    if !mtu::fits::<F, P, M, WHOLE>(packet, maps, ip, egress.mtu) {
         return Outcome::Drop(Counter::DropTooBig);
     }
-    let exceeds = flags.has_syn()
+    let exceeds = WHOLE
+        && flags.has_syn()
         && mss::may_exceed(
             packet,
             maps,

@@ -10,7 +10,7 @@ use super::{
     last_hop::Egress,
     member::{self, MemberHead},
     mss, mtu,
-    parse::{Ip, Link, Ports, Shape},
+    parse::{Ip, Link, Ports},
     rescue,
     rewrite::{Constant, Covered, Tuple, rewrite},
     tcp::{self, ClientStep, Flags},
@@ -26,7 +26,7 @@ pub(super) const TCP_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1) + 1;
 /// Forwards it, or finds that it begins a new flow. `before` sees it before it is rewritten, with what it will say.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
+pub(super) fn forward<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &mut P,
     maps: &M,
     config: &Config,
@@ -60,7 +60,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     }
     let now = maps.now();
     if ip.protocol == TCP {
-        if flags.is_open() && ip.shape == Shape::Whole && rescue::is_due(maps, &slot, now) {
+        if WHOLE && flags.is_open() && rescue::is_due(maps, &slot, now) {
             return Outcome::Retry(F::NETWORK);
         }
         if let Some(outcome) = step(packet, maps, config, ip, ports, &slot, member, flags) {
@@ -70,7 +70,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
         slot.advance(FlowState::UdpAssured);
     }
     slot.touch(clock::tick(now));
-    send(packet, maps, config, link, ip, ports, &slot, member, head, flags, before)
+    send::<F, P, M, WHOLE>(packet, maps, config, link, ip, ports, &slot, member, head, flags, before)
 }
 
 /// Moves the flow's state; an outcome only where the packet is not to be forwarded as part of this flow.
@@ -131,7 +131,7 @@ fn acknowledges_answer<F: Family, P: PacketMut, M: Maps>(
 /// Rewrites a client's packet towards its flow's backend.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn send<F: Family, P: PacketMut, M: Maps>(
+fn send<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &mut P,
     maps: &M,
     config: &Config,
@@ -151,10 +151,10 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     let bytes = packet.len() as u64;
     let egress = Egress::of_member(member);
     // The flow has heard of it all the same: its sender will say the same again in shorter packets.
-    if !mtu::fits(packet, maps, ip, egress.mtu) {
+    if !mtu::fits::<F, P, M, WHOLE>(packet, maps, ip, egress.mtu) {
         return Outcome::Drop(Counter::DropTooBig);
     }
-    let exceeds = flags.has_syn() && mss::may_exceed(packet, maps, ip, egress.mtu, egress.ifindex);
+    let exceeds = WHOLE && flags.has_syn() && mss::may_exceed(packet, maps, ip, egress.mtu, egress.ifindex);
     let (transport, header) = member::deltas(member);
     let new = Tuple::<F> {
         source: F::snat_address(config, flow.snat()),
