@@ -186,16 +186,6 @@ fn a_vip_that_is_also_the_snat_address_takes_requests_and_replies() {
 }
 
 #[test]
-fn a_frame_from_the_vip_to_the_vip_is_a_flow_like_any_other() {
-    for net in Net::BOTH {
-        let bed = Bed::with_backends(net, 1);
-        let land = bed.open(net.vip(), net.vip());
-        bed.accept(&land);
-        bed.send(&land.reply(ACK)).sends(&[]).reaches_client_of(&land);
-    }
-}
-
-#[test]
 fn the_filter_index_of_every_address_lies_within_the_filter() {
     for n in 0..100_000_u32 {
         let word = n.wrapping_mul(0x9e37_79b9);

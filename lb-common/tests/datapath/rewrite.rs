@@ -1,7 +1,7 @@
 //! Rewriting: link layer, VLAN tags, options and extension headers, checksums.
 
 use lb_common::{
-    abi::{Counter, TCP, UDP},
+    abi::{Counter, TCP},
     datapath::Verdict,
     host::{ACK, Frame, HostPacket, NextHop, SYN, Seen, TAG_8021AD, TAG_8021Q},
 };
