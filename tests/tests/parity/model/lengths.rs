@@ -56,7 +56,7 @@ fn largest_segment(header: &[u8]) -> Option<usize> {
     while at + 4 <= header.len() {
         match header[at..] {
             [2, 4, ..] => return Some(at + 2),
-            [0, ..] | [2.., 0 | 1, ..] => return None,
+            [0, ..] | [2..=255, 0 | 1, ..] => return None,
             [1, ..] => at += 1,
             [_, length, ..] => at += usize::from(length),
             _ => unreachable!("four bytes"),
