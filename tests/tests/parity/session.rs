@@ -205,7 +205,7 @@ impl<'a> Session<'a> {
         let after = self.host_counts();
         let counts = std::array::from_fn(|counter| after[counter] - before[counter]);
         let said = Said { verdict, frame: &frame, counts };
-        self.model.frame(&self.gateway.maps, bytes, (ingress, head_room), &said)?;
+        self.model.frame(&self.gateway.maps, bytes, (ingress, mtu, head_room), &said)?;
         if bytes.len() < SHORTEST {
             // The kernel's counters stay behind by what the host has counted.
             self.skip_counts();

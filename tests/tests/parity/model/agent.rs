@@ -11,7 +11,7 @@ use lb_common::{
     host::HostMaps,
 };
 
-use super::{Key, packet::octets};
+use super::{Key, fragments::Name, packet::octets};
 
 /// The settings, the services and the backends.
 #[derive(Clone, Copy)]
@@ -157,6 +157,12 @@ impl<'a> Agent<'a> {
         hashed(&self.config.flow_key, key, key.client.port())
     }
 
+    /// The hash by which a packet in fragments is found.
+    pub(super) fn packet_hash(&self, name: &Name) -> FlowHash {
+        let id = u32::from_ne_bytes(name.id);
+        of_addresses(&self.config.flow_key, (name.source, name.destination), id, name.protocol)
+    }
+
     /// A key's place in rings; without the client's port where `with_port` is not set.
     pub(super) fn ring_hash(&self, key: &Key, with_port: bool) -> u64 {
         hashed(&self.config.ring_key, key, if with_port { key.client.port() } else { 0 }).low
@@ -165,14 +171,18 @@ impl<'a> Agent<'a> {
 
 fn hashed(secret: &HashKey, key: &Key, client_port: u16) -> FlowHash {
     let ports = u32::from(client_port.to_be()) | u32::from(key.vip.port().to_be()) << 16;
-    match (key.client.ip(), key.vip.ip()) {
-        (IpAddr::V4(client), IpAddr::V4(vip)) => {
+    of_addresses(secret, (key.client.ip(), key.vip.ip()), ports, key.protocol)
+}
+
+fn of_addresses(secret: &HashKey, ends: (IpAddr, IpAddr), what: u32, protocol: u8) -> FlowHash {
+    match ends {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let raw = |octets| u32::from_ne_bytes(octets);
-            hash::hash_v4(secret, raw(client.octets()), raw(vip.octets()), ports, key.protocol)
+            hash::hash_v4(secret, raw(source.octets()), raw(destination.octets()), what, protocol)
         }
-        (IpAddr::V6(client), IpAddr::V6(vip)) => {
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let raw = |octets: [u8; 16]| bytemuck::cast(octets);
-            hash::hash_v6(secret, raw(client.octets()), raw(vip.octets()), ports, key.protocol)
+            hash::hash_v6(secret, raw(source.octets()), raw(destination.octets()), what, protocol)
         }
         _ => unreachable!("a packet has one family"),
     }

@@ -1,12 +1,21 @@
 //! What the host's build chose, where it may choose: slots, ports, and who makes room.
 
-use lb_common::abi::{Counter, FlowState};
+use lb_common::{
+    abi::{Counter, FlowState},
+    clock,
+};
 
 use super::{
     Turn,
     agent::is_same,
-    flows::{Flow, Key, Path, Port, Worth, is_half_open, port_worth, slot_of, word_at, worth},
+    flows::{
+        Flow, Key, Path, Port, Worth, gives_way, is_half_open, last_seen, port_worth, slot_of, timeout,
+        word_at, worth,
+    },
 };
+
+/// Flows that the search for a slot looks at again before it gives up.
+const MOST_LOOKS: usize = 4;
 
 /// What a new flow was given.
 pub(super) struct Given {
@@ -27,11 +36,14 @@ impl Turn<'_> {
     }
 
     /// Only flows that stay keep a new one out.
-    pub(super) fn table_may_be_full(&self, key: &Key) -> Result<(), String> {
+    pub(super) fn table_may_be_full(&mut self, key: &Key) -> Result<(), String> {
+        if self.look_again() >= MOST_LOOKS {
+            return Ok(());
+        }
         for bucket in self.buckets(key) {
             let stay = self
                 .in_bucket(bucket)
-                .filter(|flow| !is_half_open(flow.state) && flow.state != FlowState::Closed);
+                .filter(|flow| !gives_way(flow.state) && flow.state != FlowState::Closed);
             if stay.count() < 4 {
                 return Err(format!("table full, but there was room in bucket {bucket}"));
             }
@@ -44,7 +56,8 @@ impl Turn<'_> {
         let tag = self.agent.hash(key).tag();
         let is_open = self.host_counted(Counter::FlowOpened) > 0;
         let buckets = self.buckets(key);
-        self.evict_from_slots()?;
+        self.look_again();
+        self.evict_from_slots(buckets)?;
         let reclaimed = self.evict_from_ports(None)?;
         if !is_open {
             return if self.host_counted(Counter::DropPortsExhausted) > 0 {
@@ -59,9 +72,9 @@ impl Turn<'_> {
         if word.member() != member {
             return Err(format!("member: model {member}, host {}", word.member()));
         }
-        let half_open = self.in_bucket(slot / 4).filter(|flow| is_half_open(flow.state)).count();
+        let half_open = self.in_bucket(slot / 4).filter(|flow| gives_way(flow.state)).count();
         if half_open >= 2 {
-            return Err(format!("more than half of bucket {} is half-open", slot / 4));
+            return Err(format!("more than half of bucket {} is unproven", slot / 4));
         }
         if reclaimed {
             self.count(Counter::PortReclaimed);
@@ -94,8 +107,46 @@ impl Turn<'_> {
         gone.map(|(key, _)| *key).collect()
     }
 
+    /// Who seemed to have expired, but has a backend that speaks, counts as heard of; how many there were.
+    fn look_again(&mut self) -> usize {
+        let (tick, config) = (self.tick(), self.agent.config);
+        let is_quiet = |flow: &Flow, seen| clock::age(tick, seen).exceeds(timeout(&config, flow.state));
+        let is_spared = |(key, flow): &(&Key, &Flow)| {
+            let word = word_at(self.agent.maps, flow.slot.0);
+            let is_current = is_same(&self.agent.member(flow.member), flow.generation);
+            let path = self.path_of(flow, key).filter(|_| is_current);
+            !is_half_open(flow.state)
+                && flow.state != FlowState::Closed
+                && word.version() == flow.slot.1
+                && last_seen(self.agent.maps, flow.slot.0) == tick
+                && is_quiet(flow, flow.seen)
+                && path.is_some_and(|(_, path)| !is_quiet(flow, path.seen))
+        };
+        let spared: Vec<_> = self.model.flows.iter().filter(is_spared).map(|(key, _)| *key).collect();
+        for key in &spared {
+            self.flow(key).seen = tick;
+        }
+        spared.len()
+    }
+
+    /// Whether of all that give way this one was heard of longest ago, and nothing was free.
+    fn is_first_to_give_way(&self, key: &Key, flow: &Flow, buckets: [u32; 2]) -> Result<(), String> {
+        let tick = self.tick();
+        let age = |flow: &Flow| clock::age(tick, flow.seen);
+        for bucket in buckets {
+            let unproven: Vec<_> = self.in_bucket(bucket).filter(|flow| gives_way(flow.state)).collect();
+            if unproven.iter().any(|other| age(other) > age(flow)) {
+                return Err(format!("{key:?} gave way before an older one: {flow:?}, {unproven:?}"));
+            }
+            if unproven.len() < 2 && self.in_bucket(bucket).count() < 4 {
+                return Err(format!("{key:?} gave way, but there was room in bucket {bucket}"));
+            }
+        }
+        Ok(())
+    }
+
     /// The flow whose slot was needed: the slot has another version by now.
-    fn evict_from_slots(&mut self) -> Result<(), String> {
+    fn evict_from_slots(&mut self, buckets: [u32; 2]) -> Result<(), String> {
         let tick = self.tick();
         for key in self.vanished() {
             let flow = self.model.flows[&key].clone();
@@ -108,7 +159,10 @@ impl Turn<'_> {
             let seen = path.as_ref().filter(|_| is_current).map(|(_, path)| path.seen);
             match worth(&self.agent.config, &flow, seen, tick) {
                 Worth::Dead => self.count(Counter::FlowReclaimed),
-                Worth::HalfOpen => self.count(Counter::FlowDisplaced),
+                Worth::GivesWay => {
+                    self.is_first_to_give_way(&key, &flow, buckets)?;
+                    self.count(Counter::FlowDisplaced);
+                }
                 Worth::Live => return Err(format!("{key:?}, a live flow, lost its slot: {flow:?}")),
             }
             self.model.flows.remove(&key);

@@ -70,6 +70,11 @@ pub(super) const fn is_half_open(state: FlowState) -> bool {
     matches!(state, FlowState::SynSent | FlowState::SynAcked | FlowState::UdpNew | FlowState::Refused)
 }
 
+/// Whether nothing shows that the client is real: such flows make room for each other (docs/adr/0020-floods.md).
+pub(super) const fn gives_way(state: FlowState) -> bool {
+    is_half_open(state) || matches!(state, FlowState::UdpReplied)
+}
+
 /// Idle ticks after which a flow in this state has expired.
 pub(super) const fn timeout(config: &Config, state: FlowState) -> u16 {
     let timeouts = &config.timeouts;
@@ -78,7 +83,7 @@ pub(super) const fn timeout(config: &Config, state: FlowState) -> u16 {
         FlowState::Closed => timeouts.closed,
         FlowState::ClientReset | FlowState::BackendReset => timeouts.reset,
         FlowState::UdpNew => timeouts.udp_new,
-        FlowState::UdpReplied => timeouts.udp_replied,
+        FlowState::UdpReplied | FlowState::UdpAssured => timeouts.udp_replied,
         _ => timeouts.established,
     }
 }
@@ -88,7 +93,7 @@ pub(super) const fn timeout(config: &Config, state: FlowState) -> u16 {
 pub(super) enum Worth {
     /// Closed or expired.
     Dead,
-    HalfOpen,
+    GivesWay,
     /// It stays.
     Live,
 }
@@ -99,9 +104,11 @@ pub(super) fn worth(config: &Config, flow: &Flow, backend_seen: Option<u16>, now
     if flow.state == FlowState::Closed {
         Worth::Dead
     } else if is_half_open(flow.state) {
-        if idle(flow.seen) { Worth::Dead } else { Worth::HalfOpen }
+        if idle(flow.seen) { Worth::Dead } else { Worth::GivesWay }
     } else if idle(flow.seen) && backend_seen.is_none_or(idle) {
         Worth::Dead
+    } else if gives_way(flow.state) {
+        Worth::GivesWay
     } else {
         Worth::Live
     }
@@ -124,6 +131,12 @@ pub(super) fn port_worth(config: &Config, flow: &Flow, backend_seen: Option<u16>
 pub(super) fn word_at(maps: &HostMaps, slot: u32) -> FlowWord {
     let FlowBucket { entries } = maps.flows.read(slot / 4);
     FlowWord(entries[slot as usize % 4].word)
+}
+
+/// Tick of the client's last packet in a slot of the host's table.
+pub(super) fn last_seen(maps: &HostMaps, slot: u32) -> u16 {
+    let FlowBucket { entries } = maps.flows.read(slot / 4);
+    entries[slot as usize % 4].last_seen
 }
 
 /// The slot in which the host has the flow with this tag, in one of two buckets.

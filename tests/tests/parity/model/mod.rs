@@ -2,16 +2,24 @@
 //! program. It says what has to become of each frame: verdict, bytes, and what is counted.
 //!
 //! It has no tables that fill up. Where the program chooses freely (which slot, which SNAT address and port, who makes
-//! room for whom, whether there is room at all) it looks at what the host's build chose, checks that it was allowed to,
+//! room for whom, whether there is room at all, which identification a packet in fragments gets) it looks at what the host's build chose, checks that it was allowed to,
 //! and goes on from there. What the agent writes it reads from the same maps, and the hashes that all gateways
 //! share are the same functions.
+//!
+//! Two things it does not ask for: which of the flows with a port within the search's reach gives it up (it has to be one
+//! that may), and who makes room in the table of client networks, which no history fills.
+//!
+//! One thing it says as the program does it, and not as ADR 0018 has it: a first fragment begins a flow whoever it is from.
 //!
 //! A new kind of packet is a new arm in [`Turn::packet`], and a file beside these.
 
 mod agent;
 mod choices;
 mod flows;
+mod fragments;
 mod icmp;
+mod lengths;
+mod limiting;
 mod opening;
 mod packet;
 mod refusing;
@@ -21,7 +29,10 @@ mod rescuing;
 mod rewriting;
 mod selecting;
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use lb_common::{
     abi::{Counter, vip_flags},
@@ -63,6 +74,9 @@ pub(crate) struct Model {
     copies: HashMap<u32, rescuing::Copy>,
     clients: HashMap<u32, [Option<selecting::Client>; 4]>,
     trips: HashMap<u32, rescuing::Trip>,
+    fragments: fragments::Fragments,
+    /// When a network has all flows of a service again that it may begin in a second, in nanoseconds.
+    limits: HashMap<(u32, IpAddr), u64>,
     /// Whose traffic is counted in an element.
     counted: HashMap<u32, (u32, u16)>,
     events: Budget,
@@ -102,6 +116,10 @@ struct Turn<'a> {
     said: &'a Said<'a>,
     now: u64,
     ingress: u32,
+    /// That interface's MTU; 0: unknown.
+    mtu: u16,
+    /// The MTU that the packet is too long for.
+    too_big: u16,
     /// The frame as it is by now.
     frame: Vec<u8>,
     /// Bytes by which its head can still grow.
@@ -118,14 +136,14 @@ impl Model {
         &mut self,
         maps: &HostMaps,
         bytes: &[u8],
-        (ingress, room): (u32, usize),
+        (ingress, mtu, room): (u32, u16, usize),
         said: &Said<'_>,
     ) -> Result<(), String> {
         let counts = [0; Counter::ALL.len()];
         let agent = Agent::new(maps);
         let now = maps.clock();
         let frame = bytes.to_vec();
-        let mut turn = Turn { model: self, agent, said, now, ingress, frame, room, counts };
+        let mut turn = Turn { model: self, agent, said, now, ingress, mtu, too_big: 0, frame, room, counts };
         let verdict = turn.whole()?;
         if verdict != said.verdict {
             return Err(format!("verdict: model {verdict:?}, host {:?}", said.verdict));
@@ -147,7 +165,7 @@ impl Model {
 
 impl Turn<'_> {
     fn whole(&mut self) -> Result<Verdict, String> {
-        let Some(packet) = Packet::read(&self.frame, self.ingress) else {
+        let Some(packet) = Packet::read(&self.frame, self.ingress, self.mtu) else {
             self.count(Counter::PassNotIp);
             return Ok(Verdict::Pass);
         };
@@ -178,6 +196,9 @@ impl Turn<'_> {
         if packet.shape == Shape::Other && packet.is_icmp() {
             return Ok(self.icmp(packet));
         }
+        if packet.shape == Shape::Fragment {
+            return self.fragment(packet);
+        }
         let mut refused = None;
         if let Some(flags) = vip {
             let reason = match packet.shape {
@@ -187,11 +208,14 @@ impl Turn<'_> {
                         return self.request(packet, &key);
                     }
                     if self.agent.service(key.vip, key.protocol).is_some() {
-                        return self.open(packet, &key);
+                        return match self.kept_out(packet) {
+                            Some(counter) => Ok(End::Drop(counter)),
+                            None => self.open(packet, &key),
+                        };
                     }
                     Counter::DropClosedPort
                 }
-                Shape::Fragment => Counter::DropFragment,
+                Shape::Fragment | Shape::First => unreachable!("they go another way"),
                 Shape::Malformed => Counter::DropMalformed,
                 Shape::Other => Counter::DropProtocol,
             };

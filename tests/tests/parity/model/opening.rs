@@ -26,6 +26,9 @@ impl Turn<'_> {
         if packet.ttl <= 1 {
             return Ok(End::Drop(Counter::DropTtl));
         }
+        if !self.is_within_limit(service, packet.source) {
+            return Ok(End::Drop(Counter::DropNewFlowLimit));
+        }
         if !self.learn(packet)? {
             return Ok(End::Drop(Counter::DropLastHopsFull));
         }

@@ -18,7 +18,10 @@ const LONGEST_EXTENSION: u8 = 7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Whole,
+    /// Not looked into, or a later one.
     Fragment,
+    /// A first fragment, with all of its transport header.
+    First,
     Other,
     Malformed,
 }
@@ -29,6 +32,8 @@ pub(super) struct Link {
     pub to: [u8; 6],
     pub from: [u8; 6],
     pub ifindex: u32,
+    /// The interface's MTU, or the next hop's; 0: unknown.
+    pub mtu: u16,
     /// Tag control information, outer first.
     pub tags: Vec<[u8; 2]>,
     /// The outer tag is 802.1ad.
@@ -37,7 +42,7 @@ pub(super) struct Link {
 
 impl Link {
     /// Reads it; the ethertype behind the tags, and the network header's offset.
-    fn read(frame: &[u8], ifindex: u32) -> Option<(Self, u16, usize)> {
+    fn read(frame: &[u8], ifindex: u32, mtu: u16) -> Option<(Self, u16, usize)> {
         let mut tags = Vec::new();
         let mut at = 12;
         let mut ethertype = word(frame, at)?;
@@ -50,7 +55,7 @@ impl Link {
             ethertype = word(frame, at)?;
         }
         let (to, from) = (frame.get(..6)?.try_into().ok()?, frame.get(6..12)?.try_into().ok()?);
-        Some((Self { to, from, ifindex, tags, service_tag }, ethertype, at + 2))
+        Some((Self { to, from, ifindex, mtu, tags, service_tag }, ethertype, at + 2))
     }
 
     /// The other way.
@@ -71,6 +76,34 @@ impl Link {
     }
 }
 
+/// What a packet's headers say of it as a fragment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// The identification's bytes, IPv4's the first two, and where they stand.
+    pub id: [u8; 4],
+    pub at: usize,
+    /// Where it lies in its packet, in units of eight bytes.
+    pub place: u16,
+    /// There are others behind it.
+    pub more: bool,
+}
+
+impl Part {
+    fn v4(bytes: &[u8]) -> Option<Self> {
+        let place = word(bytes, 6)?;
+        let id = [bytes[4], bytes[5], 0, 0];
+        Some(Self { id, at: 4, place: place & 0x1fff, more: place & 0x2000 != 0 })
+    }
+
+    /// By the header at `header`.
+    fn v6(bytes: &[u8], header: usize) -> Option<Self> {
+        let place = word(bytes, header + 2)?;
+        let at = header + 4;
+        let id = bytes.get(at..at + 4)?.try_into().ok()?;
+        Some(Self { id, at, place: place >> 3, more: place & 1 != 0 })
+    }
+}
+
 /// An IP packet in a frame.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
@@ -86,21 +119,29 @@ pub(super) struct Packet {
     pub ttl: u8,
     pub protocol: u8,
     pub shape: Shape,
+    pub part: Option<Part>,
 }
 
 impl Packet {
     /// Reads a frame; `None` where it holds no IP packet.
-    pub(super) fn read(frame: &[u8], ifindex: u32) -> Option<Self> {
-        let (link, ethertype, at) = Link::read(frame, ifindex)?;
+    pub(super) fn read(frame: &[u8], ifindex: u32, mtu: u16) -> Option<Self> {
+        let (link, ethertype, at) = Link::read(frame, ifindex, mtu)?;
         let bytes = frame.get(at..)?.to_vec();
         match ethertype {
-            0x0800 => Self::v4(link, bytes),
-            0x86dd => Self::v6(link, bytes),
+            0x0800 => Self::v4(link, bytes, false),
+            0x86dd => Self::v6(link, bytes, false),
             _ => None,
         }
     }
 
-    fn v4(link: Link, bytes: Vec<u8>) -> Option<Self> {
+    /// The same, and of a first fragment what is behind the network header.
+    pub(super) fn looked_into(&self) -> Self {
+        let (link, bytes) = (self.link.clone(), self.bytes.clone());
+        let read = if self.is_v4() { Self::v4(link, bytes, true) } else { Self::v6(link, bytes, true) };
+        read.expect("it has been read before")
+    }
+
+    fn v4(link: Link, bytes: Vec<u8>, firsts: bool) -> Option<Self> {
         let header = bytes.get(..20)?;
         if header[0] >> 4 != 4 {
             return None;
@@ -109,17 +150,20 @@ impl Packet {
         let total = usize::from(word(&bytes, 2)?);
         let shape = if transport < 20 || total < transport || total > bytes.len() {
             Shape::Malformed
+        } else if firsts && word(&bytes, 6)? & 0x3fff == 0x2000 {
+            shape(header[9], &bytes[transport..], total - transport, false).of_first()
         } else if word(&bytes, 6)? & 0x3fff != 0 {
             Shape::Fragment
         } else {
-            shape(header[9], &bytes[transport..], total - transport)
+            shape(header[9], &bytes[transport..], total - transport, true)
         };
+        let part = Part::v4(&bytes).filter(|part| part.more || part.place != 0);
         let (source, destination) = (v4_at(&bytes, 12)?, v4_at(&bytes, 16)?);
         let (ttl, protocol) = (header[8], header[9]);
-        Some(Self { link, total, transport, source, destination, ttl, protocol, shape, bytes })
+        Some(Self { link, total, transport, source, destination, ttl, protocol, shape, part, bytes })
     }
 
-    fn v6(link: Link, bytes: Vec<u8>) -> Option<Self> {
+    fn v6(link: Link, bytes: Vec<u8>, firsts: bool) -> Option<Self> {
         let header = bytes.get(..40)?;
         if header[0] >> 4 != 6 {
             return None;
@@ -130,11 +174,26 @@ impl Packet {
         let mut transport = 40;
         let mut found = (total > bytes.len()).then_some(Shape::Malformed);
         let mut extensions = 0;
+        let (mut part, mut first, mut all) = (None, false, true);
         while found.is_none() && EXTENSIONS.contains(&protocol) {
             extensions += 1;
-            match bytes.get(transport..transport + 2) {
-                _ if protocol == FRAGMENT => found = Some(Shape::Fragment),
-                Some(&[next, length]) if extensions <= MOST_EXTENSIONS && length <= LONGEST_EXTENSION => {
+            let header = bytes.get(transport..transport + 2);
+            match header.filter(|_| extensions <= MOST_EXTENSIONS) {
+                _ if protocol == FRAGMENT && !firsts => found = Some(Shape::Fragment),
+                // A fragment of a fragment.
+                Some(_) if protocol == FRAGMENT && first => found = Some(Shape::Malformed),
+                Some(&[next, _]) if protocol == FRAGMENT => {
+                    part = Part::v6(&bytes, transport);
+                    let place = word(&bytes, transport + 2).unwrap_or(0);
+                    if place & 0xfff8 != 0 {
+                        found = Some(Shape::Fragment);
+                        continue;
+                    }
+                    (first, all) = (true, place & 1 == 0);
+                    protocol = next;
+                    transport += 8;
+                }
+                Some(&[next, length]) if length <= LONGEST_EXTENSION => {
                     protocol = next;
                     transport += (usize::from(length) + 1) * 8;
                 }
@@ -142,14 +201,22 @@ impl Packet {
             }
         }
         let shape = found.unwrap_or_else(|| match total.checked_sub(transport) {
-            Some(length) => shape(protocol, bytes.get(transport..).unwrap_or_default(), length),
+            Some(length) => {
+                let shape = shape(protocol, bytes.get(transport..).unwrap_or_default(), length, all);
+                if first { shape.of_first() } else { shape }
+            }
             None => Shape::Malformed,
         });
-        Some(Self { link, total, transport, source, destination, ttl, protocol, shape, bytes })
+        Some(Self { link, total, transport, source, destination, ttl, protocol, shape, part, bytes })
     }
 
     pub(super) fn is_v4(&self) -> bool {
         self.source.is_ipv4()
+    }
+
+    /// Length of IPv4's header.
+    pub(super) fn header(&self) -> usize {
+        usize::from(self.bytes[0] & 15) * 4
     }
 
     pub(super) fn is_icmp(&self) -> bool {
@@ -237,14 +304,25 @@ impl Flags {
     }
 }
 
-fn shape(protocol: u8, behind: &[u8], length: usize) -> Shape {
+impl Shape {
+    /// The shape of a first fragment whose transport header has this one.
+    fn of_first(self) -> Self {
+        if self == Self::Whole { Self::First } else { self }
+    }
+}
+
+/// The shape of a packet with so many bytes behind its network header, or where that is not `all`, of a part of one.
+fn shape(protocol: u8, behind: &[u8], length: usize, all: bool) -> Shape {
     let fits = match protocol {
         // What is behind the packet's end may be read, but not counted.
         TCP => behind
             .get(12)
             .map(|offset| usize::from(offset >> 4) * 4)
             .is_some_and(|header| (20..=length).contains(&header)),
-        UDP => word(behind, 4).is_some_and(|datagram| (8..=length).contains(&usize::from(datagram))),
+        UDP => word(behind, 4).is_some_and(|datagram| {
+            let datagram = usize::from(datagram);
+            datagram >= 8 && length >= if all { datagram } else { 8 }
+        }),
         _ => return Shape::Other,
     };
     if fits { Shape::Whole } else { Shape::Malformed }

@@ -17,6 +17,7 @@ pub(super) enum Refusal {
     Prohibited,
     Protocol,
     TimeExceeded,
+    TooBig,
 }
 
 impl Refusal {
@@ -26,6 +27,7 @@ impl Refusal {
             Counter::DropSource => Some(Self::Prohibited),
             Counter::DropProtocol => Some(Self::Protocol),
             Counter::DropTtl => Some(Self::TimeExceeded),
+            Counter::DropTooBig => Some(Self::TooBig),
             _ => None,
         }
     }
@@ -41,6 +43,8 @@ impl Refusal {
             (Self::Protocol, false) => [4, 1],
             (Self::TimeExceeded, true) => [11, 0],
             (Self::TimeExceeded, false) => [3, 0],
+            (Self::TooBig, true) => [3, 4],
+            (Self::TooBig, false) => [2, 0],
         }
     }
 }
@@ -100,7 +104,7 @@ impl Turn<'_> {
             Shape::Other if packet.is_icmp() => kind == Some(if packet.is_v4() { 8 } else { 128 }),
             // "No next header": nothing that a protocol would be missed for.
             Shape::Other => refusal != Refusal::Protocol || packet.protocol != 59,
-            Shape::Fragment | Shape::Malformed => false,
+            Shape::Fragment | Shape::First | Shape::Malformed => false,
         };
         asks && !to_many && !from_nobody
     }
@@ -108,7 +112,11 @@ impl Turn<'_> {
     /// An ICMP error about a packet.
     fn complaint(&self, packet: &Packet, refusal: Refusal) -> Vec<u8> {
         let v4 = packet.is_v4();
-        let field = if refusal == Refusal::Protocol && !v4 { protocol_field(packet) } else { 0 };
+        let field = match refusal {
+            Refusal::Protocol if !v4 => protocol_field(packet),
+            Refusal::TooBig => self.too_big.into(),
+            _ => 0,
+        };
         let own = self.agent.snat_addresses(v4);
         // A hop on the way to a VIP is the gateway, under its own name.
         let is_hop = refusal == Refusal::TimeExceeded && self.agent.vip(packet.destination).is_some();

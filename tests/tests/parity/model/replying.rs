@@ -6,6 +6,7 @@ use super::{
     End, Turn,
     agent::{is_same, is_tcp},
     flows::{BackendMove, Flow, Path, Port, backend_move},
+    fragments::Way,
     packet::{Packet, Shape},
     rewriting,
 };
@@ -25,7 +26,7 @@ impl Turn<'_> {
 
     /// `None`: it is no reply of a flow.
     pub(super) fn reply(&mut self, packet: &Packet) -> Result<Option<End>, String> {
-        if packet.shape != Shape::Whole {
+        if !matches!(packet.shape, Shape::Whole | Shape::First) {
             return Ok(None);
         }
         let Some(port) = self.port_of(packet) else { return Ok(None) };
@@ -47,7 +48,8 @@ impl Turn<'_> {
         }
         let tick = self.tick();
         self.path(&port).seen = tick;
-        Ok(Some(self.give_back(packet, &path)))
+        let is_syn = is_tcp(packet.protocol) && packet.flags().syn();
+        self.give_back(packet, &path, is_syn).map(Some)
     }
 
     /// The flow that a path is of, if it still exists.
@@ -60,11 +62,16 @@ impl Turn<'_> {
     }
 
     fn datagram(&mut self, port: &Port, path: &Path) {
-        if path.replied || self.flow_of(path).is_none() {
-            return;
+        let Some(flow) = self.flow_of(path).filter(|_| !path.replied) else { return };
+        match flow.state {
+            FlowState::UdpNew => self.flow(&path.key).state = FlowState::UdpReplied,
+            // A stream: one answer may be that to a forged address.
+            FlowState::UdpReplied if path.seen != self.tick() => {
+                self.flow(&path.key).state = FlowState::UdpAssured;
+            }
+            FlowState::UdpAssured => self.path(port).replied = true,
+            _ => {}
         }
-        self.flow(&path.key).state = FlowState::UdpReplied;
-        self.path(port).replied = true;
     }
 
     /// Whether it moves the flow's state; an end where the segment goes no further.
@@ -91,6 +98,10 @@ impl Turn<'_> {
                 self.flow(&path.key).server_isn = Some(packet.sequence());
                 self.path(port).replied = true;
             }
+            // One to a SYN in fragments is told nobody.
+            BackendMove::Refuse if packet.shape != Shape::Whole => {
+                return Ok(Some(End::Drop(Counter::DropFragment)));
+            }
             BackendMove::Refuse => return self.refused(packet, port, path).map(Some),
             BackendMove::Swallow => return Ok(Some(End::Drop(Counter::DropRefused))),
             BackendMove::To(state) => {
@@ -109,12 +120,27 @@ impl Turn<'_> {
     }
 
     /// Sends a backend's packet to the client.
-    pub(super) fn give_back(&mut self, packet: &Packet, path: &Path) -> End {
+    pub(super) fn give_back(&mut self, packet: &Packet, path: &Path, is_syn: bool) -> Result<End, String> {
         let member = self.agent.member(path.member);
         debug_assert!(member.flags & member_flags::VALID != 0);
-        let Some(vip) = self.agent.vip_of(&member) else { return End::Drop(Counter::DropNotReady) };
-        let bytes = rewriting::forwarded(packet, vip, path.key.client);
-        let fits = self.put(packet, &path.back, bytes);
-        if fits { End::Send(path.back.ifindex) } else { End::Drop(Counter::DropNoRoom) }
+        if !self.fits(packet, path.back.mtu) {
+            return Ok(End::Drop(Counter::DropTooBig));
+        }
+        let Some(vip) = self.agent.vip_of(&member) else { return Ok(End::Drop(Counter::DropNotReady)) };
+        let client = path.key.client;
+        let way = Way::ToClient(client.ip(), path.back.clone());
+        let (ends, incarnation) = ((vip.ip(), client.ip()), (path.member, path.generation));
+        let id = self.begin(packet, ends, path.flow, incarnation, way)?;
+        if packet.lacks_checksum() {
+            return Ok(End::Drop(Counter::DropNoChecksum));
+        }
+        let bytes = rewriting::forwarded(packet, vip, client);
+        if !self.put(packet, &path.back, rewriting::identified(packet, bytes, id)) {
+            return Ok(End::Drop(Counter::DropNoRoom));
+        }
+        if is_syn && packet.shape == Shape::Whole {
+            self.clamp(packet, [path.back.mtu, member.mtu]);
+        }
+        Ok(End::Send(path.back.ifindex))
     }
 }

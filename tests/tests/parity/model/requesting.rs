@@ -8,7 +8,8 @@ use super::{
     End, Turn,
     agent::{has, is_same, is_tcp, place},
     flows::{ClientMove, Key, client_move},
-    packet::{Link, Packet},
+    fragments::Way,
+    packet::{Link, Packet, Shape},
     rewriting,
 };
 
@@ -19,6 +20,7 @@ pub(super) fn next_hop(member: &Member) -> Link {
         to: member.destination_mac,
         from: member.source_mac,
         ifindex: member.ifindex,
+        mtu: member.mtu,
         tags,
         service_tag: member.vlan_service_tag != 0,
     }
@@ -41,7 +43,8 @@ impl Turn<'_> {
             return Ok(End::Drop(Counter::DropTtl));
         }
         if tcp {
-            if flags.opens() && self.is_due(&flow) {
+            let is_whole = packet.shape == Shape::Whole;
+            if is_whole && flags.opens() && self.is_due(&flow) {
                 return self.retry(packet, key);
             }
             match client_move(flow.state, flags) {
@@ -60,16 +63,34 @@ impl Turn<'_> {
                     }
                 }
             }
+        } else if flow.state == FlowState::UdpReplied {
+            // The client has heard the answer, perhaps.
+            self.flow(key).state = FlowState::UdpAssured;
         }
         self.flow(key).seen = self.tick();
         if !has(&member, member_flags::NEXT_HOP) {
             return Ok(End::Drop(Counter::DropNoNextHop));
         }
-        let snat = self.agent.snat_addresses(packet.is_v4())[usize::from(flow.snat)];
-        let bytes = rewriting::forwarded(packet, SocketAddr::new(snat, flow.port), place(&member));
         let link = next_hop(&member);
-        let fits = self.put(packet, &link, bytes);
-        Ok(if fits { End::Send(link.ifindex) } else { End::Drop(Counter::DropNoRoom) })
+        if !self.fits(packet, link.mtu) {
+            return Ok(End::Drop(Counter::DropTooBig));
+        }
+        let snat = self.agent.snat_addresses(packet.is_v4())[usize::from(flow.snat)];
+        let backend = place(&member);
+        let way = Way::ToBackend(flow.snat);
+        let (ends, incarnation) = ((snat, backend.ip()), (flow.member, flow.generation));
+        let id = self.begin(packet, ends, flow.number, incarnation, way)?;
+        if packet.lacks_checksum() {
+            return Ok(End::Drop(Counter::DropNoChecksum));
+        }
+        let bytes = rewriting::forwarded(packet, SocketAddr::new(snat, flow.port), backend);
+        if !self.put(packet, &link, rewriting::identified(packet, bytes, id)) {
+            return Ok(End::Drop(Counter::DropNoRoom));
+        }
+        if flags.syn() && packet.shape == Shape::Whole {
+            self.clamp(packet, [link.mtu; 2]);
+        }
+        Ok(End::Send(link.ifindex))
     }
 
     pub(super) fn flow(&mut self, key: &Key) -> &mut super::Flow {

@@ -6,7 +6,7 @@ use super::{
     End, Turn,
     agent::is_same,
     flows::{Flow, Key, Path, Port, word_at},
-    packet::{Packet, fold, sum},
+    packet::{Packet, Shape, fold, sum},
     selecting::{FOR_RESCUE, IN_FALLBACK, Wish},
 };
 
@@ -116,7 +116,7 @@ impl Turn<'_> {
         let next_number = packet.acknowledged();
         let answers = (flow.isn.wrapping_add(1) ^ next_number) & ISN_BITS == 0 && flow.server_isn.is_none();
         if !packet.flags().ack() || !answers {
-            return Ok(self.give_back(packet, path));
+            return self.give_back(packet, path, false);
         }
         let member = self.agent.member(path.member);
         if self.agent.vip_of(&member).is_none() {
@@ -131,7 +131,7 @@ impl Turn<'_> {
         self.failed(member.service, port.backend);
         if !has_heir {
             self.log(member.service, &key);
-            return Ok(self.give_back(packet, path));
+            return self.give_back(packet, path, false);
         }
         let Some(syn) = self.copy_of(&key, next_number) else { return Ok(End::Drop(Counter::DropRefused)) };
         // Without tags, addresses or padding; its head grows where it is longer than the RST.
@@ -142,7 +142,7 @@ impl Turn<'_> {
         let before = self.frame.len() + self.room;
         let Some(room) = before.checked_sub(frame.len()) else { return Ok(End::Drop(Counter::DropRefused)) };
         (self.frame, self.room) = (frame, room);
-        let syn = Packet::read(&self.frame, self.ingress).expect("a copy of a packet");
+        let syn = Packet::read(&self.frame, self.ingress, self.mtu).expect("a copy of a packet");
         self.retry(&syn, &key)
     }
 
@@ -212,7 +212,8 @@ impl Turn<'_> {
 /// Whether a backend that is well would answer a SYN.
 fn is_evidence(packet: &Packet) -> bool {
     let header = if packet.is_v4() { 20 } else { 40 };
-    packet.transport == header
+    packet.shape == Shape::Whole
+        && packet.transport == header
         && packet.ttl >= FEWEST_HOPS
         && !packet.has_data()
         && (!packet.is_v4() || fold(sum(&packet.bytes[..20])) == 0xffff)

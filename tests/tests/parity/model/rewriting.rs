@@ -8,7 +8,7 @@ use lb_common::abi::{TCP, UDP};
 use super::packet::{Packet, Quoted, fold, octets, sum, word};
 
 /// A checksum after what it covers has gone from one sum to another.
-fn carried(check: u16, before: u64, after: u64) -> u16 {
+pub(super) fn carried(check: u16, before: u64, after: u64) -> u16 {
     !fold(u64::from(!check) + u64::from(!fold(before)) + after)
 }
 
@@ -63,6 +63,28 @@ pub(super) fn forwarded(packet: &Packet, source: SocketAddr, destination: Socket
     };
     put(&mut bytes, at, &check.to_be_bytes());
     network(&mut bytes, 0, source.ip(), destination.ip(), Some(packet.ttl - 1));
+    bytes
+}
+
+/// A later fragment between two other addresses, one hop on.
+pub(super) fn follower(packet: &Packet, source: IpAddr, destination: IpAddr) -> Vec<u8> {
+    let mut bytes = packet.bytes.clone();
+    network(&mut bytes, 0, source, destination, Some(packet.ttl - 1));
+    bytes
+}
+
+/// A fragment's bytes with another identification; `None`: with its own.
+pub(super) fn identified(packet: &Packet, mut bytes: Vec<u8>, id: Option<[u8; 4]>) -> Vec<u8> {
+    let (Some(id), Some(part)) = (id, packet.part) else { return bytes };
+    if !packet.is_v4() {
+        put(&mut bytes, part.at, &id);
+        return bytes;
+    }
+    let length = packet.header();
+    let before = sum(&bytes[..length]);
+    put(&mut bytes, part.at, &id[..2]);
+    let check = carried(word(&bytes, 10).expect("a header"), before, sum(&bytes[..length]));
+    put(&mut bytes, 10, &check.to_be_bytes());
     bytes
 }
 
