@@ -119,7 +119,7 @@ fn first<F: Family, P: PacketMut, M: Maps>(
         );
     }
     if F::service(maps, ip.destination, ports.destination, ip.protocol).is_some() {
-        return Outcome::NewFlow(F::NETWORK);
+        return super::beginning(packet, maps, config, ip);
     }
     let outcome = reply::forward::<F, P, M, false>(packet, maps, config, link, ip, |packet, entry, new| {
         let path = FragmentPath::to_client(entry.member, entry.generation, entry.last_hop);

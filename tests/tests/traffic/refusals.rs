@@ -95,7 +95,8 @@ fn hop(bed: &Bed, target: SocketAddr, hops: u32) -> IpAddr {
         let skip = if v4 { 20 } else { 0 };
         let mut bytes = [MaybeUninit::<u8>::uninit(); 2048];
         loop {
-            let (length, from) = listener.recv_from(&mut bytes).unwrap();
+            let (length, from) =
+                listener.recv_from(&mut bytes).unwrap_or_else(|error| panic!("{hops} to {target}: {error}"));
             // SAFETY: the kernel has written so many bytes.
             let kind = (length > skip).then(|| unsafe { bytes[skip].assume_init() });
             if kind == Some(exceeded) {

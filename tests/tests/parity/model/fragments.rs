@@ -116,10 +116,11 @@ impl Turn<'_> {
         if self.model.flows.contains_key(&key) {
             return self.request(packet, &key);
         }
-        // Nobody asks here for a client that can't be one, or for a checksum that must be there: whole packets alone are
-        // kept from beginning a flow.
         if self.agent.service(key.vip, key.protocol).is_some() {
-            return self.open(packet, &key);
+            return match self.kept_out(packet) {
+                Some(counter) => Ok(End::Drop(counter)),
+                None => self.open(packet, &key),
+            };
         }
         let reply = self.reply(packet)?;
         Ok(reply.unwrap_or_else(|| self.not_ours(packet, Counter::DropClosedPort)))

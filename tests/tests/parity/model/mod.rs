@@ -2,14 +2,12 @@
 //! program. It says what has to become of each frame: verdict, bytes, and what is counted.
 //!
 //! It has no tables that fill up. Where the program chooses freely (which slot, which SNAT address and port, who makes
-//! room for whom, whether there is room at all, which identification a packet in fragments gets) it looks at what the host's build chose, checks that it was allowed to,
-//! and goes on from there. What the agent writes it reads from the same maps, and the hashes that all gateways
-//! share are the same functions.
+//! room for whom, whether there is room at all, which identification a packet in fragments gets) it looks at what the
+//! host's build chose, checks that it was allowed to, and goes on from there. What the agent writes it reads from the
+//! same maps, and the hashes that all gateways share are the same functions.
 //!
 //! Two things it does not ask for: which of the flows with a port within the search's reach gives it up (it has to be one
 //! that may), and who makes room in the table of client networks, which no history fills.
-//!
-//! One thing it says as the program does it, and not as ADR 0018 has it: a first fragment begins a flow whoever it is from.
 //!
 //! A new kind of packet is a new arm in [`Turn::packet`], and a file beside these.
 
