@@ -124,16 +124,11 @@ fn a_trace_of_the_route_to_a_vip_shows_what_is_behind_the_gateway() {
         bed.cluster_names().iter().flat_map(|name| bed.node_address(name).unwrap().both()).collect();
     let before = agent.counters().unwrap();
     for vip in VIP.both() {
-        let target = (vip, ECHO_PORT).into();
-        let behind = hop(&bed, target, 3);
-        assert!(
-            !nodes.contains(&behind) && !gateway_addresses().contains(&behind) && behind != vip,
-            "{behind}"
-        );
-        let node = hop(&bed, target, 4);
+        // The third hop is the router that is the first one, too: it takes nothing that comes from itself.
+        let node = hop(&bed, (vip, ECHO_PORT).into(), 4);
         assert!(nodes.contains(&node), "{node} is the node of neither cluster: {nodes:?}");
     }
     // Each came from a router, about a packet from the gateway.
-    assert_eq!(grown(&agent, &before, "icmp_forwarded"), 4);
+    assert_eq!(grown(&agent, &before, "icmp_forwarded"), 2);
     assert_eq!(drops_since(&agent, &before), [].into());
 }
