@@ -58,7 +58,11 @@ pub(crate) fn demo_command(args: &[OsString]) -> Result<Command> {
 pub(crate) fn everything(need: Need) -> Result<()> {
     // Minutes of building come first: sudo's refusal should not wait for their end.
     Privilege::detect().prepare("what is to run after the build")?;
-    build::ebpf(setup::ensure(need)?)?;
+    let route = setup::ensure(need)?;
+    build::ebpf(route)?;
+    if need == Need::Bench {
+        build::ebpf_baseline(route)?;
+    }
     build::host()
 }
 
