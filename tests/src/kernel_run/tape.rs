@@ -29,7 +29,7 @@ const CELL: usize = 8;
 /// Places in which the frames of a tape may differ.
 const MOST_PLACES: usize = 12;
 
-/// A program to play to, in an array from which it is called.
+/// A program to play to, in an array from which it is called: for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Callee {
     programs: OwnedFd,
