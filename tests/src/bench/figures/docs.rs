@@ -251,6 +251,7 @@ mod tests {
         let picture = roxmltree::Document::parse(&svg).unwrap();
         let texts: Vec<&str> = picture
             .descendants()
+            .filter(|node| node.is_text())
             .filter_map(|node| node.text())
             .map(str::trim)
             .filter(|text| !text.is_empty())
