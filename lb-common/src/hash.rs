@@ -84,31 +84,61 @@ impl FlowHash {
 #[must_use]
 #[inline(always)]
 pub fn hash_v4(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8) -> FlowHash {
-    let k = &key.words;
-    let last = protocol as u32 | 4 << 8;
     FlowHash {
-        low: finish(nh(source, k[0], destination, k[1]).wrapping_add(nh(ports, k[2], last, k[3]))),
-        high: finish(nh(source, k[4], destination, k[5]).wrapping_add(nh(ports, k[6], last, k[7]))),
+        low: half_v4(key, source, destination, ports, protocol, false),
+        high: half_v4(key, source, destination, ports, protocol, true),
     }
+}
+
+/// One half of it, `high` or `low`.
+#[must_use]
+#[inline(always)]
+pub fn half_v4(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8, high: bool) -> u64 {
+    let k: &[u32; 4] = if high { part::<4, 4>(key) } else { part::<0, 4>(key) };
+    let last = protocol as u32 | 4 << 8;
+    finish(nh(source, k[0], destination, k[1]).wrapping_add(nh(ports, k[2], last, k[3])))
 }
 
 /// Hashes an IPv6 flow; see [`hash_v4`].
 #[must_use]
 #[inline(always)]
 pub fn hash_v6(key: &HashKey, source: [u32; 4], destination: [u32; 4], ports: u32, protocol: u8) -> FlowHash {
-    let k = &key.words;
+    FlowHash {
+        low: half_v6(key, source, destination, ports, protocol, false),
+        high: half_v6(key, source, destination, ports, protocol, true),
+    }
+}
+
+/// One half of it, `high` or `low`.
+#[must_use]
+#[inline(always)]
+pub fn half_v6(
+    key: &HashKey,
+    source: [u32; 4],
+    destination: [u32; 4],
+    ports: u32,
+    protocol: u8,
+    high: bool,
+) -> u64 {
+    let k: &[u32; 10] = if high { part::<6, 10>(key) } else { part::<0, 10>(key) };
     let last = protocol as u32 | 6 << 8;
-    let low = nh(source[0], k[0], source[1], k[1])
+    let sum = nh(source[0], k[0], source[1], k[1])
         .wrapping_add(nh(source[2], k[2], source[3], k[3]))
         .wrapping_add(nh(destination[0], k[4], destination[1], k[5]))
         .wrapping_add(nh(destination[2], k[6], destination[3], k[7]))
         .wrapping_add(nh(ports, k[8], last, k[9]));
-    let high = nh(source[0], k[6], source[1], k[7])
-        .wrapping_add(nh(source[2], k[8], source[3], k[9]))
-        .wrapping_add(nh(destination[0], k[10], destination[1], k[11]))
-        .wrapping_add(nh(destination[2], k[12], destination[3], k[13]))
-        .wrapping_add(nh(ports, k[14], last, k[15]));
-    FlowHash { low: finish(low), high: finish(high) }
+    finish(sum)
+}
+
+/// Words of a key, from one on.
+#[inline(always)]
+fn part<const FIRST: usize, const COUNT: usize>(key: &HashKey) -> &[u32; COUNT] {
+    const { assert!(FIRST + COUNT <= 16) };
+    match key.words[FIRST..].first_chunk() {
+        Some(words) => words,
+        // The assertion says that there are so many.
+        None => &[0; COUNT],
+    }
 }
 
 /// The reverse table's bucket for the key bits of a [`crate::abi::ReverseWord`].

@@ -14,7 +14,7 @@ use lb_common::{
     datapath::Verdict,
     host::{ACK, FIN, Frame, RST, SYN},
 };
-use model::{Delivered, Model, client, explore, explore_first, vip};
+use model::{Delivered, Model, client, explore, explore_first, staying_vip, vip};
 
 /// Where there are too many interleavings for all of them: about ten seconds' worth.
 const MANY: usize = 60_000;
@@ -358,6 +358,115 @@ fn a_rescue_against_displacement_leaves_pairs() {
         model.wait(SECOND);
         let (one, three) = model.race(|model| model.send(&syn(1)), |model| model.send(&syn(3)));
         assert!(one.is_some() || three.is_some());
+        model.check();
+    });
+}
+
+/// A connection of the one client that is remembered, from another port each.
+fn staying(port: u16) -> Frame {
+    let client = SocketAddr::new(client(1).ip(), port);
+    Frame::tcp(client, staying_vip(), SYN)
+}
+
+#[test]
+fn a_client_s_first_two_connections_agree_and_it_is_remembered_once() {
+    explore_first(MANY, 2, |model| {
+        let (one, two) = model.race(|model| model.send(&staying(1)), |model| model.send(&staying(2)));
+        let (one, two) = (one.expect("room for both"), two.expect("room for both"));
+        assert_eq!(one.destination, two.destination);
+        assert_eq!(model.remembered().len(), 1);
+        model.check();
+    });
+}
+
+#[test]
+fn two_connections_of_a_client_whose_stay_has_ended_leave_it_remembered_once() {
+    explore_first(MANY, 2, |model| {
+        model.send(&staying(1)).expect("a flow");
+        model.end_stays();
+        let (one, two) = model.race(|model| model.send(&staying(2)), |model| model.send(&staying(3)));
+        let paths: Vec<_> = [one, two].into_iter().flatten().map(|path| path.destination).collect();
+        assert!(!paths.is_empty() && paths.iter().all(|path| *path == paths[0]), "{paths:?}");
+        assert_eq!(model.remembered().len(), 1);
+        model.check();
+    });
+}
+
+#[test]
+fn a_change_of_the_ring_moves_no_client_that_is_remembered() {
+    explore(2, |model| {
+        let first = model.send(&staying(1)).expect("a flow");
+        let (second, ()) = model.race(|model| model.send(&staying(2)), Model::change_ring);
+        assert_eq!(second.map(|second| second.destination), Some(first.destination));
+        assert_eq!(model.send(&staying(3)).map(|third| third.destination), Some(first.destination));
+    });
+}
+
+#[test]
+fn a_client_that_comes_while_the_ring_changes_stays_where_it_went() {
+    explore(2, |model| {
+        let (first, ()) = model.race(|model| model.send(&staying(1)), Model::change_ring);
+        let first = first.expect("a flow");
+        assert_eq!(model.send(&staying(2)).map(|second| second.destination), Some(first.destination));
+    });
+}
+
+#[test]
+fn two_errors_at_once_trip_a_backend_once() {
+    explore(2, |model| {
+        let one = model.send(&staying(1)).expect("a flow");
+        let two = model.send(&staying(2)).expect("another one");
+        assert_eq!(one.destination, two.destination);
+        let backend = usize::from(one.destination.ip().to_string().ends_with('2')) + 1;
+        model.race(
+            move |model| model.verdict(&reply(&one, RST | ACK)),
+            |model| model.verdict(&reply(&two, RST | ACK)),
+        );
+        assert_eq!(model.counted(Counter::BackendTripped), 1);
+        assert_eq!(model.errors(backend), (0, true));
+        assert_eq!(model.check(), [FlowState::Closed; 2]);
+    });
+}
+
+#[test]
+fn an_answer_between_two_errors_leaves_the_backend_tripped_or_with_fewer_errors() {
+    explore(2, |model| {
+        let one = model.send(&staying(1)).expect("a flow");
+        let two = model.send(&staying(2)).expect("another one");
+        let backend = usize::from(one.destination.ip().to_string().ends_with('2')) + 1;
+        model.race(
+            move |model| model.verdict(&reply(&one, RST | ACK)),
+            |model| model.verdict(&reply(&two, SYN | ACK)),
+        );
+        assert_eq!(model.counted(Counter::BackendTripped), 0, "one error is not two in a row");
+        assert!(matches!(model.errors(backend), (0 | 1, false)), "{:?}", model.errors(backend));
+    });
+}
+
+#[test]
+fn an_icmp_error_against_the_eviction_of_its_flow_reaches_its_client_or_nobody() {
+    explore(2, |model| {
+        let flow = establish(model, 1);
+        model.expire();
+        model.sweep();
+        let (told, ()) = model.race(move |model| model.complain(&flow), Model::sweep);
+        if let Some((to, about)) = told {
+            assert_eq!((to.ip(), about), (client(1).ip(), client(1)));
+        }
+        model.check();
+    });
+}
+
+#[test]
+fn an_icmp_error_against_the_reuse_of_its_port_is_about_a_packet_of_whom_it_reaches() {
+    explore_first(MANY, 2, |model| {
+        model.leave_ports(1);
+        let old = open(model, 1);
+        model.send(&reply(&old, RST | ACK)).expect("the refusal");
+        let (_, told) = model.race(|model| model.send(&syn(2)), |model| model.complain(&old));
+        if let Some((to, about)) = told {
+            assert!([client(1), client(2)].contains(&about) && to.ip() == about.ip(), "{to} about {about}");
+        }
         model.check();
     });
 }

@@ -239,8 +239,18 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn new_flows(&self, index: u32) -> Option<KernelCells> {
+        element(&maps::NEW_FLOWS, index)
+    }
+
+    #[inline(always)]
     fn syn(&self, index: u32) -> Option<KernelCells> {
         element(&maps::SYNS, index)
+    }
+
+    #[inline(always)]
+    fn fragment(&self, index: u32) -> Option<KernelCells> {
+        element(&maps::FRAGMENTS, index)
     }
 
     #[inline(always)]

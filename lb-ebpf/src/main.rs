@@ -39,8 +39,18 @@ const ICMP_V6: u32 = 9;
 const REFUSE_V4: u32 = 10;
 /// Index in `PROGRAMS` of [`kanmon_refuse_v6`].
 const REFUSE_V6: u32 = 11;
+/// Index in `PROGRAMS` of [`kanmon_clamp`].
+const CLAMP: u32 = 12;
+/// Index in `PROGRAMS` of [`kanmon_fragment_v4`].
+const FRAGMENT_V4: u32 = 13;
+/// Index in `PROGRAMS` of [`kanmon_fragment_v6`].
+const FRAGMENT_V6: u32 = 14;
+/// Index in `PROGRAMS` of [`kanmon_follow_v4`].
+const FOLLOW_V4: u32 = 15;
+/// Index in `PROGRAMS` of [`kanmon_follow_v6`].
+const FOLLOW_V6: u32 = 16;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 12;
+const ENTRY: u32 = 17;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
@@ -56,6 +66,9 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
         Verdict::IcmpV6 => tail_call(&ctx, ICMP_V6),
         Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
         Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
+        Verdict::Clamp => tail_call(&ctx, CLAMP),
+        Verdict::FragmentV4 => tail_call(&ctx, FRAGMENT_V4),
+        Verdict::FragmentV6 => tail_call(&ctx, FRAGMENT_V6),
         verdict => action(verdict),
     }
 }
@@ -110,6 +123,7 @@ pub fn kanmon_retry_v6(ctx: XdpContext) -> u32 {
 pub fn kanmon_refused_v4(ctx: XdpContext) -> u32 {
     match datapath::refused::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),
+        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
         verdict => action(verdict),
     }
 }
@@ -119,6 +133,7 @@ pub fn kanmon_refused_v4(ctx: XdpContext) -> u32 {
 pub fn kanmon_refused_v6(ctx: XdpContext) -> u32 {
     match datapath::refused::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
+        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
         verdict => action(verdict),
     }
 }
@@ -135,7 +150,7 @@ pub fn kanmon_icmp_v6(ctx: XdpContext) -> u32 {
     action(datapath::icmp::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
-/// Where [`kanmon`] and [`kanmon_new_v4`] send an IPv4 packet that they drop and whose sender is to be told.
+/// Where [`kanmon`], [`kanmon_new_v4`] and [`kanmon_refused_v4`] send an IPv4 packet that they drop and whose sender is to be told.
 #[xdp]
 pub fn kanmon_refuse_v4(ctx: XdpContext) -> u32 {
     action(datapath::refuse::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
@@ -145,6 +160,44 @@ pub fn kanmon_refuse_v4(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn kanmon_refuse_v6(ctx: XdpContext) -> u32 {
     action(datapath::refuse::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] sends a rewritten segment with SYN that may allow longer segments than the way takes.
+#[xdp]
+pub fn kanmon_clamp(ctx: XdpContext) -> u32 {
+    action(datapath::clamp(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// Where [`kanmon`] sends a fragment of IPv4 to an address that may be a VIP or a SNAT address.
+#[xdp]
+pub fn kanmon_fragment_v4(ctx: XdpContext) -> u32 {
+    match datapath::fragment::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
+        Verdict::FollowV4 => tail_call(&ctx, FOLLOW_V4),
+        verdict => action(verdict),
+    }
+}
+
+/// The same of IPv6.
+#[xdp]
+pub fn kanmon_fragment_v6(ctx: XdpContext) -> u32 {
+    match datapath::fragment::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
+        Verdict::FollowV6 => tail_call(&ctx, FOLLOW_V6),
+        verdict => action(verdict),
+    }
+}
+
+/// Where [`kanmon_fragment_v4`] sends a fragment that is not the first one.
+#[xdp]
+pub fn kanmon_follow_v4(ctx: XdpContext) -> u32 {
+    action(datapath::follow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
+}
+
+/// The same of IPv6.
+#[xdp]
+pub fn kanmon_follow_v6(ctx: XdpContext) -> u32 {
+    action(datapath::follow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 #[inline(always)]

@@ -10,10 +10,10 @@ use aya_ebpf::{
 };
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
-    CpuCounters, CpuRefusals, EventBudget, FlowBucket, FlowStats, HandshakeBucket,
-    LAST_HOPS as LAST_HOP_COUNT, LOCK_STRIPES, LastHop, Lock, Member, MemberStats, PortBitmap,
-    ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-    SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+    CpuCounters, CpuRefusals, EventBudget, FRAGMENT_RECORDS, FlowBucket, FlowStats, FragmentRecord,
+    HandshakeBucket, LAST_HOPS as LAST_HOP_COUNT, LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket, Lock,
+    Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor,
+    ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 /// The agent reads and writes these arrays through `mmap`.
@@ -55,7 +55,11 @@ pub(crate) static HANDSHAKES: Array<HandshakeBucket, 1, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static AFFINITY: Array<AffinityBucket, 1, SHARED> = Array::new();
 #[btf_map]
+pub(crate) static NEW_FLOWS: Array<LimitBucket, { LIMIT_BUCKETS as usize }, SHARED> = Array::new();
+#[btf_map]
 pub(crate) static SYNS: Array<SynCopy, 1, SHARED> = Array::new();
+#[btf_map]
+pub(crate) static FRAGMENTS: Array<FragmentRecord, { FRAGMENT_RECORDS as usize }, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static FLOW_STATS: Array<FlowStats, 1, SHARED> = Array::new();
 #[btf_map]
@@ -87,7 +91,7 @@ pub(crate) static EVENTS: RingBuf<(), { 256 * 1024 }> = RingBuf::new();
 #[btf_map]
 pub(crate) static EGRESS: DevMapHash<64> = DevMapHash::new();
 #[btf_map]
-pub(crate) static PROGRAMS: ProgramArray<16> = ProgramArray::new();
+pub(crate) static PROGRAMS: ProgramArray<32> = ProgramArray::new();
 
 /// The clock of a program that was loaded with [`INJECT_CLOCK`], in nanoseconds.
 #[btf_map]

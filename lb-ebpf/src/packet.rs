@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{bpf_check_mtu, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     programs::XdpContext,
 };
 use bytemuck::{Pod, cast};
@@ -42,6 +42,15 @@ impl PacketMut for Packet<'_> {
     fn ingress(&self) -> u32 {
         // SAFETY: the context is the kernel's `xdp_md` for this run.
         unsafe { (*self.ctx.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn ingress_mtu(&self) -> u16 {
+        let mut mtu = 0_u32;
+        // SAFETY: the context is valid, and `mtu` outlives the call. Interface 0 stands for the one that the frame came in
+        // by; whether the frame is longer than its MTU, which the result would say, is not what is asked.
+        unsafe { bpf_check_mtu(self.ctx.as_ptr().cast(), 0, &raw mut mtu, 0, 0) };
+        if mtu > u16::MAX as u32 { u16::MAX } else { mtu as u16 }
     }
 
     #[inline(always)]

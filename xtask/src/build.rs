@@ -11,6 +11,10 @@ use crate::setup::linker;
 use crate::setup::route::{DEBIAN_RUSTC, Route};
 use crate::workspace;
 
+/// The profile that users' programs are built with, and the name of its directory.
+pub(crate) const RELEASE: &str = "release";
+/// The profile that the tests, and the programs they start, are built with: see Cargo.toml.
+pub(crate) const SUITES: &str = "suites";
 /// The target that lb-ebpf is compiled for.
 const TARGET: &str = "bpfel-unknown-none";
 

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod ci;
+mod fuzz;
 mod privilege;
 mod progress;
 mod run;
@@ -60,6 +61,8 @@ enum Task {
     },
     /// Build and run the tests
     Test(test::Options),
+    /// Run the packet program on what a fuzzer makes up: `cargo xtask fuzz tables --minutes 10`
+    Fuzz(fuzz::Options),
     /// Run what continuous integration runs
     Ci,
 }
@@ -105,6 +108,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             println!("{}", report.closing_line());
             return Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Task::Fuzz(options) => fuzz::fuzz(&options)?,
         Task::Ci => {
             return Ok(if ci::everything()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }

@@ -18,7 +18,7 @@ use crate::workspace;
 /// Something can't be built, or there is no way to root. Returns only then.
 pub(crate) fn agent(args: &[OsString]) -> Result<()> {
     everything(Need::Run)?;
-    let agent = workspace::target_dir().join("release/kanmon");
+    let agent = workspace::target_dir().join(build::RELEASE).join("kanmon");
     let mut command = Privilege::detect().command(&agent, &passed_environment(), "the agent")?;
     become_it(command.arg("run").args(args))
 }
@@ -29,14 +29,14 @@ pub(crate) fn agent(args: &[OsString]) -> Result<()> {
 /// Something can't be built, or there is no way to root. Returns only then.
 pub(crate) fn demo(args: &[OsString]) -> Result<()> {
     everything(Need::Run)?;
-    become_it(&mut demo_command(args)?)
+    become_it(&mut demo_command(build::RELEASE, args)?)
 }
 
-/// The demo with its arguments, and with Kubernetes' binaries where they ask for it.
+/// The demo that was built with `profile`, its arguments, and Kubernetes' binaries where they ask for it.
 ///
 /// # Errors
 /// The binaries can't be built, or there is no way to root.
-pub(crate) fn demo_command(args: &[OsString]) -> Result<Command> {
+pub(crate) fn demo_command(profile: &str, args: &[OsString]) -> Result<Command> {
     let mut environment = passed_environment();
     if args.iter().any(|arg| arg == "--kubernetes") {
         match kubernetes::provide()? {
@@ -44,7 +44,7 @@ pub(crate) fn demo_command(args: &[OsString]) -> Result<Command> {
             Provided::NoGo(why) => bail!("the demo with Kubernetes needs its binaries: {why}"),
         }
     }
-    let demo = workspace::target_dir().join("release/kanmon-demo");
+    let demo = workspace::target_dir().join(profile).join("kanmon-demo");
     let mut command =
         Privilege::detect().command(&demo, &environment, "the demo (it makes network namespaces)")?;
     command.args(args);
@@ -56,6 +56,16 @@ pub(crate) fn demo_command(args: &[OsString]) -> Result<Command> {
 /// # Errors
 /// There is no way to root, a tool can't be had, or the build fails.
 pub(crate) fn everything(need: Need) -> Result<()> {
+    packet_program(need)?;
+    build::host()
+}
+
+/// Gets what `need` takes and is missing, and builds the eBPF object, which everything else embeds; for
+/// benchmarks also what it is compared to.
+///
+/// # Errors
+/// There is no way to root, a tool can't be had, or the build fails.
+pub(crate) fn packet_program(need: Need) -> Result<()> {
     // Minutes of building come first: sudo's refusal should not wait for their end.
     Privilege::detect().prepare("what is to run after the build")?;
     let route = setup::ensure(need)?;
@@ -63,7 +73,7 @@ pub(crate) fn everything(need: Need) -> Result<()> {
     if need == Need::Bench {
         build::ebpf_baseline(route)?;
     }
-    build::host()
+    Ok(())
 }
 
 /// Replaces this process, so that signals and the exit code go straight through.

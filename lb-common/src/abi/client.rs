@@ -10,7 +10,7 @@ use super::{MAX_MEMBER_INDEX, assert_layout};
 /// |---|---|
 /// | 0 | only sources in one of the service's ranges may begin flows |
 /// | 1 | clients stay with their backends |
-/// | 2–31 | 0 |
+/// | 2–31 | nanoseconds for each flow that a client's network begins; 0: it may begin any number |
 /// | 32–55 | for how long after its last new flow a client stays, in ticks |
 /// | 56–63 | 0 |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub struct ClientWord(pub u64);
 impl ClientWord {
     const RANGES: u64 = 1;
     const STAYS: u64 = 2;
+    const INTERVAL: u64 = 0xffff_fffc;
     /// The longest time, in ticks: about 52 days.
     pub const MAX_STAY: u32 = (1 << 24) - 1;
 
@@ -34,6 +35,19 @@ impl ClientWord {
     #[must_use]
     pub const fn with_ranges(self) -> Self {
         Self(self.0 | Self::RANGES)
+    }
+
+    /// The same, and a client's network may begin one flow in so many nanoseconds, up to 2^30 − 1; 0: any number.
+    #[must_use]
+    pub const fn with_interval(self, nanoseconds: u32) -> Self {
+        Self(self.0 & !Self::INTERVAL | (nanoseconds as u64) << 2 & Self::INTERVAL)
+    }
+
+    /// Nanoseconds for each flow that a client's network begins; 0: it may begin any number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn interval(self) -> u64 {
+        (self.0 & Self::INTERVAL) >> 2
     }
 
     /// Whether only sources in one of the service's ranges may begin flows. Without a range that is nobody.

@@ -49,7 +49,8 @@ counters! {
     DropClosedPort = 5, "drop_closed_port";
     /// Dropped: ICMP or ICMPv6 to a VIP that is no echo request to be answered and no error about a flow.
     DropIcmp = 6, "drop_icmp";
-    /// Dropped: a fragment to a VIP.
+    /// Dropped: a fragment to a VIP whose packet's first one was not forwarded, or not yet, or too long ago; or of what is
+    /// neither TCP nor UDP.
     DropFragment = 7, "drop_fragment";
     /// Dropped: TTL or hop limit would reach 0.
     DropTtl = 8, "drop_ttl";
@@ -121,6 +122,25 @@ counters! {
     FlowAffine = 41, "flow_affine";
     /// A client's backend was forgotten before its time, because another client took its place in the table.
     AffinityDisplaced = 42, "affinity_displaced";
+    /// Dropped: longer than the MTU of the link that it would leave by.
+    DropTooBig = 43, "drop_too_big";
+    /// The largest segment that a SYN or its answer allows was lowered to what the way takes.
+    MssClamped = 44, "mss_clamped";
+    /// Dropped: would begin a flow, and its source can be no client: loopback, multicast, reserved, itself, or a VIP.
+    DropMartian = 45, "drop_martian";
+    /// Dropped: UDP over IPv6 without a checksum.
+    DropNoChecksum = 46, "drop_no_checksum";
+    /// Dropped: to a VIP, a first fragment without a whole transport header, or a later one that lies over it.
+    DropFragmentHeader = 47, "drop_fragment_header";
+    /// The first fragment of a packet was sent on, and later ones can follow.
+    FragmentTracked = 48, "fragment_tracked";
+    /// A later fragment followed the first one of its packet.
+    FragmentForwarded = 49, "fragment_forwarded";
+    /// Later fragments of a packet can't follow any more, because within a second of its first one another packet took
+    /// its place in the table.
+    FragmentDisplaced = 50, "fragment_displaced";
+    /// Dropped: would begin a flow, and its client's network has begun as many as the service allows.
+    DropNewFlowLimit = 51, "drop_new_flow_limit";
 }
 
 /// Room for counters in [`CpuCounters`].

@@ -94,17 +94,19 @@ pub enum FlowState {
     ClientReset = 8,
     /// UDP, half-open: no reply yet.
     UdpNew = 9,
-    /// UDP: answered.
+    /// UDP: answered. Nothing shows yet that the client is real, so new flows may take its place.
     UdpReplied = 10,
     /// TCP: a RST came from the backend's side; see [`FlowState::ClientReset`].
     BackendReset = 11,
     /// TCP, half-open: the backend refused, and the next SYN goes to another one.
     Refused = 12,
+    /// UDP: answered, and then the client was heard again, or the backend in another tick.
+    UdpAssured = 13,
 }
 
 impl FlowState {
     /// All states, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Empty,
         Self::Claimed,
         Self::SynSent,
@@ -118,6 +120,7 @@ impl FlowState {
         Self::UdpReplied,
         Self::BackendReset,
         Self::Refused,
+        Self::UdpAssured,
     ];
 
     /// The state of a number; numbers that mean nothing read as [`FlowState::Empty`].
@@ -137,6 +140,7 @@ impl FlowState {
             10 => Self::UdpReplied,
             11 => Self::BackendReset,
             12 => Self::Refused,
+            13 => Self::UdpAssured,
             _ => Self::Empty,
         }
     }
@@ -148,12 +152,20 @@ impl FlowState {
         self as u8 >= Self::SynSent as u8
     }
 
-    /// Whether nothing has proven yet that the client is real: such entries hold at most half of a bucket
-    /// and displace only each other.
+    /// Whether the connection has not been answered, or its handshake not been proven. Such flows expire by their
+    /// client's silence alone.
     #[must_use]
     #[inline(always)]
     pub const fn is_half_open(self) -> bool {
         matches!(self, Self::SynSent | Self::SynAcked | Self::UdpNew | Self::Refused)
+    }
+
+    /// Whether nothing has shown yet that the client is real, for whose address a forged one may have been answered:
+    /// such entries hold at most half of a bucket and displace only each other.
+    #[must_use]
+    #[inline(always)]
+    pub const fn gives_way(self) -> bool {
+        self.is_half_open() || matches!(self, Self::UdpReplied)
     }
 }
 

@@ -31,8 +31,8 @@ pub struct LastHop {
     pub vlan_count: u8,
     /// Non-zero: the outer of two tags is 802.1ad.
     pub vlan_service_tag: u8,
-    /// Always 0.
-    pub reserved: [u8; 2],
+    /// MTU of the interface in bytes of the IP packet, when it was learned; 0: unknown.
+    pub mtu: u16,
 }
 
 assert_layout!(LastHop: 32);

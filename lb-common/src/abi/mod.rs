@@ -14,7 +14,9 @@ mod counter;
 mod event;
 mod flow;
 mod flow_log;
+mod fragment;
 mod last_hop;
+mod limit;
 mod member;
 mod refusal;
 mod reverse;
@@ -35,7 +37,12 @@ pub use flow::{
     HandshakeWord, LOCK_STRIPES, Lock, MAX_FLOW_SLOT, VERSION_MASK,
 };
 pub use flow_log::{CloseReason, FlowLogWord, FlowOwner, FlowStats};
+pub use fragment::{
+    FRAGMENT_RECORDS, FRAGMENT_TICKS, FRAGMENT_WAYS, FragmentPath, FragmentRecord, FragmentWord,
+    pack_fragment_flow, unpack_fragment_flow,
+};
 pub use last_hop::{LAST_HOP_WAYS, LAST_HOPS, LastHop, LastHopWord};
+pub use limit::{LIMIT_BUCKETS, LIMIT_WAYS, LimitBucket, LimitWord};
 pub use member::{MAX_MEMBER_INDEX, Member, member_flags};
 pub use refusal::{CpuRefusals, Refusal};
 pub use reverse::{

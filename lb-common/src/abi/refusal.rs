@@ -31,6 +31,7 @@ impl Refusal {
             Counter::DropSource => Some(Self::Prohibited),
             Counter::DropProtocol => Some(Self::Protocol),
             Counter::DropTtl => Some(Self::TimeExceeded),
+            Counter::DropTooBig => Some(Self::TooBig),
             _ => None,
         }
     }
@@ -62,8 +63,11 @@ pub struct CpuRefusals {
     pub tick: u32,
     /// Answers that this CPU has sent in it.
     pub sent: u32,
-    /// Always 0.
-    pub reserved: u64,
+    /// Interface by which the SYN leaves that this CPU works on, from the program that rewrites it to the one that clamps
+    /// its MSS.
+    pub clamp_egress: u32,
+    /// Largest segment that it may allow.
+    pub clamp_mss: u32,
 }
 
 assert_layout! {

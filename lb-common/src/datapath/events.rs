@@ -79,7 +79,7 @@ pub(super) fn ended<F: Family, M: Maps>(maps: &M, config: &Config, end: &End<F>)
     if !noted(maps, end.service).notes(end.tag) {
         return;
     }
-    let udp = matches!(end.word.state(), FlowState::UdpNew | FlowState::UdpReplied);
+    let udp = matches!(end.word.state(), FlowState::UdpNew | FlowState::UdpReplied | FlowState::UdpAssured);
     let about = About::<F> {
         kind: EventKind::Closed,
         client: end.client,

@@ -8,7 +8,7 @@ use super::{
     Cells, Maps, PacketMut, Tables,
     checksum::Sum,
     icmp::Message,
-    parse::{self, Ip, Network},
+    parse::{self, Fragment, Ip, Network},
 };
 use crate::{
     abi::{
@@ -33,9 +33,21 @@ pub trait Family: Sized + Copy {
     #[doc(hidden)]
     const NETWORK: Network;
 
-    /// Reads the network header.
+    /// Reads the network header; with `FIRSTS` it looks into first fragments.
     #[doc(hidden)]
-    fn parse<P: PacketMut>(packet: &P, config: &Config, offset: usize) -> Option<Ip<Self>>;
+    fn parse<P: PacketMut, const FIRSTS: bool>(
+        packet: &P,
+        config: &Config,
+        offset: usize,
+    ) -> Option<Ip<Self>>;
+    /// Reads what a packet's headers say of it as a fragment.
+    #[doc(hidden)]
+    fn fragment<P: PacketMut>(packet: &P, config: &Config, network_offset: usize) -> Option<Fragment>;
+    /// Gives a fragment another identification, of which IPv4 takes the first two bytes.
+    #[doc(hidden)]
+    fn write_fragment_id<P: PacketMut>(packet: &mut P, fragment: &Fragment, id: u32) -> Option<()>;
+    /// Whether packets of different protocols have identifications of their own.
+    const IDS_BY_PROTOCOL: bool;
     /// The keyed hash of a flow; see [`hash::hash_v4`].
     fn hash(
         key: &HashKey,
@@ -44,6 +56,15 @@ pub trait Family: Sized + Copy {
         ports: u32,
         protocol: u8,
     ) -> FlowHash;
+    /// One half of it.
+    fn hash_half(
+        key: &HashKey,
+        source: Self::Address,
+        destination: Self::Address,
+        ports: u32,
+        protocol: u8,
+        high: bool,
+    ) -> u64;
     /// Index of an address in `ADDRESS_FILTER`.
     fn filter_index(address: Self::Address) -> u32;
     /// Index of the service at (address, raw port, protocol).
@@ -121,8 +142,12 @@ pub trait Family: Sized + Copy {
     const LONGEST_ERROR: u32;
     /// ICMP's type and code of a refusal.
     fn icmp_error(refusal: Refusal) -> [u8; 2];
+    /// The network that a client's address stands for where its flows are limited: what one client has to itself.
+    fn network(address: Self::Address) -> Self::Address;
     /// The address as two words whose bytes in memory are in network order, IPv4 in the first four.
     fn raw(address: Self::Address) -> [u64; 2];
+    /// The address of such words.
+    fn of_raw(words: [u64; 2]) -> Self::Address;
     /// IP protocol number of its ICMP (IANA).
     const ICMP: u8;
     /// Type of an echo reply.
@@ -220,13 +245,39 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn parse<P: PacketMut>(packet: &P, _config: &Config, offset: usize) -> Option<Ip<Self>> {
-        parse::ipv4(packet, offset)
+    fn parse<P: PacketMut, const FIRSTS: bool>(
+        packet: &P,
+        _config: &Config,
+        offset: usize,
+    ) -> Option<Ip<Self>> {
+        parse::ipv4::<Self, P, FIRSTS>(packet, offset)
+    }
+
+    const IDS_BY_PROTOCOL: bool = true;
+
+    #[inline(always)]
+    fn fragment<P: PacketMut>(packet: &P, _config: &Config, network_offset: usize) -> Option<Fragment> {
+        parse::fragment_v4(packet, network_offset)
+    }
+
+    #[inline(always)]
+    fn write_fragment_id<P: PacketMut>(packet: &mut P, fragment: &Fragment, id: u32) -> Option<()> {
+        const CHECK: usize = offset_of!(Ipv4Hdr, check);
+        let [old, _] = bytemuck::cast::<u32, [u16; 2]>(fragment.id);
+        let [new, _] = bytemuck::cast::<u32, [u16; 2]>(id);
+        let check: u16 = packet.read::<_, CHECK>(fragment.offset)?;
+        packet.write::<u16, { offset_of!(Ipv4Hdr, id) }>(fragment.offset, new)?;
+        packet.write::<u16, CHECK>(fragment.offset, Sum::ZERO.sub16(old).add16(new).apply(check))
     }
 
     #[inline(always)]
     fn hash(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8) -> FlowHash {
         hash::hash_v4(key, source, destination, ports, protocol)
+    }
+
+    #[inline(always)]
+    fn hash_half(key: &HashKey, source: u32, destination: u32, ports: u32, protocol: u8, high: bool) -> u64 {
+        hash::half_v4(key, source, destination, ports, protocol, high)
     }
 
     #[inline(always)]
@@ -366,8 +417,18 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn network(address: u32) -> u32 {
+        address
+    }
+
+    #[inline(always)]
     fn raw(address: u32) -> [u64; 2] {
         [bytemuck::cast([address, 0]), 0]
+    }
+
+    #[inline(always)]
+    fn of_raw(words: [u64; 2]) -> u32 {
+        words[0] as u32
     }
 
     const ICMP: u8 = 1;
@@ -464,13 +525,41 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn parse<P: PacketMut>(packet: &P, config: &Config, offset: usize) -> Option<Ip<Self>> {
-        parse::ipv6(packet, config, offset)
+    fn parse<P: PacketMut, const FIRSTS: bool>(
+        packet: &P,
+        config: &Config,
+        offset: usize,
+    ) -> Option<Ip<Self>> {
+        parse::ipv6::<Self, P, FIRSTS>(packet, config, offset)
+    }
+
+    const IDS_BY_PROTOCOL: bool = false;
+
+    #[inline(always)]
+    fn fragment<P: PacketMut>(packet: &P, config: &Config, network_offset: usize) -> Option<Fragment> {
+        parse::fragment_v6(packet, config, network_offset)
+    }
+
+    #[inline(always)]
+    fn write_fragment_id<P: PacketMut>(packet: &mut P, fragment: &Fragment, id: u32) -> Option<()> {
+        packet.write::<u32, { parse::FRAGMENT_ID }>(fragment.offset, id)
     }
 
     #[inline(always)]
     fn hash(key: &HashKey, source: [u64; 2], destination: [u64; 2], ports: u32, protocol: u8) -> FlowHash {
         hash::hash_v6(key, words4(source), words4(destination), ports, protocol)
+    }
+
+    #[inline(always)]
+    fn hash_half(
+        key: &HashKey,
+        source: [u64; 2],
+        destination: [u64; 2],
+        ports: u32,
+        protocol: u8,
+        high: bool,
+    ) -> u64 {
+        hash::half_v6(key, words4(source), words4(destination), ports, protocol, high)
     }
 
     #[inline(always)]
@@ -612,8 +701,18 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn network(address: [u64; 2]) -> [u64; 2] {
+        [address[0], 0]
+    }
+
+    #[inline(always)]
     fn raw(address: [u64; 2]) -> [u64; 2] {
         address
+    }
+
+    #[inline(always)]
+    fn of_raw(words: [u64; 2]) -> [u64; 2] {
+        words
     }
 
     const ICMP: u8 = 58;

@@ -179,7 +179,8 @@ fn claim_in<M: Maps>(maps: &M, config: &Config, first_bucket: u32, second_bucket
             continue;
         }
         // The search looked at the client's side only.
-        if state.is_live()
+        if best < SCORE_HALF_OPEN
+            && state.is_live()
             && !state.is_half_open()
             && state != FlowState::Closed
             && !is_backend_idle(maps, config, victim, now)
@@ -216,7 +217,7 @@ fn best_in<M: Maps>(maps: &M, config: &Config, bucket: u32, now: u16) -> u32 {
     while way < FLOW_WAYS {
         let state = FlowWord(cells.load(word_cell(way))).state();
         used += (state as u8 != FlowState::Empty as u8) as u32;
-        half_open += (state.is_half_open() || state as u8 == FlowState::Claimed as u8) as u32;
+        half_open += (state.gives_way() || state as u8 == FlowState::Claimed as u8) as u32;
         way += 1;
     }
     let used = config.forget(used);
@@ -240,7 +241,7 @@ fn best_in<M: Maps>(maps: &M, config: &Config, bucket: u32, now: u16) -> u32 {
 fn score(config: &Config, state: FlowState, age: Age, used: u32, quota_left: bool) -> u32 {
     // Among equals the oldest goes first.
     let youth = (age.youth() as u32) << 2;
-    if state.is_half_open() {
+    if state.gives_way() {
         return youth + if age.exceeds(timeout(config, state)) { SCORE_DEAD } else { SCORE_HALF_OPEN };
     }
     if !quota_left {
@@ -265,7 +266,7 @@ pub(super) const fn timeout(config: &Config, state: FlowState) -> u16 {
         FlowState::Closed => timeouts.closed,
         FlowState::ClientReset | FlowState::BackendReset => timeouts.reset,
         FlowState::UdpNew => timeouts.udp_new,
-        FlowState::UdpReplied => timeouts.udp_replied,
+        FlowState::UdpReplied | FlowState::UdpAssured => timeouts.udp_replied,
         _ => timeouts.established,
     }
 }

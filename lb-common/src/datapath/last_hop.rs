@@ -19,6 +19,8 @@ pub(super) struct Egress {
     pub vlan_count: u8,
     /// The outer of two tags is 802.1ad.
     pub service_tag: bool,
+    /// Bytes of the longest IP packet; 0: unknown.
+    pub mtu: u16,
 }
 
 impl Egress {
@@ -33,6 +35,7 @@ impl Egress {
             ifindex: place as u32,
             vlan_count: (shape >> 16) as u8,
             service_tag: (shape >> 24) as u8 != 0,
+            mtu: (place >> 32) as u16,
         }
     }
 }
@@ -55,7 +58,10 @@ pub(super) fn learn<P: PacketMut, T: Tables>(
     // A reply goes to where the request came from.
     let destination = pack(from_low, from_mid, from_high, link.vlan[0]);
     let source = pack(to_low, to_mid, to_high, link.vlan[1]);
-    let place = packet.ingress() as u64 | (link.vlan_count as u64) << 32 | (link.service_tag as u64) << 40;
+    let place = packet.ingress() as u64
+        | (link.vlan_count as u64) << 32
+        | (link.service_tag as u64) << 40
+        | (packet.ingress_mtu() as u64) << 48;
     let salt = config.flow_key.words[15] as u64 | (config.flow_key.words[14] as u64) << 32;
     let content = hash::finish(hash::finish(hash::finish(destination ^ salt) ^ source) ^ place);
 
@@ -128,6 +134,7 @@ pub(super) fn egress<T: Tables>(tables: &T, index: u16) -> Option<Egress> {
         ifindex: place as u32,
         vlan_count: (place >> 32) as u8,
         service_tag: (place >> 40) as u8 != 0,
+        mtu: (place >> 48) as u16,
     })
 }
 

@@ -9,10 +9,16 @@ mod events;
 mod family;
 mod flow_stats;
 mod flow_table;
+mod fragment;
+mod fragment_records;
 mod icmp;
 mod icmp_error;
 mod last_hop;
+mod limit;
+mod martian;
 mod member;
+mod mss;
+mod mtu;
 mod opened;
 mod packet;
 mod parse;
@@ -41,7 +47,7 @@ pub use tables::{Cells, Maps, Tables};
 use parse::{Ip, Link, Network, Ports, Shape};
 
 use crate::{
-    abi::{Config, Counter, Refusal, address_filter, vip_flags},
+    abi::{Config, Counter, Refusal, UDP, address_filter, vip_flags},
     hash::FlowHash,
 };
 
@@ -64,10 +70,15 @@ enum Outcome {
     Again,
     /// Untouched: ICMP to an address that may be ours.
     Icmp(Network),
+    /// Rewritten: a segment with SYN that may promise too much.
+    Clamp,
+    /// Untouched: a fragment to an address that may be ours.
+    Fragment(Network),
 }
 
 /// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`], [`refused`],
-/// [`refuse`] or [`icmp()`], which the kernel enters by tail calls so that the common path stays short.
+/// [`refuse`], [`icmp()`], [`clamp`], [`fragment()`] or [`follow`], which the kernel enters by tail calls so that the
+/// common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let (network, outcome) = match parse::link(packet) {
@@ -83,7 +94,7 @@ pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
 pub fn new_flow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, Shape::Whole, |packet, maps, config, link, ip| {
+            once_more::<F, P, M, true>(packet, maps, &link, Shape::Whole, |packet, maps, config, link, ip| {
                 setup::open(packet, maps, config, link, ip)
             })
         }
@@ -97,7 +108,7 @@ pub fn new_flow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> V
 pub fn opened<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, Shape::Whole, |packet, maps, config, _, ip| {
+            once_more::<F, P, M, true>(packet, maps, &link, Shape::Whole, |packet, maps, config, _, ip| {
                 opened::opened(packet, maps, config, ip)
             })
         }
@@ -112,7 +123,7 @@ pub fn opened<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Ver
 pub fn retry<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, Shape::Whole, |packet, maps, config, _, ip| {
+            once_more::<F, P, M, false>(packet, maps, &link, Shape::Whole, |packet, maps, config, _, ip| {
                 rescue::retry(packet, maps, config, ip)
             })
         }
@@ -126,7 +137,7 @@ pub fn retry<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verd
 pub fn refused<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, Shape::Whole, refusal::refused)
+            once_more::<F, P, M, false>(packet, maps, &link, Shape::Whole, refusal::refused)
         }
         _ => Outcome::Pass(Counter::PassNotIp),
     };
@@ -138,8 +149,32 @@ pub fn refused<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Ve
 pub fn icmp<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let outcome = match parse::link(packet) {
         Some(link) if link.network == F::NETWORK => {
-            once_more::<F, P, M>(packet, maps, &link, Shape::Other, icmp::icmp)
+            once_more::<F, P, M, false>(packet, maps, &link, Shape::Other, icmp::icmp)
         }
+        _ => Outcome::Pass(Counter::PassNotIp),
+    };
+    conclude(packet, maps, F::NETWORK, outcome)
+}
+
+/// Forwards a fragment for which [`forward`] said so.
+#[inline(always)]
+pub fn fragment<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == F::NETWORK => fragment::fragment::<F, P, M>(packet, maps, &link),
+        _ => Some(Outcome::Pass(Counter::PassNotIp)),
+    };
+    match outcome {
+        Some(outcome) => conclude(packet, maps, F::NETWORK, outcome),
+        None if F::NETWORK == Network::V4 => Verdict::FollowV4,
+        None => Verdict::FollowV6,
+    }
+}
+
+/// Forwards a later fragment for which [`fragment()`] said so.
+#[inline(always)]
+pub fn follow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let outcome = match parse::link(packet) {
+        Some(link) if link.network == F::NETWORK => fragment::follow::<F, P, M>(packet, maps, &link),
         _ => Outcome::Pass(Counter::PassNotIp),
     };
     conclude(packet, maps, F::NETWORK, outcome)
@@ -150,6 +185,19 @@ pub fn icmp<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdi
 #[inline(always)]
 pub fn refuse<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     refuse::refuse::<F, P, M>(packet, maps)
+}
+
+/// Lowers the MSS of a SYN or its answer that [`forward`] has rewritten, where it is more than the way takes.
+#[inline(always)]
+pub fn clamp<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let (network, outcome) = match parse::link(packet) {
+        Some(link) if link.network == Network::V4 => {
+            (Network::V4, mss::clamp::<V4, P, M>(packet, maps, &link))
+        }
+        Some(link) => (Network::V6, mss::clamp::<V6, P, M>(packet, maps, &link)),
+        None => (Network::V4, Outcome::Drop(Counter::DropMalformed)),
+    };
+    conclude(packet, maps, network, outcome)
 }
 
 /// All of them, one after the other: the whole program, as the host runs it.
@@ -168,8 +216,13 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
             Verdict::RefusedV6 => refused::<V6, P, M>(packet, maps),
             Verdict::IcmpV4 => icmp::<V4, P, M>(packet, maps),
             Verdict::IcmpV6 => icmp::<V6, P, M>(packet, maps),
+            Verdict::FragmentV4 => fragment::<V4, P, M>(packet, maps),
+            Verdict::FragmentV6 => fragment::<V6, P, M>(packet, maps),
+            Verdict::FollowV4 => follow::<V4, P, M>(packet, maps),
+            Verdict::FollowV6 => follow::<V6, P, M>(packet, maps),
             Verdict::RefuseV4 => refuse::<V4, P, M>(packet, maps),
             Verdict::RefuseV6 => refuse::<V6, P, M>(packet, maps),
+            Verdict::Clamp => clamp(packet, maps),
             verdict => return verdict,
         };
     }
@@ -210,12 +263,16 @@ fn conclude<P: PacketMut, M: Maps>(packet: &P, maps: &M, network: Network, outco
         Outcome::Refused(Network::V6) => Verdict::RefusedV6,
         Outcome::Icmp(Network::V4) => Verdict::IcmpV4,
         Outcome::Icmp(Network::V6) => Verdict::IcmpV6,
+        Outcome::Clamp => Verdict::Clamp,
+        Outcome::Fragment(Network::V4) => Verdict::FragmentV4,
+        Outcome::Fragment(Network::V6) => Verdict::FragmentV6,
     }
 }
 
-/// Parses a packet that has been parsed before, and does with it what is left to do.
+/// Parses a packet that has been parsed before, and does with it what is left to do. With `FIRSTS` a first fragment is as
+/// good as a whole packet.
 #[inline(always)]
-fn once_more<F: Family, P: PacketMut, M: Maps>(
+fn once_more<F: Family, P: PacketMut, M: Maps, const FIRSTS: bool>(
     packet: &mut P,
     maps: &M,
     link: &Link,
@@ -226,11 +283,11 @@ fn once_more<F: Family, P: PacketMut, M: Maps>(
     // Five kinds of tagging, two protocols: each would be explored on its own all the way down.
     let tags = config.forget(link.vlan_count as u32 | (link.service_tag as u32) << 8);
     let link = &Link { vlan_count: tags as u8, service_tag: tags >> 8 != 0, ..*link };
-    let Some(ip) = F::parse(packet, config, link.network_offset()) else {
+    let Some(ip) = F::parse::<P, FIRSTS>(packet, config, link.network_offset()) else {
         return Outcome::Pass(Counter::PassNotIp);
     };
     let ip = Ip { protocol: config.forget(ip.protocol as u32) as u8, ..ip };
-    if ip.shape != shape {
+    if ip.shape != shape && !(FIRSTS && ip.shape == Shape::First) {
         return Outcome::Drop(Counter::DropMalformed);
     }
     rest(packet, maps, config, link, &ip)
@@ -241,7 +298,7 @@ fn once_more<F: Family, P: PacketMut, M: Maps>(
 #[inline(always)]
 fn classify<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
     let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
-    let Some(ip) = F::parse(packet, config, link.network_offset()) else {
+    let Some(ip) = F::parse::<P, false>(packet, config, link.network_offset()) else {
         return Outcome::Pass(Counter::PassNotIp);
     };
     let filter = maps.address_filter(F::filter_index(ip.destination));
@@ -255,11 +312,15 @@ fn classify<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &L
         return outcome;
     }
     if filter & address_filter::SNAT != 0 {
-        if let Some(outcome) = reply::forward::<F, P, M>(packet, maps, config, link, &ip) {
+        if let Some(outcome) = reply::forward::<F, P, M, true>(packet, maps, config, link, &ip, |_, _, _| {})
+        {
             return outcome;
         }
         if ip.shape == Shape::Other && ip.protocol == F::ICMP {
             return Outcome::Icmp(F::NETWORK);
+        }
+        if ip.shape == Shape::Fragment {
+            return Outcome::Fragment(F::NETWORK);
         }
         if F::snat_index(config, ip.destination).is_some() {
             return Outcome::Pass(Counter::PassNoFlow);
@@ -289,14 +350,23 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
             let ports = parse::ports(packet, ip.transport_offset)?;
             let hash = flow_hash::<F>(config, ip, ports);
             if let Some(slot) = flow_table::find(maps, config, hash) {
-                return Some(request::forward(packet, maps, config, link, ip, ports, slot));
+                return Some(request::forward::<F, P, M, true>(
+                    packet,
+                    maps,
+                    config,
+                    link,
+                    ip,
+                    ports,
+                    slot,
+                    |_, _, _| {},
+                ));
             }
             if F::service(maps, ip.destination, ports.destination, ip.protocol).is_some() {
-                return Some(Outcome::NewFlow(F::NETWORK));
+                return Some(beginning(packet, maps, config, ip));
             }
             Counter::DropClosedPort
         }
-        Shape::Fragment => Counter::DropFragment,
+        Shape::Fragment | Shape::First => return Some(Outcome::Fragment(F::NETWORK)),
         Shape::Malformed => Counter::DropMalformed,
         Shape::Other if ip.protocol == F::ICMP => return Some(Outcome::Icmp(F::NETWORK)),
         Shape::Other => Counter::DropProtocol,
@@ -306,6 +376,19 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
         return Some(Outcome::Pass(Counter::PassNodeAddress));
     }
     Some(Outcome::Drop(refusal))
+}
+
+/// What becomes of a packet to a service that is of no flow.
+#[inline(always)]
+fn beginning<F: Family, P: PacketMut, M: Maps>(packet: &P, maps: &M, config: &Config, ip: &Ip<F>) -> Outcome {
+    // Here, where all ways end: in the making of the flow the verifier would follow each all the way down.
+    if martian::is_martian(maps, config, ip) {
+        return Outcome::Drop(Counter::DropMartian);
+    }
+    if F::NUMBER == 6 && ip.protocol == UDP && !rewrite::has_checksum(packet, ip) {
+        return Outcome::Drop(Counter::DropNoChecksum);
+    }
+    Outcome::NewFlow(F::NETWORK)
 }
 
 /// The keyed hash that the flow table uses.

@@ -12,6 +12,8 @@ pub trait PacketMut {
     fn len(&self) -> usize;
     /// Index of the interface that the frame came in on.
     fn ingress(&self) -> u32;
+    /// MTU of that interface in bytes of the IP packet; 0: unknown. Not for every packet: the kernel has to be asked.
+    fn ingress_mtu(&self) -> u16;
     /// Reads a value at `base + OFFSET`; `None` beyond the end.
     fn read<T: Pod, const OFFSET: usize>(&self, base: usize) -> Option<T>;
     /// Writes a value at `base + OFFSET`; `None`, and nothing written, beyond the end.
@@ -74,4 +76,14 @@ pub enum Verdict {
     RefuseV4,
     /// Untouched IPv6, likewise.
     RefuseV6,
+    /// Rewritten, a segment with SYN: [`super::clamp`] has to look at it.
+    Clamp,
+    /// An untouched fragment of IPv4: [`super::fragment()`] has to look at it.
+    FragmentV4,
+    /// Of IPv6, likewise.
+    FragmentV6,
+    /// An untouched fragment of IPv4 that is not the first of its packet: [`super::follow`] has to look at it.
+    FollowV4,
+    /// Of IPv6, likewise.
+    FollowV6,
 }

@@ -56,8 +56,11 @@ impl Link {
 pub enum Shape {
     /// A whole TCP segment or UDP datagram.
     Whole,
-    /// Any fragment, the first one included.
+    /// A fragment: any one, or where it was asked for first ones, another one.
     Fragment,
+    /// A first fragment with the whole transport header of a TCP segment or UDP datagram, and IPv6's fragment that is
+    /// all of its packet (RFC 6946). Only where it was asked for.
+    First,
     /// Some other protocol.
     Other,
     /// Headers are cut short or contradict each other.
@@ -69,7 +72,7 @@ pub enum Shape {
 pub struct Ip<F: Family> {
     /// Offset of the network header.
     pub network_offset: usize,
-    /// Offset of the transport header, where the shape is [`Shape::Whole`].
+    /// Offset of the transport header, where the shape is [`Shape::Whole`] or [`Shape::First`].
     pub transport_offset: usize,
     /// Source address, raw.
     pub source: F::Address,
@@ -132,9 +135,12 @@ pub(super) const fn vlan_ethertype(service_tag: bool) -> u16 {
     if service_tag { ETHERTYPE_SERVICE_VLAN } else { ETHERTYPE_VLAN }
 }
 
-/// Reads an IPv4 header; `None` where it is cut short or is not version 4.
+/// Reads an IPv4 header; `None` where it is cut short or is not version 4. With `FIRSTS` it looks into first fragments.
 #[inline(always)]
-pub(super) fn ipv4<F: Family<Address = u32>, P: PacketMut>(packet: &P, offset: usize) -> Option<Ip<F>> {
+pub(super) fn ipv4<F: Family<Address = u32>, P: PacketMut, const FIRSTS: bool>(
+    packet: &P,
+    offset: usize,
+) -> Option<Ip<F>> {
     let version_ihl: u8 = packet.read::<_, { offset_of!(Ipv4Hdr, vihl) }>(offset)?;
     let total: u16 = packet.read::<_, { offset_of!(Ipv4Hdr, tot_len) }>(offset)?;
     let fragment: u16 = packet.read::<_, { offset_of!(Ipv4Hdr, frags) }>(offset)?;
@@ -150,17 +156,20 @@ pub(super) fn ipv4<F: Family<Address = u32>, P: PacketMut>(packet: &P, offset: u
     let transport_offset = offset + header;
     let shape = if header < Ipv4Hdr::LEN || total < header || offset + total > packet.len() {
         Shape::Malformed
+    } else if FIRSTS && fragment & 0x3fff_u16.to_be() == MORE_FRAGMENTS {
+        first_shape(transport_shape(packet, protocol, transport_offset, total - header, false))
     } else if fragment & 0x3fff_u16.to_be() != 0 {
         Shape::Fragment
     } else {
-        transport_shape(packet, protocol, transport_offset, total - header)
+        transport_shape(packet, protocol, transport_offset, total - header, true)
     };
     Some(Ip { network_offset: offset, transport_offset, source, destination, ttl, protocol, shape })
 }
 
-/// Reads an IPv6 header and its extension headers; `None` where it is cut short or is not version 6.
+/// Reads an IPv6 header and its extension headers; `None` where it is cut short or is not version 6. With `FIRSTS` it
+/// looks into first fragments.
 #[inline(always)]
-pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut>(
+pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, const FIRSTS: bool>(
     packet: &P,
     config: &Config,
     offset: usize,
@@ -181,8 +190,10 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut>(
         shape = Shape::Malformed;
     }
     let mut extension = 0;
+    // Of a first fragment; with `more` there are others.
+    let (mut first, mut more) = (false, false);
     while shape == Shape::Whole && is_extension_header(next) {
-        if next == NEXT_FRAGMENT {
+        if next == NEXT_FRAGMENT && !FIRSTS {
             shape = Shape::Fragment;
             break;
         }
@@ -195,10 +206,19 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut>(
             shape = Shape::Malformed;
             break;
         };
-        // At most 64 bytes each, so that the offset stays below `MAX_OFFSET`.
+        // At most 64 bytes each, so that the offset stays below `MAX_OFFSET`. A fragment header's is always 8.
+        let length = if FIRSTS && next == NEXT_FRAGMENT { 0 } else { length };
         if length > 7 {
             shape = Shape::Malformed;
             break;
+        }
+        if FIRSTS && next == NEXT_FRAGMENT {
+            let place = packet.read::<u16, { FRAGMENT_PLACE }>(transport_offset).unwrap_or(0);
+            if place & FRAGMENT_OFFSET_V6 != 0 || first {
+                shape = if first { Shape::Malformed } else { Shape::Fragment };
+                break;
+            }
+            (first, more) = (true, place & MORE_FRAGMENTS_V6 != 0);
         }
         next = following;
         transport_offset += (length as usize + 1) * 8;
@@ -209,10 +229,69 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut>(
         shape = if payload < headers {
             Shape::Malformed
         } else {
-            transport_shape(packet, next, transport_offset, payload - headers)
+            transport_shape(packet, next, transport_offset, payload - headers, !more)
         };
+        if first {
+            shape = first_shape(shape);
+        }
     }
     Some(Ip { network_offset: offset, transport_offset, source, destination, ttl, protocol: next, shape })
+}
+
+/// The shape of a first fragment whose payload alone would have this one.
+#[inline(always)]
+fn first_shape(shape: Shape) -> Shape {
+    if shape == Shape::Whole { Shape::First } else { shape }
+}
+
+/// What a packet's headers say of it as a fragment.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment {
+    /// Identification, raw; IPv4's in the first two bytes.
+    pub id: u32,
+    /// Where its payload lies in that of the packet, in units of 8 bytes.
+    pub place: u16,
+    /// There are others.
+    pub more: bool,
+    /// Offset in the frame of the header that says so.
+    pub offset: usize,
+}
+
+/// Reads what an IPv4 header says of fragments.
+#[inline(always)]
+pub(super) fn fragment_v4<P: PacketMut>(packet: &P, offset: usize) -> Option<Fragment> {
+    let [id, place] = packet.read::<[u16; 2], { offset_of!(Ipv4Hdr, id) }>(offset)?;
+    Some(Fragment {
+        id: bytemuck::cast([id, 0]),
+        place: u16::from_be(place) & 0x1fff,
+        more: place & MORE_FRAGMENTS != 0,
+        offset,
+    })
+}
+
+/// Finds IPv6's fragment header; `None` where there is none within reach.
+#[inline(always)]
+pub(super) fn fragment_v6<P: PacketMut>(packet: &P, config: &Config, network: usize) -> Option<Fragment> {
+    let mut next: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, next_hdr) }>(network)?;
+    let mut offset = network + Ipv6Hdr::LEN;
+    let mut extension = 0;
+    while next != NEXT_FRAGMENT {
+        let [following, length] = packet.read::<[u8; 2], 0>(offset)?;
+        if extension == MAX_EXTENSION_HEADERS || length > 7 || !is_extension_header(next) {
+            return None;
+        }
+        extension += 1;
+        next = following;
+        offset += (length as usize + 1) * 8;
+    }
+    let offset = config.forget(offset as u32) as usize;
+    let place: u16 = packet.read::<_, { FRAGMENT_PLACE }>(offset)?;
+    Some(Fragment {
+        id: packet.read::<_, { FRAGMENT_ID }>(offset)?,
+        place: u16::from_be(place) >> 3,
+        more: place & MORE_FRAGMENTS_V6 != 0,
+        offset,
+    })
 }
 
 /// Source, destination, protocol and offset of the transport header of an IPv4 packet that is perhaps not all there;
@@ -265,6 +344,17 @@ pub(super) fn quoted_ipv6<P: PacketMut>(
     Some((source, destination, next, transport_offset))
 }
 
+/// IPv4: more fragments follow, raw.
+const MORE_FRAGMENTS: u16 = 0x2000_u16.to_be();
+/// IPv6: more fragments follow, raw.
+const MORE_FRAGMENTS_V6: u16 = 1_u16.to_be();
+/// IPv6: the bits of a fragment's offset, raw.
+const FRAGMENT_OFFSET_V6: u16 = 0xfff8_u16.to_be();
+/// Where these are in a fragment header.
+const FRAGMENT_PLACE: usize = 2;
+/// Where the identification is.
+pub(super) const FRAGMENT_ID: usize = 4;
+
 const NEXT_HOP_BY_HOP: u8 = 0;
 const NEXT_ROUTING: u8 = 43;
 const NEXT_FRAGMENT: u8 = 44;
@@ -275,9 +365,10 @@ const fn is_extension_header(next: u8) -> bool {
     matches!(next, NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_FRAGMENT | NEXT_DESTINATION)
 }
 
-/// The shape of a packet whose `length` bytes of transport header and payload start at `offset`.
+/// The shape of a packet whose `length` bytes of transport header and payload start at `offset`; of a part of one, which
+/// begins with the header, where they are not all.
 #[inline(always)]
-fn transport_shape<P: PacketMut>(packet: &P, protocol: u8, offset: usize, length: usize) -> Shape {
+fn transport_shape<P: PacketMut>(packet: &P, protocol: u8, offset: usize, length: usize, all: bool) -> Shape {
     match protocol {
         TCP => {
             let Some(data_offset) = packet.read::<u8, 12>(offset) else { return Shape::Malformed };
@@ -289,7 +380,8 @@ fn transport_shape<P: PacketMut>(packet: &P, protocol: u8, offset: usize, length
                 return Shape::Malformed;
             };
             let datagram = u16::from_be(datagram) as usize;
-            if datagram < UdpHdr::LEN || datagram > length { Shape::Malformed } else { Shape::Whole }
+            let here = if all { datagram } else { UdpHdr::LEN };
+            if datagram < UdpHdr::LEN || here > length { Shape::Malformed } else { Shape::Whole }
         }
         _ => Shape::Other,
     }

@@ -13,7 +13,7 @@ use super::{
     reverse_table::{self, NewReverse},
 };
 use crate::{
-    abi::{CloseReason, Config, FlowState, FlowWord, REVERSE_WAYS, ReverseWord},
+    abi::{CloseReason, Config, FlowState, FlowWord, PORT_BITMAP_WORDS, REVERSE_WAYS, ReverseWord},
     clock,
 };
 
@@ -25,6 +25,8 @@ use crate::{
 const FREE_STEPS: u64 = 32;
 /// Ports that it then looks at for a flow that can be displaced.
 const RECLAIM_STEPS: u64 = 16;
+/// Ports that it looks at where all flows so far are established, or too young to tell which of them is forged.
+const MOST_RECLAIM_STEPS: u64 = 32;
 /// How often it does so.
 const TAKE_OVER_ATTEMPTS: u64 = 2;
 /// A flow that saw a RST is taken for dead after more than this many quiet ticks (about a second) when ports run
@@ -36,7 +38,11 @@ const RESET_QUIET_TICKS: u16 = 3;
 pub(super) fn give_back<T: Tables>(tables: &T, config: &Config, backend: u32, snat: u8, port: u16) {
     let Some(bitmap) = tables.ports(bitmap_index(config, backend, snat)) else { return };
     let offset = port.wrapping_sub(config.port_base);
-    bitmap.fetch_and((offset >> 6) as usize, !(1 << (offset & 63)));
+    let word = offset >> 6;
+    // No bit is that of a port beyond the range, which only a damaged entry has. Without a branch, which the verifier
+    // would follow into all that comes after it.
+    let is_within = (word as u64).wrapping_sub(config.port_words as u64) >> 63;
+    bitmap.fetch_and(word as usize & (PORT_BITMAP_WORDS - 1), !(is_within << (offset & 63)));
 }
 
 /// Index in `PORTS`.
@@ -156,15 +162,25 @@ const fn lowest_from(bits: u64, from: u32) -> u32 {
 }
 
 /// Where a holder's way in its bucket stands, above the port's offset and below its class.
-const HOLDER_WAY_SHIFT: u32 = 16;
-/// Classes of flows that may have to go; smaller goes first.
+const HOLDER_WAY_SHIFT: u32 = 14;
+const HOLDER_OFFSET_MASK: u64 = (1 << HOLDER_WAY_SHIFT) - 1;
+const _: () = assert!(HOLDER_OFFSET_MASK as usize == PORT_BITMAP_WORDS * 64 - 1);
+/// Classes of flows that may have to go; smaller goes first. Below the class of those that give way there are 14 bits
+/// for how young they are.
 const HOLDER_DEAD: u32 = 0;
-const HOLDER_HALF_OPEN: u32 = 1 << 18;
-const HOLDER_LIVE: u32 = 2 << 18;
+const HOLDER_GIVES_WAY: u32 = 1 << 30;
+const HOLDER_LIVE: u32 = 2 << 30;
+const HOLDER_YOUTH_SHIFT: u32 = 16;
+/// Youth of what is too old for its age to matter: all youths that matter are above it, by less than 2^14.
+const HOLDER_OLD: u16 = u16::MAX - 0x3fff;
+/// What gives way and was heard of in this tick, and all that is worse.
+const HOLDER_YOUNG: u32 =
+    HOLDER_GIVES_WAY | ((clock::age(0, 0).youth() - HOLDER_OLD) as u32) << HOLDER_YOUTH_SHIFT;
 
 /// The flow within reach that can be spared best: one that holds a port, or where a port is free and only its
 /// bucket of the reverse table is full, one of that bucket (each port tries another way). Returns its class, its way, and the offset of the port
-/// that its going makes possible. Expired and closed flows come before half-open ones.
+/// that its going makes possible. Expired and closed flows come before those that give way, and of these the oldest
+/// comes first: it is the least likely to be answered, or proven, still.
 #[inline(never)]
 fn best_holder<F: Family, M: Maps>(
     maps: &M,
@@ -175,11 +191,13 @@ fn best_holder<F: Family, M: Maps>(
 ) -> u64 {
     let mut best = HOLDER_LIVE;
     let mut step = 0;
-    while step < RECLAIM_STEPS && best >= HOLDER_HALF_OPEN {
+    while best >= if step < RECLAIM_STEPS { HOLDER_GIVES_WAY } else { HOLDER_YOUNG }
+        && step < MOST_RECLAIM_STEPS
+    {
         // As in `take_free`: nothing that these point to is to be kept on the stack.
         let (config, search) = (black_box(config), black_box(search));
         // The stride is odd and longer than a word: neighbouring ports were often given out together.
-        let nth = (step + attempt * RECLAIM_STEPS) as u32;
+        let nth = (step + attempt * MOST_RECLAIM_STEPS) as u32;
         let offset = search.first_word * 64 + search.bit + nth * 67;
         let offset = config.forget(offset.checked_rem(config.port_words as u32 * 64).unwrap_or(0));
         step += 1;
@@ -243,10 +261,15 @@ impl<C: Cells> Holder<C> {
             FlowState::ClientReset | FlowState::BackendReset if quiet.exceeds(RESET_QUIET_TICKS) => {
                 HOLDER_DEAD
             }
-            _ if state.is_half_open() && !client_quiet.exceeds(flow_table::timeout(config, state)) => {
-                HOLDER_HALF_OPEN
+            _ if state.is_half_open() && client_quiet.exceeds(flow_table::timeout(config, state))
+                || quiet.exceeds(flow_table::timeout(config, state)) =>
+            {
+                HOLDER_DEAD
             }
-            _ if state.is_half_open() || quiet.exceeds(flow_table::timeout(config, state)) => HOLDER_DEAD,
+            _ if state.gives_way() => {
+                let youth = client_quiet.youth().saturating_sub(HOLDER_OLD);
+                HOLDER_GIVES_WAY | (youth as u32) << HOLDER_YOUTH_SHIFT
+            }
             _ => HOLDER_LIVE,
         }
     }
@@ -261,7 +284,7 @@ fn take_over<F: Family, M: Maps>(
     search: &Search,
     best: u64,
 ) -> u64 {
-    let offset = best as u16;
+    let offset = (best & HOLDER_OFFSET_MASK) as u16;
     if !evict_holder::<F, M>(maps, config, new.backend, search, best) {
         return NO_PORT;
     }
@@ -289,7 +312,11 @@ fn evict_holder<F: Family, M: Maps>(
     search: &Search,
     best: u64,
 ) -> bool {
-    let key = ReverseWord::key(backend, search.snat, config.port_base.wrapping_add(best as u16));
+    let key = ReverseWord::key(
+        backend,
+        search.snat,
+        config.port_base.wrapping_add((best & HOLDER_OFFSET_MASK) as u16),
+    );
     let way = best as u32 >> HOLDER_WAY_SHIFT & (REVERSE_WAYS - 1);
     let Some(cells) = reverse_table::bucket_of::<F, M>(maps, config, key) else { return false };
     let Some(holder) = holder::<F, M>(maps, config, cells, key, way) else { return false };
@@ -308,7 +335,7 @@ fn evict_holder<F: Family, M: Maps>(
     if let Some(reverse) = reverse
         && let Some(member) = maps.member(reverse.member)
     {
-        let reason = if class == HOLDER_HALF_OPEN { CloseReason::Evicted } else { CloseReason::Timeout };
+        let reason = if class >= HOLDER_GIVES_WAY { CloseReason::Evicted } else { CloseReason::Timeout };
         flow_table::end(maps, config, &slot, &reverse, member::service(member), reason, search.now);
     }
     removed

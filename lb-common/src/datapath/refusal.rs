@@ -19,6 +19,9 @@ use super::{
 };
 use crate::abi::{CloseReason, Config, Counter, FlowState, TCP};
 
+/// What such a segment is: no SYN.
+const RESET: Flags = Flags(0x04);
+
 /// Makes the frame the flow's SYN again where there is another backend for it; else forwards it.
 #[inline(always)]
 pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
@@ -44,7 +47,18 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
     // Any other RST may be blind. A client ignores it, and so do we.
     let kept = rescue::handshake(maps, &slot);
     if !Flags(flags).is_acknowledging() || !kept.is_acknowledged_by(slot.word.version(), ack) {
-        return reply::send(packet, maps, config, link, ip, ports, &entry, member);
+        return reply::send::<F, P, M, true>(
+            packet,
+            maps,
+            config,
+            link,
+            ip,
+            ports,
+            &entry,
+            member,
+            RESET,
+            |_, _, _| {},
+        );
     }
     let Some(tuple) = ends(maps, &entry, member) else { return Outcome::Drop(Counter::DropNotReady) };
     let reaction = rescue::reaction(maps, member::service(member));
@@ -81,7 +95,18 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
             idle: 0,
         };
         events::ended(maps, config, &end);
-        return reply::send(packet, maps, config, link, ip, ports, &entry, member);
+        return reply::send::<F, P, M, true>(
+            packet,
+            maps,
+            config,
+            link,
+            ip,
+            ports,
+            &entry,
+            member,
+            RESET,
+            |_, _, _| {},
+        );
     }
     // Read again: kept until here, they would be too much for the stack.
     let rebuilt = ends(maps, &entry, member)

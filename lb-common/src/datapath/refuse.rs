@@ -57,7 +57,7 @@ fn answer<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Result<
     let link = parse::link(packet).filter(|link| link.network == F::NETWORK).ok_or(Silence::Forbidden)?;
     let tags = config.forget(link.vlan_count as u32 | (link.service_tag as u32) << 8);
     let link = &Link { vlan_count: tags as u8, service_tag: tags >> 8 != 0, ..link };
-    let ip = F::parse(packet, config, link.network_offset()).ok_or(Silence::Forbidden)?;
+    let ip = F::parse::<P, false>(packet, config, link.network_offset()).ok_or(Silence::Forbidden)?;
     let ip = &Ip { protocol: config.forget(ip.protocol as u32) as u8, ..ip };
     let cells = maps.refusals().ok_or(Silence::Forbidden)?;
     let says_protocol = cells.load(0) == Refusal::Protocol as u64;
@@ -116,7 +116,7 @@ fn may_be_answered<F: Family, P: PacketMut, M: Maps>(
         // Nothing follows, so nothing is wrong with it (RFC 8200, §4.7).
         Shape::Other => !says_protocol || ip.protocol != NO_NEXT_HEADER,
         // The sum is over all fragments, the headers are in the first one.
-        Shape::Fragment | Shape::Malformed => false,
+        Shape::First | Shape::Fragment | Shape::Malformed => false,
     })
 }
 
@@ -270,6 +270,7 @@ pub(super) fn turn_back<F: Family, P: PacketMut>(packet: &mut P, link: &Link, ma
         ifindex: 0,
         vlan_count: link.vlan_count,
         service_tag: link.service_tag,
+        mtu: 0,
     };
     rewrite::write_link_layer::<F, P>(packet, &egress, true)
 }

@@ -3,8 +3,9 @@
 use super::{
     Cells, Family, Maps, Outcome, PacketMut, events, flow_stats, flow_table,
     flow_table::Slot,
-    last_hop,
+    last_hop::{self, Egress},
     member::{self, MemberHead},
+    mss, mtu,
     parse::{self, Ip, Link, Ports, Shape},
     request::TCP_FLAGS,
     reverse_table::{self, Reverse},
@@ -25,16 +26,18 @@ pub(super) struct Located<F: Family, C> {
     pub member: C,
 }
 
-/// Forwards it; `None` where it is not the reply of a live flow.
+/// Forwards it; `None` where it is not the reply of a live flow. `before` sees it before it is rewritten, with what it
+/// will say.
 #[inline(always)]
-pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
+pub(super) fn forward<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &mut P,
     maps: &M,
     config: &Config,
     link: &Link,
     ip: &Ip<F>,
+    before: impl FnOnce(&mut P, &Reverse<F, M::Cells>, &Tuple<F>),
 ) -> Option<Outcome> {
-    if ip.shape != Shape::Whole {
+    if ip.shape != Shape::Whole && ip.shape != Shape::First {
         return None;
     }
     let Located { ports, entry, member } = locate(packet, maps, config, ip)?;
@@ -45,11 +48,13 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     if ip.ttl <= 1 {
         return Some(Outcome::Drop(Counter::DropTtl));
     }
-    if let Some(outcome) = learn(packet, maps, config, ip, &entry, member)? {
+    let flags =
+        Flags(if ip.protocol == TCP { packet.read::<u8, TCP_FLAGS>(ip.transport_offset)? } else { 0 });
+    if let Some(outcome) = learn(packet, maps, config, ip, &entry, member, flags)? {
         return Some(outcome);
     }
     entry.touch(clock::tick(maps.now()));
-    Some(send(packet, maps, config, link, ip, ports, &entry, member))
+    Some(send::<F, P, M, WHOLE>(packet, maps, config, link, ip, ports, &entry, member, flags, before))
 }
 
 /// Finds the reverse entry of a packet.
@@ -95,20 +100,16 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
     ip: &Ip<F>,
     entry: &Reverse<F, M::Cells>,
     member: M::Cells,
+    flags: Flags,
 ) -> Option<Option<Outcome>> {
     if ip.protocol != TCP {
-        if !entry.word.is_replied() {
-            // Only a flow that knows of a reply needs no other one to tell it.
-            if let Some(slot) = flow_table::by_reference(maps, entry.flow)
-                && (slot.word.state() == FlowState::UdpReplied
-                    || slot.word.state() == FlowState::UdpNew && slot.advance(FlowState::UdpReplied))
-            {
-                entry.set_state(ReverseState::Replied);
-            }
+        if !entry.word.is_replied()
+            && let Some(slot) = flow_table::by_reference(maps, entry.flow)
+        {
+            answer(maps, entry, &slot);
         }
         return Some(None);
     }
-    let flags = Flags(packet.read::<u8, TCP_FLAGS>(ip.transport_offset)?);
     if entry.word.is_replied() && !tcp::backend_flags_matter(flags) {
         return Some(None);
     }
@@ -129,6 +130,21 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
     }
     // What has not been allowed to answer does not.
     Some(flags.is_open_answer().then_some(Outcome::Drop(Counter::DropMoved)))
+}
+
+/// A datagram of the backend's moves its flow's state. One answer may be that to a forged address; an answer in
+/// another tick is a stream, whose client need not speak.
+#[inline(always)]
+fn answer<F: Family, M: Maps>(maps: &M, entry: &Reverse<F, M::Cells>, slot: &Slot<M::Cells>) {
+    match slot.word.state() {
+        FlowState::UdpNew => _ = slot.advance(FlowState::UdpReplied),
+        FlowState::UdpReplied if entry.last_seen() != clock::tick(maps.now()) => {
+            slot.advance(FlowState::UdpAssured);
+        }
+        // Only a flow that knows all this needs no other answer to tell it.
+        FlowState::UdpAssured => entry.set_state(ReverseState::Replied),
+        _ => {}
+    }
 }
 
 /// What a look at the flow's state led to.
@@ -208,7 +224,7 @@ fn step<F: Family, P: PacketMut, M: Maps>(
 /// Rewrites a backend's packet towards its flow's client.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
+pub(super) fn send<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &mut P,
     maps: &M,
     config: &Config,
@@ -217,11 +233,25 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
     ports: Ports,
     entry: &Reverse<F, M::Cells>,
     member: M::Cells,
+    flags: Flags,
+    before: impl FnOnce(&mut P, &Reverse<F, M::Cells>, &Tuple<F>),
 ) -> Outcome {
     let bytes = packet.len() as u64;
     let Some(egress) = last_hop::egress(maps, entry.last_hop) else {
         return Outcome::Drop(Counter::DropNotReady);
     };
+    if !mtu::fits::<F, P, M, WHOLE>(packet, maps, ip, egress.mtu) {
+        return Outcome::Drop(Counter::DropTooBig);
+    }
+    let exceeds = WHOLE
+        && flags.has_syn()
+        && mss::may_exceed(
+            packet,
+            maps,
+            ip,
+            mtu::smaller(egress.mtu, Egress::of_member(member).mtu),
+            egress.ifindex,
+        );
     let Some(vip) = F::member_vip(maps, member) else { return Outcome::Drop(Counter::DropNotReady) };
     let (transport, header) = member::deltas(member);
     let new = Tuple::<F> {
@@ -230,6 +260,7 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
         destination: entry.client,
         destination_port: entry.client_port,
     };
+    before(packet, entry, &new);
     // From backend to VIP is the way back: the complement.
     let constant = Constant { transport: !transport, header: !header };
     if let Err(counter) = rewrite(packet, link, ip, ports, &new, constant, Covered::Source, &egress) {
@@ -242,5 +273,5 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps>(
     if MemberHead::load(member).has(member_flags::COUNTED) {
         flow_stats::count(maps, config, entry.flow, flow_stats::OUT, bytes);
     }
-    Outcome::Send(egress.ifindex)
+    if exceeds { Outcome::Clamp } else { Outcome::Send(egress.ifindex) }
 }

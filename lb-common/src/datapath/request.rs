@@ -9,6 +9,7 @@ use super::{
     flow_table::Slot,
     last_hop::Egress,
     member::{self, MemberHead},
+    mss, mtu,
     parse::{Ip, Link, Ports},
     rescue,
     rewrite::{Constant, Covered, Tuple, rewrite},
@@ -22,9 +23,10 @@ use crate::{
 /// Offset of the flags in a TCP header: the low byte of the bit field.
 pub(super) const TCP_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1) + 1;
 
-/// Forwards it, or finds that it begins a new flow.
+/// Forwards it, or finds that it begins a new flow. `before` sees it before it is rewritten, with what it will say.
 #[inline(always)]
-pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
+#[allow(clippy::too_many_arguments)]
+pub(super) fn forward<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &mut P,
     maps: &M,
     config: &Config,
@@ -32,6 +34,7 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     ip: &Ip<F>,
     ports: Ports,
     slot: Slot<M::Cells>,
+    before: impl FnOnce(&mut P, &Slot<M::Cells>, &Tuple<F>),
 ) -> Outcome {
     let Some(member) = maps.member(slot.word.member()) else {
         return Outcome::Drop(Counter::DropStaleMember);
@@ -57,15 +60,17 @@ pub(super) fn forward<F: Family, P: PacketMut, M: Maps>(
     }
     let now = maps.now();
     if ip.protocol == TCP {
-        if flags.is_open() && rescue::is_due(maps, &slot, now) {
+        if WHOLE && flags.is_open() && rescue::is_due(maps, &slot, now) {
             return Outcome::Retry(F::NETWORK);
         }
         if let Some(outcome) = step(packet, maps, config, ip, ports, &slot, member, flags) {
             return outcome;
         }
+    } else if slot.word.state() as u8 == FlowState::UdpReplied as u8 {
+        slot.advance(FlowState::UdpAssured);
     }
     slot.touch(clock::tick(now));
-    send(packet, maps, config, link, ip, ports, &slot, member, head)
+    send::<F, P, M, WHOLE>(packet, maps, config, link, ip, ports, &slot, member, head, flags, before)
 }
 
 /// Moves the flow's state; an outcome only where the packet is not to be forwarded as part of this flow.
@@ -126,7 +131,7 @@ fn acknowledges_answer<F: Family, P: PacketMut, M: Maps>(
 /// Rewrites a client's packet towards its flow's backend.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn send<F: Family, P: PacketMut, M: Maps>(
+fn send<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &mut P,
     maps: &M,
     config: &Config,
@@ -136,6 +141,8 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     slot: &Slot<M::Cells>,
     member: M::Cells,
     head: MemberHead,
+    flags: Flags,
+    before: impl FnOnce(&mut P, &Slot<M::Cells>, &Tuple<F>),
 ) -> Outcome {
     if !head.has(member_flags::NEXT_HOP) {
         return Outcome::Drop(Counter::DropNoNextHop);
@@ -143,6 +150,11 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     let flow = slot.word;
     let bytes = packet.len() as u64;
     let egress = Egress::of_member(member);
+    // The flow has heard of it all the same: its sender will say the same again in shorter packets.
+    if !mtu::fits::<F, P, M, WHOLE>(packet, maps, ip, egress.mtu) {
+        return Outcome::Drop(Counter::DropTooBig);
+    }
+    let exceeds = WHOLE && flags.has_syn() && mss::may_exceed(packet, maps, ip, egress.mtu, egress.ifindex);
     let (transport, header) = member::deltas(member);
     let new = Tuple::<F> {
         source: F::snat_address(config, flow.snat()),
@@ -150,6 +162,7 @@ fn send<F: Family, P: PacketMut, M: Maps>(
         destination: F::member_address(member),
         destination_port: head.port(),
     };
+    before(packet, slot, &new);
     let constant = Constant { transport, header };
     if let Err(counter) = rewrite(packet, link, ip, ports, &new, constant, Covered::Destination, &egress) {
         return Outcome::Drop(counter);
@@ -161,5 +174,5 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     if head.has(member_flags::COUNTED) {
         flow_stats::count(maps, config, slot.reference(), flow_stats::IN, bytes);
     }
-    Outcome::Send(egress.ifindex)
+    if exceeds { Outcome::Clamp } else { Outcome::Send(egress.ifindex) }
 }

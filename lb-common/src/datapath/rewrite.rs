@@ -43,7 +43,8 @@ pub(super) enum Covered {
 ///
 /// # Errors
 /// [`Counter::DropMalformed`] where a header lies beyond the end, [`Counter::DropNoRoom`] where the tags
-/// don't fit. The frame may then be half rewritten and must be dropped.
+/// don't fit, [`Counter::DropNoChecksum`] where there must be a checksum and is none. The frame may then be half
+/// rewritten and must be dropped.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn rewrite<F: Family, P: PacketMut>(
@@ -66,7 +67,7 @@ pub(super) fn rewrite<F: Family, P: PacketMut>(
         Covered::Source => changed.sub16(ports.destination).add16(new.destination_port),
     }
     .add16(constant.transport);
-    transport(packet, ip, new, transport_delta).ok_or(Counter::DropMalformed)?;
+    transport(packet, ip, new, transport_delta)?;
     F::write_header(packet, ip, new.source, new.destination, header_delta).ok_or(Counter::DropMalformed)?;
     link_layer::<F, P>(packet, link, egress)
 }
@@ -79,23 +80,37 @@ pub(super) fn turn_back<P: PacketMut>(packet: &mut P) -> Option<()> {
 }
 
 #[inline(always)]
-fn transport<F: Family, P: PacketMut>(packet: &mut P, ip: &Ip<F>, new: &Tuple<F>, delta: Sum) -> Option<()> {
+fn transport<F: Family, P: PacketMut>(
+    packet: &mut P,
+    ip: &Ip<F>,
+    new: &Tuple<F>,
+    delta: Sum,
+) -> Result<(), Counter> {
+    const BEYOND: Counter = Counter::DropMalformed;
     let offset = ip.transport_offset;
     if ip.protocol == TCP {
         const CHECK: usize = offset_of!(TcpHdr, check);
-        let check: u16 = packet.read::<_, CHECK>(offset)?;
-        packet.write::<u16, CHECK>(offset, delta.apply(check))?;
+        let check: u16 = packet.read::<_, CHECK>(offset).ok_or(BEYOND)?;
+        packet.write::<u16, CHECK>(offset, delta.apply(check)).ok_or(BEYOND)?;
     } else {
         const CHECK: usize = offset_of!(UdpHdr, check);
-        let check: u16 = packet.read::<_, CHECK>(offset)?;
+        let check: u16 = packet.read::<_, CHECK>(offset).ok_or(BEYOND)?;
         // RFC 768: 0 means no checksum, so a computed 0 is sent as its other form. IPv6 has no such thing
-        // (RFC 8200, §8.1), but what cannot be verified must not be made to look verified.
+        // (RFC 8200, §8.1): its receiver would drop the datagram.
         if check != 0 {
             let check = delta.apply(check);
-            packet.write::<u16, CHECK>(offset, if check == 0 { 0xffff } else { check })?;
+            packet.write::<u16, CHECK>(offset, if check == 0 { 0xffff } else { check }).ok_or(BEYOND)?;
+        } else if F::NUMBER == 6 {
+            return Err(Counter::DropNoChecksum);
         }
     }
-    packet.write::<[u16; 2], 0>(offset, [new.source_port, new.destination_port])
+    packet.write::<[u16; 2], 0>(offset, [new.source_port, new.destination_port]).ok_or(BEYOND)
+}
+
+/// Whether a UDP datagram has a checksum.
+#[inline(always)]
+pub(super) fn has_checksum<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> bool {
+    packet.read::<u16, { offset_of!(UdpHdr, check) }>(ip.transport_offset).is_some_and(|check| check != 0)
 }
 
 /// Gives the frame the link-layer header of its egress.

@@ -5,7 +5,7 @@ use core::hint::black_box;
 use super::{
     Cells, Family, Maps, Outcome, PacketMut, affinity, events,
     flow_table::{self, Displaced, Slot},
-    last_hop,
+    last_hop, limit,
     member::MemberHead,
     parse::{self, Ip, Link, Ports},
     ports, request, rescue,
@@ -42,7 +42,7 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
         return Outcome::Drop(Counter::DropClosedPort);
     };
     // First of all: who is not let in learns nothing else.
-    let Some((hash, ring_hash)) = admitted::<F, M>(maps, config, ip, ports, service) else {
+    let Some((hash, ring_hash, network)) = admitted::<F, M>(maps, config, ip, ports, service) else {
         return Outcome::Drop(Counter::DropSource);
     };
     let flags = Flags(if ip.protocol == TCP {
@@ -59,6 +59,9 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     let isn = if ip.protocol == TCP { syn::sequence(packet, ip.transport_offset).unwrap_or(0) } else { 0 };
     let isn = config.forget(isn);
     let now = maps.now();
+    if network != NO_LIMIT && !limit::admits(maps, config, service, network, now) {
+        return Outcome::Drop(Counter::DropNewFlowLimit);
+    }
     let last_hop = match last_hop::learn(packet, maps, config, link, clock::tick(now)) {
         Ok(index) => index,
         Err(counter) => return Outcome::Drop(counter),
@@ -103,7 +106,11 @@ pub(super) fn open<F: Family, P: PacketMut, M: Maps>(
     Outcome::Drop(counter)
 }
 
-/// The hash of a flow that the client may begin, and its place in rings. A scope of its own: the kernel's stack has no
+/// What stands for a client's network where its flows are not limited.
+const NO_LIMIT: u64 = 0;
+
+/// The hash of a flow that the client may begin, its place in rings, and the hash by which flows of the client's network
+/// are counted, where they are limited. A scope of its own: the kernel's stack has no
 /// room for a flow's identity beside all that comes later.
 #[inline(always)]
 fn admitted<F: Family, M: Maps>(
@@ -112,7 +119,7 @@ fn admitted<F: Family, M: Maps>(
     ip: &Ip<F>,
     ports: Ports,
     service: u32,
-) -> Option<(FlowHash, u64)> {
+) -> Option<(FlowHash, u64, u64)> {
     let mut identity = Identity::<F> {
         source: ip.source,
         destination: ip.destination,
@@ -126,7 +133,14 @@ fn admitted<F: Family, M: Maps>(
     // Read anew: the verifier would go on with each of the answers that it knows of.
     let port_mask = sources::asked(maps, service).port_mask();
     identity.ports &= super::port_word(Ports { source: port_mask, destination: !0 });
-    Some((hash, hash_half::<F>(&config.ring_key, &identity, false)))
+    let ring_hash = hash_half::<F>(&config.ring_key, &identity, false);
+    let mut network = NO_LIMIT;
+    if sources::asked(maps, service).interval() != 0 {
+        identity.source = F::network(identity.source);
+        identity.ports = super::port_word(Ports { source: 0, ..ports });
+        network = hash_half::<F>(&config.flow_key, &identity, false);
+    }
+    Some((hash, ring_hash, network))
 }
 
 /// Takes the lock of a key's stripe; whoever has it gives it back by an exchange from 1 to 0.
@@ -174,6 +188,18 @@ pub(super) fn ring_hash<F: Family>(
     hash_half::<F>(&config.ring_key, &identity, false)
 }
 
+/// The keyed hash of two addresses, and of what tells apart that which goes from one to the other.
+#[inline(always)]
+pub(super) fn pair_hash<F: Family>(
+    config: &Config,
+    source: F::Address,
+    destination: F::Address,
+    what: u32,
+    protocol: u8,
+) -> FlowHash {
+    Identity::<F> { source, destination, ports: what, protocol }.flow_hash(config)
+}
+
 /// What makes a flow that flow.
 pub(super) struct Identity<F: Family> {
     /// The client.
@@ -196,8 +222,7 @@ impl<F: Family> Identity<F> {
 /// One half of a keyed hash. A call: inlined three times, its intermediate values would fill the kernel's stack.
 #[inline(never)]
 fn hash_half<F: Family>(key: &HashKey, identity: &Identity<F>, high: bool) -> u64 {
-    let hash = F::hash(key, identity.source, identity.destination, identity.ports, identity.protocol);
-    if high { hash.high } else { hash.low }
+    F::hash_half(key, identity.source, identity.destination, identity.ports, identity.protocol, high)
 }
 
 /// The word of a flow that could not be made.

@@ -5,7 +5,13 @@ use core::{hint::black_box, mem::offset_of};
 use network_types::{eth::EthHdr, tcp::TcpHdr};
 
 use super::{
-    Cells, Family, Maps, PacketMut, checksum::Sum, flow_table, flow_table::Slot, parse, parse::Ip, rescue,
+    Cells, Family, Maps, PacketMut,
+    checksum::Sum,
+    flow_table,
+    flow_table::Slot,
+    parse,
+    parse::{Ip, Shape},
+    rescue,
 };
 use crate::{
     abi::{Config, FlowState, SynWord, TCP},
@@ -41,7 +47,8 @@ const FEWEST_HOPS: u8 = 16;
 /// no evidence against any backend; a client must not be able to make evidence.
 #[inline(always)]
 fn is_evidence<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> bool {
-    let plain = ip.transport_offset - ip.network_offset == F::HEADER;
+    // All of it must be there: of a packet whose rest never comes the backend hears nothing.
+    let plain = ip.shape == Shape::Whole && ip.transport_offset - ip.network_offset == F::HEADER;
     plain && ip.ttl >= FEWEST_HOPS && !has_data(packet, ip) && is_intact(packet, ip).unwrap_or(false)
 }
 

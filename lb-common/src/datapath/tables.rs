@@ -97,8 +97,12 @@ pub trait Maps: Tables {
     fn descriptor(&self, index: u32) -> Option<Self::Cells>;
     /// Bucket of `AFFINITY`: cells 2w and 2w + 1 are way w.
     fn affinity(&self, index: u32) -> Option<Self::Cells>;
+    /// Bucket of `NEW_FLOWS`, eight cells.
+    fn new_flows(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `SYNS`, eight cells.
     fn syn(&self, index: u32) -> Option<Self::Cells>;
+    /// Element of `FRAGMENTS`, eight cells.
+    fn fragment(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `FLOW_STATS`, eight cells.
     fn flow_stats(&self, index: u32) -> Option<Self::Cells>;
     /// Element of `RINGS`, one cell: two slots.

@@ -29,11 +29,13 @@ pub(super) fn failed<M: Maps>(maps: &M, reaction: ReactionWord, backend: u32, no
     while tries < COUNT_TRIES {
         tries += 1;
         let before = cells.load(ERRORS);
-        let errors = before + 1;
+        let errors = before.wrapping_add(1);
         let trips = errors >= reaction.errors();
         if cells.replace(ERRORS, before, if trips { 0 } else { errors }) {
             // Of several who see the last error only one trips it.
-            return if trips && cells.replace(TRIPPED_UNTIL, until, now + reaction.trip_nanoseconds()) {
+            return if trips
+                && cells.replace(TRIPPED_UNTIL, until, now.wrapping_add(reaction.trip_nanoseconds()))
+            {
                 errors
             } else {
                 0

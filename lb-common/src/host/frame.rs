@@ -73,6 +73,8 @@ pub struct Frame {
     pub ttl: u8,
     /// IPv4 options: a multiple of four bytes, at most 40.
     pub ip_options: Vec<u8>,
+    /// IPv4: identification.
+    pub id: u16,
     /// IPv4: flags and fragment offset, as one word in host order.
     pub fragment: u16,
     /// IPv6 extension headers, in order: number, and the content after the first two bytes (6 + 8n bytes).
@@ -120,6 +122,7 @@ impl Frame {
             destination,
             ttl: 64,
             ip_options: Vec::new(),
+            id: 0x1234,
             fragment: 0,
             extensions: Vec::new(),
             transport,
@@ -237,7 +240,7 @@ impl Frame {
         frame
     }
 
-    fn protocol(&self) -> u8 {
+    pub(super) fn protocol(&self) -> u8 {
         match self.transport {
             Transport::Tcp { .. } => TCP,
             Transport::Udp { .. } => UDP,
@@ -251,7 +254,7 @@ impl Frame {
         let length = 20 + self.ip_options.len();
         let mut header = Vec::from([0x40 | (length / 4) as u8, 0]);
         header.extend(((length + segment) as u16).to_be_bytes());
-        header.extend([0x12, 0x34]);
+        header.extend(self.id.to_be_bytes());
         header.extend(self.fragment.to_be_bytes());
         header.extend([self.ttl, self.protocol(), 0, 0]);
         header.extend(source);

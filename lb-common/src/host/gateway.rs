@@ -81,6 +81,8 @@ pub struct NextHop {
     pub vlans: Vec<u16>,
     /// Whether the outer tag is 802.1ad.
     pub service_tag: bool,
+    /// MTU; 0: unknown.
+    pub mtu: u16,
 }
 
 impl Default for NextHop {
@@ -92,6 +94,7 @@ impl Default for NextHop {
             ifindex: 1,
             vlans: Vec::new(),
             service_tag: false,
+            mtu: 0,
         }
     }
 }
@@ -296,6 +299,7 @@ impl Gateway {
         line.destination_mac = hop.destination_mac;
         line.source_mac = hop.source_mac;
         line.ifindex = hop.ifindex;
+        line.mtu = hop.mtu;
         line.vlan_outer = tag(0);
         line.vlan_inner = tag(1);
         line.vlan_count = hop.vlans.len() as u8;
@@ -353,15 +357,24 @@ impl Gateway {
             }
         }
         let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
-        let stay = ClientWord(descriptor.clients).stay() as u32;
-        let clients = ClientWord::new(ranges.is_some(), stay).0;
+        let asked = ClientWord(descriptor.clients);
+        let clients = ClientWord::new(ranges.is_some(), asked.stay() as u32);
+        let clients = clients.with_interval(asked.interval() as u32).0;
         self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
     }
 
     /// Says for how long a client of a service stays with its backend, in ticks; 0: it doesn't.
     pub fn set_stay(&mut self, service: u32, ticks: u32) {
         let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
-        let clients = ClientWord::new(ClientWord(descriptor.clients).has_ranges(), ticks).0;
+        let asked = ClientWord(descriptor.clients);
+        let clients = ClientWord::new(asked.has_ranges(), ticks).with_interval(asked.interval() as u32).0;
+        self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
+    }
+
+    /// Limits the flows of a service that a client's network begins to one in so many nanoseconds; 0: any number.
+    pub fn set_interval(&mut self, service: u32, nanoseconds: u32) {
+        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
+        let clients = ClientWord(descriptor.clients).with_interval(nanoseconds).0;
         self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
     }
 

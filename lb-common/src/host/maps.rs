@@ -14,10 +14,11 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     abi::{
         ADDRESS_FILTER_SIZE, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config, Counter,
-        CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS,
-        LOCK_STRIPES, LastHop, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member, MemberStats, PortBitmap,
-        ReverseBucketV4, ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-        SourceV6, SynCopy, VipKeyV4, VipKeyV6,
+        CpuCounters, CpuRefusals, Event, EventBudget, FRAGMENT_RECORDS, FlowBucket, FlowStats,
+        FragmentRecord, HandshakeBucket, LAST_HOPS, LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket,
+        MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member, MemberStats, PortBitmap, ReverseBucketV4,
+        ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6,
+        SynCopy, VipKeyV4, VipKeyV6,
     },
     clock,
     datapath::{self, Cells, Maps, PacketMut, Tables, Verdict},
@@ -201,7 +202,9 @@ pub struct HostMaps {
     pub flows: Array,
     pub handshakes: Array,
     pub affinity: Array,
+    pub new_flows: Array,
     pub syns: Array,
+    pub fragments: Array,
     pub flow_stats: Array,
     pub locks: Array,
     pub reverse_v4: Array,
@@ -240,7 +243,9 @@ impl HostMaps {
             flows: Array::of::<FlowBucket>(sizes.flow_buckets),
             handshakes: Array::of::<HandshakeBucket>(sizes.flow_buckets),
             affinity: Array::of::<AffinityBucket>(sizes.flow_buckets.min(MOST_AFFINITY_BUCKETS)),
+            new_flows: Array::of::<LimitBucket>(LIMIT_BUCKETS),
             syns: Array::of::<SynCopy>(sizes.flow_buckets.min(MOST_SYN_COPIES)),
+            fragments: Array::of::<FragmentRecord>(FRAGMENT_RECORDS),
             flow_stats: Array::of::<FlowStats>(sizes.flow_stats),
             locks: Array::of::<u64>(LOCK_STRIPES),
             reverse_v4: Array::of::<ReverseBucketV4>(sizes.reverse_v4_buckets),
@@ -421,8 +426,16 @@ impl Maps for HostCpu<'_> {
         self.maps.affinity.get(index)
     }
 
+    fn new_flows(&self, index: u32) -> Option<Self::Cells> {
+        self.maps.new_flows.get(index)
+    }
+
     fn syn(&self, index: u32) -> Option<Self::Cells> {
         self.maps.syns.get(index)
+    }
+
+    fn fragment(&self, index: u32) -> Option<Self::Cells> {
+        self.maps.fragments.get(index)
     }
 
     fn flow_stats(&self, index: u32) -> Option<Self::Cells> {

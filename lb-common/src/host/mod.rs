@@ -4,7 +4,9 @@
 //! - [`HostMaps`]: every map, as plain atomics and hash maps; [`HostCpu`] is one processor that works on them.
 //! - [`Gateway`]: fills the maps as the agent would: services, rings, members, backends, SNAT addresses.
 //! - [`Frame`]: builds packets; [`Seen`]: reads them, with all checksums recomputed in full.
+//! - [`fragments()`], [`reassemble`]: packets in fragments, and put together again.
 //! - [`ledger`]: checks that the tables agree with each other: forward and reverse in pairs, ports taken once.
+//! - [`fuzzing`]: what the fuzz targets run.
 //!
 //! ```
 //! use lb_common::{abi::TCP, datapath::Verdict, host::{Frame, Gateway, GatewayConfig, HostPacket, SYN}};
@@ -17,13 +19,16 @@
 //! assert_eq!(gateway.maps.cpu(0).process(&mut packet), Verdict::Transmit);
 //! ```
 
+mod fragments;
 mod frame;
+pub mod fuzzing;
 mod gateway;
 pub mod ledger;
 mod maps;
 mod packet;
 mod seen;
 
+pub use fragments::{FRAGMENT_HEADER, fragment, fragments, identification, reassemble};
 pub use frame::{ACK, FIN, Frame, RST, SYN, TAG_8021AD, TAG_8021Q, Transport, checksum, ones_complement_sum};
 pub use gateway::{Gateway, GatewayConfig, NextHop};
 pub use maps::{Array, HostCells, HostCpu, HostMaps, Sizes};

@@ -21,6 +21,7 @@ pub struct HostPacket {
     buffer: Vec<u8>,
     start: usize,
     ingress: u32,
+    ingress_mtu: u16,
 }
 
 impl HostPacket {
@@ -35,13 +36,20 @@ impl HostPacket {
     pub fn with_head_room(frame: &[u8], head_room: usize) -> Self {
         let mut buffer = vec![POISON; head_room];
         buffer.extend_from_slice(frame);
-        Self { buffer, start: head_room, ingress: INGRESS }
+        Self { buffer, start: head_room, ingress: INGRESS, ingress_mtu: 0 }
     }
 
     /// The same frame, come in on another interface.
     #[must_use]
     pub fn on(mut self, ifindex: u32) -> Self {
         self.ingress = ifindex;
+        self
+    }
+
+    /// The same frame, come in on an interface of this MTU; 0, unless a test says otherwise: unknown.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u16) -> Self {
+        self.ingress_mtu = mtu;
         self
     }
 
@@ -65,6 +73,10 @@ impl PacketMut for HostPacket {
 
     fn ingress(&self) -> u32 {
         self.ingress
+    }
+
+    fn ingress_mtu(&self) -> u16 {
+        self.ingress_mtu
     }
 
     fn read<T: Pod, const OFFSET: usize>(&self, base: usize) -> Option<T> {

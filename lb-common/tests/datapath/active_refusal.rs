@@ -6,7 +6,9 @@ use lb_common::{
     abi::{Counter, Refusal, TCP, UDP, vip_flags},
     clock::TICK_NS,
     datapath::{self, Cells, V4, V6, Verdict},
-    host::{ACK, FIN, Frame, GatewayConfig, HostPacket, RST, SYN, TAG_8021AD, TAG_8021Q, Transport},
+    host::{
+        ACK, FIN, Frame, GatewayConfig, HostPacket, RST, SYN, TAG_8021AD, TAG_8021Q, Transport, fragments,
+    },
 };
 
 use crate::{
@@ -406,11 +408,13 @@ fn fragments_and_broken_headers_are_not_answered() {
         let mut broken = frame.build();
         broken[frame.transport_offset() + 5] = 0xff;
         silent(&bed, &broken, Counter::DropMalformed);
+        let [first, later] = [0, 1].map(|n| fragments(&frame, 7, 16).swap_remove(n));
+        silent(&bed, &first, Counter::DropClosedPort);
+        silent(&bed, &later, Counter::DropFragment);
         let fragment = match net {
             Net::V4 => Frame { fragment: 0x2000, ..frame },
             Net::V6 => frame.extension(44, 6),
         };
-        silent(&bed, &fragment.build(), Counter::DropFragment);
         let (verdict, _) = answer(net, &bed, Refusal::Port, 0, &fragment);
         assert_eq!(verdict, Verdict::Drop);
     }

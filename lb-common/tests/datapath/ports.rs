@@ -138,6 +138,7 @@ fn expired_udp_flows_give_up_their_ports_too() {
         fill(&bed, net, |bed, client| {
             let flow = bed.open_udp(client, net.vip());
             bed.send(&flow.answer()).sends(&[]);
+            bed.send(&flow.datagram()).sends(&[]);
             flow
         });
         let datagram = Frame::udp(net.client(200), net.vip());

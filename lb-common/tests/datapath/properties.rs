@@ -34,6 +34,7 @@ fn hops() -> impl Strategy<Value = (NextHop, Vec<(u16, u16)>)> {
             ifindex: 1,
             vlans: tags.iter().map(|(_, control)| *control).collect(),
             service_tag: tags.first().is_some_and(|(ethertype, _)| *ethertype == TAG_8021AD),
+            mtu: 0,
         };
         (hop, tags)
     })
@@ -60,14 +61,23 @@ fn opening_frames() -> impl Strategy<Value = (Net, Frame)> {
     let client = (any::<[u8; 16]>(), any::<u16>());
     (nets(), client, transport, network, link, vec(any::<u8>(), 0..200)).prop_map(
         |(net, (address, port), transport, (options, extensions, ttl, fragment), link, payload)| {
-            let [a, b, c, d, ..] = address;
+            // Any address that can be a client's.
+            let [first, b, c, d, ..] = address;
             let client: SocketAddr = match net {
-                Net::V4 => ([a, b, c, d], port).into(),
-                Net::V6 => (address, port).into(),
+                Net::V4 => ([1 + first % 126, b, c, d], port).into(),
+                Net::V6 => {
+                    let mut address = address;
+                    address[0] = 0x20 | first & 0x1f;
+                    (address, port).into()
+                }
             };
             let mut frame = Frame::tcp(client, net.vip(), SYN).macs(link.0, link.1).tags(&link.2);
             frame.padding = link.3;
-            frame.transport = transport;
+            frame.transport = match transport {
+                // Over IPv6 there are none without.
+                Transport::Udp { checksum } => Transport::Udp { checksum: checksum || net == Net::V6 },
+                other => other,
+            };
             frame.payload = payload;
             frame.ttl = ttl;
             if net == Net::V4 {

@@ -44,7 +44,7 @@ fn a_reply_that_is_no_whole_segment_passes() {
         bed.send_bytes(&cut).passes(Counter::PassNoFlow);
         let mut fragment = flow.reply(ACK);
         match net {
-            Net::V4 => fragment.fragment = 0x2000,
+            Net::V4 => fragment.fragment = 0x0001,
             Net::V6 => fragment = fragment.extension(44, 6),
         }
         bed.send(&fragment).passes(Counter::PassNoFlow);

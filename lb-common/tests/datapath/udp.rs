@@ -24,6 +24,9 @@ fn a_reply_promotes_the_flow() {
             assert_eq!(bed.state(&flow), Some(FlowState::UdpReplied));
         }
         bed.send(&flow.datagram()).sends(&[]).reaches_backend_of(&flow);
+        assert_eq!(bed.state(&flow), Some(FlowState::UdpAssured));
+        bed.send(&flow.answer()).sends(&[]).reaches_client_of(&flow);
+        assert_eq!(bed.state(&flow), Some(FlowState::UdpAssured));
     }
 }
 
@@ -53,13 +56,13 @@ fn a_stream_in_one_direction_keeps_the_flow() {
             bed.wait(seconds(40));
             bed.send(&flow.answer()).sends(&[]).reaches_client_of(&flow);
             sweep_twice(&bed);
-            assert_eq!(bed.state(&flow), Some(FlowState::UdpReplied));
+            assert_eq!(bed.state(&flow), Some(FlowState::UdpAssured));
         }
         for _ in 0..10 {
             bed.wait(seconds(40));
             bed.send(&flow.datagram()).sends(&[]).reaches_backend_of(&flow);
             sweep_twice(&bed);
-            assert_eq!(bed.state(&flow), Some(FlowState::UdpReplied));
+            assert_eq!(bed.state(&flow), Some(FlowState::UdpAssured));
         }
     }
 }

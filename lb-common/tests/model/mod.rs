@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use lb_common::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, Counter, FlowState, FlowWord, LastHopWord, PORT_BITMAP_WORDS,
-        ReverseWord, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
+        AffinityWord, BackendKeyV4, BackendKeyV6, Config, Counter, FlowState, FlowWord, LastHopWord,
+        PORT_BITMAP_WORDS, ReactionWord, ReverseWord, RingWord, ServiceKeyV4, ServiceKeyV6, SourceV4,
+        SourceV6, TCP, VipKeyV4, VipKeyV6, unpack_forward,
     },
     clock,
     datapath::{
@@ -23,6 +24,15 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 pub(crate) fn vip() -> SocketAddr {
     ([203, 0, 113, 10], 80).into()
 }
+
+/// The service whose clients stay with their backends, and whose backends are tripped by two errors in a row.
+pub(crate) fn staying_vip() -> SocketAddr {
+    ([203, 0, 113, 10], 81).into()
+}
+
+/// Its index, and for how many ticks a client stays.
+const STAYING: u32 = 1;
+const STAY: u32 = 100;
 
 /// Clients differ in address and port, so that a mixture of two shows.
 pub(crate) fn client(n: u16) -> SocketAddr {
@@ -152,7 +162,11 @@ impl Cells for ModelCells<'_> {
     }
 }
 
-/// What is the same in every run of a model: one service with one backend, and another one for rescues.
+/// A ring of the staying service with its second member alone.
+static OTHER_RING: OnceLock<RingWord> = OnceLock::new();
+
+/// What is the same in every run of a model: one service with one backend, and another one for rescues; the same two
+/// backends in the service whose clients stay.
 static GATEWAY: LazyLock<Gateway> = LazyLock::new(|| {
     let mut settings = GatewayConfig { port_words: 1, ..GatewayConfig::default() };
     settings.sizes.flow_buckets = 1;
@@ -162,6 +176,12 @@ static GATEWAY: LazyLock<Gateway> = LazyLock::new(|| {
     let service = gateway.add_service(vip(), TCP, &[([10, 0, 0, 1], 8080).into()]);
     let spare = gateway.add_member(service, ([10, 0, 0, 2], 8080).into());
     gateway.set_fallback(service, &[spare]);
+    let backends = [([10, 0, 0, 1], 8080).into(), ([10, 0, 0, 2], 8080).into()];
+    assert_eq!(gateway.add_service(staying_vip(), TCP, &backends), STAYING);
+    gateway.set_stay(STAYING, STAY);
+    gateway.set_reaction(STAYING, ReactionWord::new(2, 60_000, false));
+    let ring = gateway.write_ring(&[spare + 2]);
+    OTHER_RING.set(ring).expect("one gateway");
     // Its last hop is known: tests run at once, and share this.
     datapath::process(&mut HostPacket::new(&Frame::tcp(client(1), vip(), SYN).build()), &gateway.maps.cpu(0));
     gateway
@@ -193,10 +213,16 @@ pub(crate) struct Model {
     reverse: Row,
     /// Of each backend.
     ports: [Row; 2],
+    /// The backends' errors and trips.
+    backends: [Row; 2],
+    /// The staying service, and whom its clients are with.
+    descriptor: Row,
+    affinity: Row,
     /// Ports of the first backend that are taken from the start, by nobody.
     blocked: std::sync::atomic::AtomicU64,
     now: std::sync::atomic::AtomicU64,
     established: std::sync::atomic::AtomicU64,
+    tripped: std::sync::atomic::AtomicU64,
 }
 
 /// Where a frame went.
@@ -226,8 +252,17 @@ pub(crate) fn explore_first(
     builder.check(move || scenario(&Arc::new(Model::new())));
 }
 
+/// Cells that are at first what the host's are.
+fn copy_of(cells: Option<HostCells<'_>>) -> Row {
+    let copy = row(8, |_| false);
+    let cells = cells.expect("an element");
+    (0..8).for_each(|cell| ModelCells::Modelled(&copy).store(cell, cells.load(cell)));
+    copy
+}
+
 impl Model {
     fn new() -> Self {
+        let backend = |index| copy_of(GATEWAY.maps.backends.get(index));
         Self {
             flows: row(8, |cell| cell % 2 == 1),
             handshakes: row(4, |_| false),
@@ -236,9 +271,13 @@ impl Model {
             learns_last_hop: false.into(),
             reverse: row(REVERSE_CELLS, |cell| cell % 4 == 1),
             ports: [row(PORT_CELLS, |_| false), row(PORT_CELLS, |_| false)],
+            backends: [backend(1), backend(2)],
+            descriptor: copy_of(GATEWAY.maps.descriptors.get(STAYING)),
+            affinity: row(8, |_| false),
             blocked: 0.into(),
             now: GATEWAY.maps.clock().into(),
             established: 0.into(),
+            tripped: 0.into(),
         }
     }
 
@@ -310,10 +349,57 @@ impl Model {
         self.now.fetch_add(2 * 3_600_000_000_000, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// How often this has been counted; only [`Counter::FlowEstablished`] is.
+    /// How often this has been counted.
+    ///
+    /// # Panics
+    /// Where it is none of those that are.
     pub(crate) fn counted(&self, counter: Counter) -> u64 {
-        assert_eq!(counter, Counter::FlowEstablished);
-        self.established.load(std::sync::atomic::Ordering::Relaxed)
+        let count = match counter {
+            Counter::FlowEstablished => &self.established,
+            Counter::BackendTripped => &self.tripped,
+            other => panic!("{other:?} is not counted"),
+        };
+        count.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Where the program sends a router's message that the packet of a flow did not arrive, whose first packet was
+    /// delivered like this; and who is named as that packet's sender.
+    pub(crate) fn complain(&self, of: &Delivered) -> Option<(SocketAddr, SocketAddr)> {
+        let lost = Frame::tcp(of.source, of.destination, 0x10).build();
+        let router = ([172, 16, 0, 1], 0).into();
+        let message = Frame::icmp(SocketAddr::ip(&router), of.source.ip(), 3, 1, [0; 4]).payload(&lost[14..]);
+        let mut packet = HostPacket::new(&message.build());
+        if datapath::process(&mut packet, &self) != Verdict::Transmit {
+            return None;
+        }
+        let seen = Seen::parse(packet.bytes()).expect("a frame whose checksums verify");
+        let inner = &seen.payload;
+        let address: [u8; 4] = inner[12..16].try_into().expect("an address");
+        Some((seen.destination, (address, u16::from_be_bytes([inner[20], inner[21]])).into()))
+    }
+
+    /// Gives the staying service another ring, with its second member alone.
+    pub(crate) fn change_ring(&self) {
+        let ring = OTHER_RING.get().expect("a gateway");
+        ModelCells::Modelled(&self.descriptor).store(0, ring.0);
+    }
+
+    /// Lets every client's stay end.
+    pub(crate) fn end_stays(&self) {
+        self.wait(u64::from(STAY + 1) * clock::TICK_NS);
+    }
+
+    /// The members that clients are with.
+    pub(crate) fn remembered(&self) -> Vec<u32> {
+        let cells = ModelCells::Modelled(&self.affinity);
+        let members = (0..4).map(|way| AffinityWord(cells.load(2 * way)).member());
+        members.filter(|member| *member != 0).collect()
+    }
+
+    /// Errors in a row of a backend, and whether it is tripped.
+    pub(crate) fn errors(&self, backend: usize) -> (u64, bool) {
+        let cells = ModelCells::Modelled(&self.backends[backend - 1]);
+        (cells.load(2), cells.load(1) > self.now())
     }
 
     /// One pass of the agent's sweep.
@@ -450,7 +536,8 @@ impl<'a> Tables for &'a Model {
     }
 
     fn backend(&self, index: u32) -> Option<Self::Cells> {
-        GATEWAY.maps.backends.get(index).map(ModelCells::Plain)
+        let row = self.backends.get((index as usize).wrapping_sub(1))?;
+        Some(ModelCells::Modelled(row))
     }
 }
 
@@ -492,15 +579,26 @@ impl Maps for &Model {
     }
 
     fn descriptor(&self, index: u32) -> Option<Self::Cells> {
+        if index == STAYING {
+            return Some(ModelCells::Modelled(&self.descriptor));
+        }
         GATEWAY.maps.descriptors.get(index).map(ModelCells::Plain)
     }
 
-    fn affinity(&self, _index: u32) -> Option<Self::Cells> {
+    fn affinity(&self, index: u32) -> Option<Self::Cells> {
+        (index == 0).then_some(ModelCells::Modelled(&self.affinity))
+    }
+
+    fn new_flows(&self, _index: u32) -> Option<Self::Cells> {
         None
     }
 
     fn syn(&self, index: u32) -> Option<Self::Cells> {
         GATEWAY.maps.syns.get(index).map(ModelCells::Plain)
+    }
+
+    fn fragment(&self, _index: u32) -> Option<Self::Cells> {
+        None
     }
 
     fn flow_stats(&self, _index: u32) -> Option<Self::Cells> {
@@ -516,9 +614,12 @@ impl Maps for &Model {
     }
 
     fn count(&self, counter: Counter) {
-        if counter == Counter::FlowEstablished {
-            self.established.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
+        let count = match counter {
+            Counter::FlowEstablished => &self.established,
+            Counter::BackendTripped => &self.tripped,
+            _ => return,
+        };
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     fn event(&self, _time: u64, _limit: u32, _lost: Counter, _words: impl FnOnce() -> [u64; 7]) {}

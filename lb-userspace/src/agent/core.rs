@@ -18,6 +18,7 @@ use super::first_plan::FirstPlan;
 use super::flow_log::Naming;
 use super::log;
 use super::policies;
+use super::pressure::Pressure;
 use super::problems;
 use super::programmed::programmed;
 use super::published::{Gone, Published, shown_clusters};
@@ -120,6 +121,8 @@ struct State {
     remembered: HashMap<(ServiceId, BackendId), Gone>,
     attach: Vec<view::Attachment>,
     problems: Vec<view::Problem>,
+    /// What new flows lack.
+    pressure: Pressure,
     first_plan: FirstPlan,
     /// Whether the first plan's steps have all been applied.
     programmed: bool,
@@ -158,6 +161,7 @@ impl State {
             remembered: HashMap::new(),
             attach: Vec::new(),
             problems: Vec::new(),
+            pressure: Pressure::default(),
             first_plan: FirstPlan::begin(false, false, Instant::now()),
             programmed: false,
             plan_at: Some(Instant::now()),
@@ -385,6 +389,7 @@ impl State {
         let mut problems: Vec<view::Problem> =
             self.desired.problems.iter().map(problems::from_desired).chain(found).collect();
         problems.extend(self.degraded());
+        problems.extend(self.short(now));
         let vips = self.desired.services.keys().map(|id| &id.vip);
         problems.extend(problems::without_snat(vips, &self.core.snat_addresses));
         problems::log_changes(&self.problems, &problems);
@@ -433,6 +438,13 @@ impl State {
 
     fn usage(&self) -> FlowUsage {
         self.core.inputs.passes.borrow().usage.clone()
+    }
+
+    /// What new flows lack, by what the packet program and the sweep say now.
+    fn short(&mut self, now: Instant) -> impl Iterator<Item = view::Problem> + use<> {
+        let (counters, capacity) = (self.core.kernel.memory().counters(), self.core.kernel.sizes().flows);
+        self.pressure.look(counters, &self.core.inputs.passes.borrow(), u64::from(capacity), now);
+        self.pressure.problems(now)
     }
 
     fn degraded(&self) -> Vec<view::Problem> {
@@ -527,7 +539,10 @@ impl State {
         }
         let services = self.model.services().map(|service| service.id).collect();
         let mut told = programmed(&self.desired, &services, &self.problems, &self.core.snat_addresses);
-        told.policies = policies::reports(&self.desired, &self.usability, &self.steering.shares());
+        let short = self.pressure.problems(Instant::now()).next();
+        let short = short.map(|problem| format!("{}: {}", problem.object, problem.message));
+        let shares = self.steering.shares();
+        told.policies = policies::reports(&self.desired, &self.usability, &shares, short.as_deref());
         self.core.outputs.programmed.send_if_modified(|present| {
             let differs = **present != told;
             if differs {

@@ -17,6 +17,7 @@ mod first_plan;
 mod flow_log;
 mod log;
 mod policies;
+mod pressure;
 mod problems;
 mod programmed;
 mod published;

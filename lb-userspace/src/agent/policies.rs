@@ -8,11 +8,13 @@ use crate::desired::{AreaStatus, Desired, ObjectName, ServiceId};
 use crate::health::Usability;
 use crate::locality::{AreaShare, Shares};
 
-/// What the policies that are attached to Services should be told.
+/// What the policies that are attached to Services should be told. `short`: what the gateway as a whole lacks for new
+/// flows.
 pub(super) fn reports(
     desired: &Desired,
     usability: &Usability,
     shares: &BTreeMap<ServiceId, Arc<Shares>>,
+    short: Option<&str>,
 ) -> BTreeMap<ObjectName, PolicyReport> {
     let report = |services: &mut dyn Iterator<Item = &ObjectName>| {
         let mut report = PolicyReport::default();
@@ -21,6 +23,7 @@ pub(super) fn reports(
             report.areas.extend(shares.areas.iter().map(|area| shown(&service.name, area)));
             let of_health = usability.services.get(&id).and_then(|health| health.degraded.clone());
             report.degraded = report.degraded.or_else(|| of_health.or_else(|| shares.degraded.clone()));
+            report.degraded = report.degraded.or_else(|| short.map(str::to_owned));
         }
         report
     };

@@ -423,7 +423,7 @@ const fn group(state: FlowState) -> &'static str {
         FlowState::Closed => "closed",
         FlowState::ClientReset | FlowState::BackendReset => "reset",
         FlowState::UdpNew => "udp_new",
-        FlowState::UdpReplied => "udp_replied",
+        FlowState::UdpReplied | FlowState::UdpAssured => "udp_replied",
     }
 }
 
@@ -442,6 +442,7 @@ const fn state_name(state: FlowState) -> &'static str {
         FlowState::Refused => "refused",
         FlowState::UdpNew => "udp-new",
         FlowState::UdpReplied => "udp-replied",
+        FlowState::UdpAssured => "udp-assured",
     }
 }
 

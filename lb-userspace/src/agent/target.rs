@@ -57,6 +57,7 @@ fn target_service(service: &Service, shares: Option<&Arc<Shares>>) -> TargetServ
         flow_log: service.policy.flow_log,
         sources: service.sources.clone(),
         affinity: service.affinity,
+        new_flow_limit: service.policy.new_flow_limit,
     }
 }
 

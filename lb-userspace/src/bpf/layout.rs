@@ -5,11 +5,11 @@ use std::fmt;
 use comfy_table::{CellAlignment, Table, presets};
 use lb_common::abi::{
     ADDRESS_FILTER_SIZE, AddressFilter, AffinityBucket, Backend, BackendKeyV4, BackendKeyV6, Config,
-    CpuCounters, CpuRefusals, EventBudget, FLOW_WAYS, FlowBucket, FlowStats, HandshakeBucket, LAST_HOPS,
-    LOCK_STRIPES, LastHop, Lock, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS,
-    MOST_SYN_COPIES, Member, MemberStats, PortBitmap, REVERSE_WAYS, RING_SIZES, ReverseBucketV4,
-    ReverseBucketV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy,
-    VipKeyV4, VipKeyV6,
+    CpuCounters, CpuRefusals, EventBudget, FLOW_WAYS, FRAGMENT_RECORDS, FlowBucket, FlowStats,
+    FragmentRecord, HandshakeBucket, LAST_HOPS, LIMIT_BUCKETS, LOCK_STRIPES, LastHop, LimitBucket, Lock,
+    MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, Member,
+    MemberStats, PortBitmap, REVERSE_WAYS, RING_SIZES, ReverseBucketV4, ReverseBucketV6, RingPair,
+    ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, VipKeyV4, VipKeyV6,
 };
 
 use crate::config;
@@ -248,7 +248,9 @@ impl TableSizes {
             array::<FlowBucket>("FLOWS", self.flow_buckets()),
             array::<HandshakeBucket>("HANDSHAKES", self.flow_buckets()),
             array::<AffinityBucket>("AFFINITY", self.affinity_buckets()),
+            array::<LimitBucket>("NEW_FLOWS", LIMIT_BUCKETS),
             array::<SynCopy>("SYNS", self.syn_copies()),
+            array::<FragmentRecord>("FRAGMENTS", FRAGMENT_RECORDS),
             array::<FlowStats>("FLOW_STATS", self.flow_stats()),
             array::<Lock>("LOCKS", LOCK_STRIPES),
             array::<ReverseBucketV4>("REVERSE_V4", self.reverse_v4_buckets()),

@@ -28,7 +28,7 @@ pub(super) const ENTRY_PROGRAM: &str = "kanmon";
 /// The map of programs that the entry program calls.
 const PROGRAM_ARRAY: &str = "PROGRAMS";
 /// Those programs, by index.
-const CALLED_PROGRAMS: [&str; 12] = [
+const CALLED_PROGRAMS: [&str; 17] = [
     "kanmon_new_v4",
     "kanmon_new_v6",
     "kanmon_retry_v4",
@@ -41,6 +41,11 @@ const CALLED_PROGRAMS: [&str; 12] = [
     "kanmon_icmp_v6",
     "kanmon_refuse_v4",
     "kanmon_refuse_v6",
+    "kanmon_clamp",
+    "kanmon_fragment_v4",
+    "kanmon_fragment_v6",
+    "kanmon_follow_v4",
+    "kanmon_follow_v6",
 ];
 
 /// The loaded packet program with its maps. Dropping it closes descriptors and nothing else: what is pinned

@@ -304,6 +304,14 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// These, and 0 of all others.
+    #[cfg(test)]
+    pub(crate) fn of(counts: &[(Counter, u64)]) -> Self {
+        let mut sums = [0; Counter::ALL.len()];
+        counts.iter().for_each(|(counter, count)| sums[*counter as usize] = *count);
+        Self { sums }
+    }
+
     /// One of them.
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {

@@ -28,6 +28,8 @@ pub struct Policy {
     pub slow_start: Duration,
     /// What the flow log notes of its connections.
     pub flow_log: FlowLogging,
+    /// How many flows each client's network may begin in a second; `None`: any number.
+    pub new_flow_limit: Option<u32>,
 }
 
 /// What the flow log notes of a service's connections.
@@ -57,6 +59,7 @@ impl Default for Policy {
             retry_on_reset: true,
             slow_start: Duration::ZERO,
             flow_log: FlowLogging::default(),
+            new_flow_limit: None,
         }
     }
 }

@@ -490,8 +490,6 @@ pub enum Reason {
     PolicyConflict,
     /// A policy is for a Service that is not there, or not served.
     TargetNotFound,
-    /// A policy asks for something that is not done yet.
-    NotEnforced,
     /// The gateway does not know its region or zone, which a policy goes by.
     PlaceUnknown,
     /// A policy says nothing for gateways of this region and zone.

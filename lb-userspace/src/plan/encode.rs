@@ -201,10 +201,15 @@ pub(super) fn reaction(reaction: &Reaction) -> ReactionWord {
 }
 
 /// What a descriptor says of clients. Who stays does so through the last tick of that time; a longer time than the map
-/// can hold is the longest.
-pub(super) fn clients(has_ranges: bool, affinity: Option<Duration>) -> ClientWord {
+/// can hold is the longest. More flows a second than there are nanoseconds are as many.
+pub(super) fn clients(
+    has_ranges: bool,
+    affinity: Option<Duration>,
+    new_flow_limit: Option<u32>,
+) -> ClientWord {
     let ticks = affinity.map_or(0, |time| time.as_nanos().div_ceil(u128::from(TICK_NS)).max(1));
-    ClientWord::new(has_ranges, u32::try_from(ticks).unwrap_or(u32::MAX))
+    let interval = new_flow_limit.map_or(0, |limit| (1_000_000_000 / limit.max(1)).max(1));
+    ClientWord::new(has_ranges, u32::try_from(ticks).unwrap_or(u32::MAX)).with_interval(interval)
 }
 
 /// The service that a descriptor describes; `None` if none.

@@ -52,6 +52,8 @@ pub struct TargetService {
     pub sources: Option<SourceRanges>,
     /// For how long after its last new flow a client stays with its backend; `None`: it doesn't.
     pub affinity: Option<Duration>,
+    /// How many flows each client's network may begin in a second; `None`: any number.
+    pub new_flow_limit: Option<u32>,
 }
 
 /// What the packet program does when connections of a service fail.

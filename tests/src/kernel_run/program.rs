@@ -25,7 +25,7 @@ use super::{KernelTables, Runner};
 /// The program that packets enter by. The others call it too: it comes after them in `PROGRAMS`.
 const ENTRY: &str = "kanmon";
 /// The other programs, by their index in `PROGRAMS`.
-const CALLED: [&str; 12] = [
+const CALLED: [&str; 17] = [
     "kanmon_new_v4",
     "kanmon_new_v6",
     "kanmon_retry_v4",
@@ -38,6 +38,11 @@ const CALLED: [&str; 12] = [
     "kanmon_icmp_v6",
     "kanmon_refuse_v4",
     "kanmon_refuse_v6",
+    "kanmon_clamp",
+    "kanmon_fragment_v4",
+    "kanmon_fragment_v6",
+    "kanmon_follow_v4",
+    "kanmon_follow_v6",
 ];
 
 /// Room for source ranges of a family.

@@ -128,18 +128,18 @@ pub fn icmp_echo(source: IpAddr, destination: IpAddr) -> Vec<u8> {
     ip(source, destination, ICMP, &message)
 }
 
-/// A packet's payload as its first fragment, with more to come (IPv4: a packet of [`udp`] or [`tcp`]; IPv6:
+/// A packet's payload as a later fragment, with more to come (IPv4: a packet of [`udp`] or [`tcp`]; IPv6:
 /// likewise, with a fragment header).
 pub fn fragment(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     if packet[0] >> 4 == 4 {
-        packet[6] |= 0x20;
+        packet[6..8].copy_from_slice(&[0x20, 100]);
         packet[10..12].fill(0);
         let check = !sum(&[&packet[..20]]);
         packet[10..12].copy_from_slice(&check.to_be_bytes());
         return packet;
     }
-    let header = [packet[6], 0, 0, 1, 0, 0, 0, 7];
+    let header = [packet[6], 0, 3, 0x21, 0, 0, 0, 7];
     packet[6] = 44;
     packet.splice(40..40, header);
     let length = be16(packet.len() - 40);

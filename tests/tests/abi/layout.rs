@@ -8,10 +8,10 @@ use std::{
 use lb_common::{
     abi::{
         AddressFilter, AffinityBucket, AffinityEntry, Backend, BackendKeyV4, BackendKeyV6, Config,
-        CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowEntry, FlowStats, Handshake,
-        HandshakeBucket, LastHop, Lock, Member, MemberStats, PortBitmap, ReverseBucketV4, ReverseBucketV6,
-        ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor, ServiceKeyV4, ServiceKeyV6, SourceV4,
-        SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
+        CpuCounters, CpuRefusals, Event, EventBudget, FlowBucket, FlowEntry, FlowStats, FragmentRecord,
+        Handshake, HandshakeBucket, LastHop, LimitBucket, Lock, Member, MemberStats, PortBitmap,
+        ReverseBucketV4, ReverseBucketV6, ReverseEntryV4, ReverseEntryV6, RingPair, ServiceDescriptor,
+        ServiceKeyV4, ServiceKeyV6, SourceV4, SourceV6, SynCopy, Timeouts, VipKeyV4, VipKeyV6,
     },
     hash::HashKey,
 };
@@ -42,16 +42,18 @@ pub(crate) fn describe(out: &mut String) {
         BackendKeyV6 { address, port, protocol, pad }
         Config { flow_key, ring_key, snat_v4, snat_v6, snat_v4_count, snat_v6_count, snat_stride, flow_bucket_mask, reverse_v4_mask, reverse_v6_mask, member_count, port_base, port_words, timeouts, events_per_tick, zero, flow_stats_mask, flow_events_per_tick, refusals_per_tick, reserved }
         CpuCounters { counts }
-        CpuRefusals { refusal, mtu, tick, sent, reserved }
+        CpuRefusals { refusal, mtu, tick, sent, clamp_egress, clamp_mss }
         Event { time, client, member, client_port, snat_port, kind, family, protocol, snat, service, detail, slot, version, generation, reason, before_generation, reserved }
         EventBudget { tick, sent }
         FlowBucket { entries }
         FlowEntry { word, tag, last_seen }
         FlowStats { owner, opened, packets_in, bytes_in, packets_out, bytes_out, reserved }
+        FragmentRecord { word, id, tick, path, slot, version, pad, client, reserved, given }
         Handshake { word }
         HandshakeBucket { ways }
         HashKey { words }
-        LastHop { word, destination_mac, vlan_outer, source_mac, vlan_inner, ifindex, vlan_count, vlan_service_tag, reserved }
+        LastHop { word, destination_mac, vlan_outer, source_mac, vlan_inner, ifindex, vlan_count, vlan_service_tag, mtu }
+        LimitBucket { ways }
         Lock { held }
         Member { address, backend, generation, flags, port, destination_mac, vlan_outer, source_mac, vlan_inner, ifindex, mtu, l4_delta, l3_delta, vlan_count, vlan_service_tag, service, vip_v4, vip_port, family, reserved }
         MemberStats { connections, packets_in, bytes_in, packets_out, bytes_out, reserved }

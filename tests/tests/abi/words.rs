@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use lb_common::{
     abi::{
         ADDRESS_FILTER_SIZE, AFFINITY_WAYS, AffinityWord, ClientWord, CloseReason, Counter, EventKind,
-        FLOW_WAYS, FlowRef, FlowState, FlowWord, HandshakeWord, LAST_HOP_WAYS, LAST_HOPS, LOCK_STRIPES,
-        LastHopWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES, MOST_AFFINITY_BUCKETS,
-        MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReactionWord, ReverseState,
-        ReverseWord, RingWord, SOURCE_SERVICE_BITS, StayWord, SynWord, VERSION_MASK, address_check,
-        address_filter, backend_flags, member_flags, pack_client, pack_forward, pack_path, vip_flags,
+        FLOW_WAYS, FRAGMENT_RECORDS, FRAGMENT_TICKS, FRAGMENT_WAYS, FlowRef, FlowState, FlowWord,
+        FragmentPath, FragmentWord, HandshakeWord, LAST_HOP_WAYS, LAST_HOPS, LIMIT_BUCKETS, LIMIT_WAYS,
+        LOCK_STRIPES, LastHopWord, LimitWord, MAX_FLOW_SLOT, MAX_MEMBER_INDEX, MAX_SNAT_ADDRESSES,
+        MOST_AFFINITY_BUCKETS, MOST_SYN_COPIES, PORT_BITMAP_WORDS, REVERSE_WAYS, RING_SIZES, ReactionWord,
+        ReverseState, ReverseWord, RingWord, SOURCE_SERVICE_BITS, StayWord, SynWord, VERSION_MASK,
+        address_check, address_filter, backend_flags, member_flags, pack_client, pack_forward,
+        pack_fragment_flow, pack_path, vip_flags,
     },
     clock::{MAX_TIMEOUT_TICKS, TICK_SHIFT},
     datapath::checksum::Sum,
@@ -78,6 +80,29 @@ fn words(out: &mut String) {
     );
     bits(
         out,
+        "FragmentWord",
+        &[
+            ("tag", FragmentWord(0).claimed(u64::MAX).0 ^ FragmentWord(0).claimed(0).0),
+            ("claimed, of the next version", FragmentWord(0).claimed(0).0),
+            ("complete", FragmentWord(0).claimed(0).complete().0),
+            ("claimed, of the first version again", FragmentWord(u64::MAX).claimed(0).0),
+        ],
+    );
+    bits(
+        out,
+        "FragmentPath",
+        &[
+            ("member", FragmentPath::to_backend(u32::MAX, 0, 0).0),
+            ("generation", FragmentPath::to_backend(0, u8::MAX, 0).0),
+            ("SNAT address", FragmentPath::to_backend(0, 0, u8::MAX).0),
+            ("to the client", FragmentPath::to_client(0, 0, 0).0),
+            ("last hop", FragmentPath::to_client(0, 0, u16::MAX).0 ^ FragmentPath::to_client(0, 0, 0).0),
+            ("flow's slot", pack_fragment_flow(FlowRef { slot: u32::MAX, version: 0 })),
+            ("flow's version", pack_fragment_flow(FlowRef { slot: 0, version: u16::MAX })),
+        ],
+    );
+    bits(
+        out,
         "ReactionWord",
         &[
             ("errors", ReactionWord::new(u16::MAX, 0, false).0),
@@ -92,7 +117,13 @@ fn words(out: &mut String) {
             ("ranges", ClientWord::new(true, 0).0),
             ("stays for one tick", ClientWord::new(false, 1).0),
             ("stays as long as can be", ClientWord::new(false, u32::MAX).0),
+            ("interval", ClientWord::default().with_interval(u32::MAX).0),
         ],
+    );
+    bits(
+        out,
+        "LimitWord",
+        &[("hash", LimitWord::new(u64::MAX, 0).0), ("time", LimitWord::new(0, u64::MAX).0)],
     );
     bits(
         out,
@@ -213,8 +244,13 @@ fn numbers(out: &mut String) {
         ("ADDRESS_FILTER_SIZE", u64::from(ADDRESS_FILTER_SIZE)),
         ("AFFINITY_WAYS", u64::from(AFFINITY_WAYS)),
         ("FLOW_WAYS", u64::from(FLOW_WAYS)),
+        ("FRAGMENT_RECORDS", u64::from(FRAGMENT_RECORDS)),
+        ("FRAGMENT_TICKS", FRAGMENT_TICKS),
+        ("FRAGMENT_WAYS", u64::from(FRAGMENT_WAYS)),
         ("LAST_HOP_WAYS", u64::from(LAST_HOP_WAYS)),
         ("LAST_HOPS", u64::from(LAST_HOPS)),
+        ("LIMIT_BUCKETS", u64::from(LIMIT_BUCKETS)),
+        ("LIMIT_WAYS", u64::from(LIMIT_WAYS)),
         ("LOCK_STRIPES", u64::from(LOCK_STRIPES)),
         ("MAX_FLOW_SLOT", u64::from(MAX_FLOW_SLOT)),
         ("MAX_MEMBER_INDEX", u64::from(MAX_MEMBER_INDEX)),

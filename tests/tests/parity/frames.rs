@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     abi::{TCP, UDP},
-    host::{ACK, FIN, Frame, RST, SYN, Seen, TAG_8021AD, TAG_8021Q, Transport},
+    host::{ACK, FIN, Frame, RST, SYN, Seen, TAG_8021AD, TAG_8021Q, Transport, fragment, fragments},
 };
 
 use crate::history::{Profile, Random};
@@ -158,8 +158,8 @@ impl Flow {
         }
     }
 
-    /// A packet of this flow; of UDP the flags say nothing. A backend's needs a path.
-    pub(crate) fn frame(&self, random: &mut Random, side: Side, flags: u8) -> Vec<u8> {
+    /// A packet of this flow, now and then in fragments; of UDP the flags say nothing. A backend's needs a path.
+    pub(crate) fn frames(&self, random: &mut Random, side: Side, flags: u8) -> Vec<Vec<u8>> {
         let (source, destination) = match (side, self.path) {
             (Side::Backend, Some((backend, snat))) => (backend, snat),
             _ => (self.client, self.vip),
@@ -185,8 +185,47 @@ impl Flow {
             // With data it would never go to another backend.
             frame.payload.clear();
         }
-        frame.build()
+        if random.chance(8) { in_fragments(random, &mut frame) } else { vec![frame.build()] }
     }
+}
+
+impl Flow {
+    /// The first fragments of so many packets of the client's.
+    pub(crate) fn crowd(&self, count: u32) -> Vec<Vec<u8>> {
+        let frame = if self.protocol == TCP {
+            Frame::tcp(self.client, self.vip, ACK).numbers(1000, self.server_isn.wrapping_add(1))
+        } else {
+            Frame::udp(self.client, self.vip)
+        };
+        let frame = frame.tags(&self.tags).macs(self.macs.0, self.macs.1).payload(&[7; 100]);
+        (0..count).map(|id| fragments(&frame, 1000 + id, 64).swap_remove(0)).collect()
+    }
+}
+
+/// In small fragments, in their order mostly, with some that say something else. Few identifications, so that packets
+/// share one; in small tables, many packets.
+fn in_fragments(random: &mut Random, frame: &mut Frame) -> Vec<Vec<u8>> {
+    frame.payload.resize(64 + random.below(64), 7);
+    let id = random.below(48) as u32;
+    let mut parts = fragments(frame, id, random.one_of([8, 24, 24, 40, 64, 200]));
+    if random.chance(15) {
+        let (place, more) = (random.below(4), random.chance(50));
+        let part = vec![random.next() as u8; random.below(24)];
+        parts.insert(random.below(parts.len() + 1), fragment(frame, id, place, more, &part));
+    }
+    if random.chance(15) {
+        let (one, other) = (random.below(parts.len()), random.below(parts.len()));
+        parts.swap(one, other);
+    }
+    if random.chance(10) {
+        parts.push(parts[random.below(parts.len())].clone());
+    }
+    if random.chance(10) {
+        parts.remove(0);
+    }
+    // More would only be more of the same.
+    parts.truncate(5);
+    parts
 }
 
 /// The first packet of a flow to the first or third service; another flow for each number.
@@ -266,8 +305,26 @@ fn complicate(random: &mut Random, frame: &mut Frame) {
         Transport::Udp { checksum } => *checksum = !random.chance(20),
         Transport::Tcp { options, .. } if random.chance(30) => {
             *options = vec![1; 4 * random.below(11)];
+            promise(random, options);
         }
         _ => {}
+    }
+}
+
+/// Puts a largest segment among options, mostly a good one.
+fn promise(random: &mut Random, options: &mut [u8]) {
+    if options.is_empty() || random.chance(20) {
+        return;
+    }
+    let anywhere = random.below(options.len() - 3);
+    let place = random.one_of([0, anywhere]);
+    let length = if random.chance(90) { 4 } else { random.below(8) as u8 };
+    let any = random.next() as u16;
+    let [high, low] = random.one_of([536, 1240, 1460, 8960, any]).to_be_bytes();
+    options[place..place + 4].copy_from_slice(&[2, length, high, low]);
+    if random.chance(10) {
+        let junk = random.below(options.len());
+        options[junk] = random.next() as u8;
     }
 }
 
@@ -278,7 +335,11 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
     let client = SocketAddr::new(pick("198.51.100.77", "2001:db8:c::77"), 1024 + random.below(60_000) as u16);
     let vip = pick("203.0.113.10", "2001:db8::10");
     let snat = pick("192.168.0.2", "fd00::2");
-    let mut frame = match random.below(12) {
+    let mut frame = match random.below(13) {
+        12 => {
+            let martian = SocketAddr::new(nobody(random, client, 80).ip(), client.port());
+            Frame::tcp(martian, SocketAddr::new(vip, 80), SYN)
+        }
         11 => {
             let kind = if random.chance(80) { if v4 { 8 } else { 128 } } else { random.next() as u8 };
             let to = random.one_of([vip, vip, snat]);
@@ -290,7 +351,8 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
         2 => Frame::other(client.ip(), vip, random.one_of([1, 58])),
         3 => Frame::other(client.ip(), vip, random.one_of([132, 47, 50, 59])),
         4 => {
-            Frame::tcp(nobody(random, client), SocketAddr::new(vip, 81), random.one_of([SYN, ACK, FIN, RST]))
+            let source = nobody(random, client, 20);
+            Frame::tcp(source, SocketAddr::new(vip, 81), random.one_of([SYN, ACK, FIN, RST]))
         }
         5 => Frame::tcp(client, SocketAddr::new(vip, 80), ACK),
         6 => Frame::udp(client, SocketAddr::new(snat, 12_288 + random.below(300) as u16)),
@@ -317,15 +379,15 @@ pub(crate) fn stray(random: &mut Random) -> Vec<u8> {
     frame.build()
 }
 
-/// A client, or one of those who can't be one.
-fn nobody(random: &mut Random, client: SocketAddr) -> SocketAddr {
+/// A client, or so often of a hundred times one of those who can't be one.
+fn nobody(random: &mut Random, client: SocketAddr, percent: usize) -> SocketAddr {
     let nobody = if client.is_ipv4() {
         ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "203.0.113.10", "203.0.113.11"]
     } else {
         ["::", "::1", "::ffff:198.51.100.77", "ff02::1", "2001:db8::10", "ff0e::1"]
     };
     let nobody = ip(random.one_of(nobody));
-    if random.chance(20) { SocketAddr::new(nobody, client.port()) } else { client }
+    if random.chance(percent) { SocketAddr::new(nobody, client.port()) } else { client }
 }
 
 /// A frame with something wrong: cut short, lengthened, a few bytes of its headers changed.

@@ -7,7 +7,7 @@ use lb_common::{
     clock::TICK_NS,
     datapath::Verdict,
     hash::finish,
-    host::{ACK, FIN, Gateway, GatewayConfig, NextHop, RST, SYN, Seen},
+    host::{ACK, FIN, Gateway, GatewayConfig, NextHop, RST, SYN, Seen, reassemble},
 };
 use tests::kernel_run::{KernelProgram, MAX_HEAD_ROOM};
 
@@ -168,6 +168,7 @@ impl World {
         for service in 0..SERVICES.len() as u32 {
             gateway.set_source_ranges(service, source_ranges(&mut other).as_deref());
             gateway.set_stay(service, other.one_of([0, 0, 20, 4_000]));
+            gateway.set_interval(service, other.one_of([0, 0, 0, 400_000_000]));
         }
         for member in 1..=frames::members(self.profile) {
             let flags = gateway.member(member).flags;
@@ -191,6 +192,7 @@ impl World {
             ifindex: if random.chance(3) { 9_999 } else { random.one_of(self.interfaces) },
             vlans,
             service_tag: random.chance(30),
+            mtu: random.one_of([0, 0, 400, 900, 1300, 1500]),
         }
     }
 }
@@ -305,6 +307,23 @@ impl History<'_> {
         Ok(Some(applied.frame))
     }
 
+    /// Sends a packet or its fragments, and gives the packet that came out.
+    fn send_all(
+        &mut self,
+        session: &mut Session<'_>,
+        tally: &mut Tally,
+        ingress: u32,
+        frames: Vec<Vec<u8>>,
+    ) -> Result<Option<Seen>, String> {
+        let in_fragments = frames.len() > 1;
+        let mut out = Vec::new();
+        for frame in frames {
+            out.extend(self.send(session, tally, ingress, frame)?);
+        }
+        let whole = if in_fragments { reassemble(&out).ok() } else { out.pop() };
+        Ok(whole.and_then(|frame| Seen::parse(&frame).ok()))
+    }
+
     /// A client's first packet.
     fn open(&mut self, session: &mut Session<'_>, tally: &mut Tally) -> Result<(), String> {
         let ingress = self.random.one_of(self.world.interfaces);
@@ -323,13 +342,11 @@ impl History<'_> {
         index: usize,
         flags: u8,
     ) -> Result<(), String> {
-        let (bytes, ingress) = {
+        let (frames, ingress) = {
             let flow = &self.flows[index];
-            (flow.frame(&mut self.random, Side::Client, flags), flow.ingress)
+            (flow.frames(&mut self.random, Side::Client, flags), flow.ingress)
         };
-        if let Some(out) = self.send(session, tally, ingress, bytes)?
-            && let Ok(seen) = Seen::parse(&out)
-        {
+        if let Some(seen) = self.send_all(session, tally, ingress, frames)? {
             self.flows[index].path = Some((seen.destination, seen.source));
         }
         Ok(())
@@ -343,9 +360,8 @@ impl History<'_> {
         flags: u8,
     ) -> Result<(), String> {
         let ingress = self.random.one_of(self.world.interfaces);
-        let bytes = self.flows[index].frame(&mut self.random, Side::Backend, flags);
-        if let Some(out) = self.send(session, tally, ingress, bytes)?
-            && let Ok(seen) = Seen::parse(&out)
+        let frames = self.flows[index].frames(&mut self.random, Side::Backend, flags);
+        if let Some(seen) = self.send_all(session, tally, ingress, frames)?
             && seen.destination != self.flows[index].client
             && seen.flags == SYN
         {
@@ -369,6 +385,13 @@ impl History<'_> {
         let flow = &mut self.flows[index];
         if flow.path.is_none() {
             return self.client(session, tally, index, SYN);
+        }
+        if self.world.profile == Profile::FewSlots && self.random.chance(3) {
+            // More packets than there is room for in the table of fragments.
+            let (frames, ingress) = (flow.crowd(12), flow.ingress);
+            return frames
+                .into_iter()
+                .try_for_each(|frame| self.send(session, tally, ingress, frame).map(drop));
         }
         if flow.phase == 0 && self.world.profile == Profile::ChurningPorts && self.random.chance(70) {
             return self.open(session, tally);

@@ -1,10 +1,12 @@
 //! The packet program is one source in two homes: this feeds the same histories of packets to the host build and
-//! to the kernel, and wants the same verdicts, bytes, counters, events and tables.
+//! to the kernel, and wants the same verdicts, bytes, counters, events and tables; and to a model of the gateway
+//! (`model`), which says what verdicts, bytes and counters have to be.
 //!
 //! `KANMON_TEST_LONG=1` runs ten times as many packets, `KANMON_PARITY_SEED=n` other ones.
 
 mod frames;
 mod history;
+mod model;
 mod session;
 mod shrink;
 mod sources;
@@ -26,6 +28,8 @@ use session::{Interfaces, Session, Tally, load};
 
 /// Packets of the plain run.
 const PACKETS: u64 = 200_000;
+/// MTU of one of the interfaces.
+const NARROW: u16 = 1300;
 /// How often each verdict and each counter occurs at least.
 const LEAST: u64 = 100;
 
@@ -35,7 +39,9 @@ fn in_namespace(test: impl FnOnce(Interfaces) + Send) {
     let ns = Netns::create(&run, "parity").expect("a namespace");
     let mac = |last| Mac([0x02, 0, 0, 0, 9, last]);
     let (near, far) = veth((&ns, "near", mac(1)), (&ns, "far", mac(2))).expect("a veth pair");
-    let interfaces = Interfaces { known: [1, near.index(), far.index()] };
+    near.set_mtu(NARROW.into()).expect("an MTU");
+    // The loopback's is 65,536: more than the program tells apart.
+    let interfaces = Interfaces { known: [1, near.index(), far.index()], mtus: [u16::MAX, NARROW, 1500] };
     ns.run(|| {
         pin_to_cpu(0).expect("CPU 0 is ours");
         test(interfaces);

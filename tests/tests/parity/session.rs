@@ -12,7 +12,10 @@ use tests::kernel_run::{
     mirror_element,
 };
 
-use crate::history::World;
+use crate::{
+    history::World,
+    model::{Model, Said},
+};
 
 /// Shortest frame that the kernel runs a program on; shorter ones go to the host's build only.
 const SHORTEST: usize = 14;
@@ -41,6 +44,14 @@ pub(crate) fn load() -> KernelProgram {
 pub(crate) struct Interfaces {
     /// Their indices.
     pub(crate) known: [u32; 3],
+    /// Their MTUs.
+    pub(crate) mtus: [u16; 3],
+}
+
+impl Interfaces {
+    fn mtu(&self, ifindex: u32) -> u16 {
+        self.known.iter().position(|known| *known == ifindex).map_or(0, |index| self.mtus[index])
+    }
 }
 
 /// A step of a history.
@@ -83,6 +94,8 @@ pub(crate) struct Session<'a> {
     pub(crate) kernel: &'a mut KernelProgram,
     /// The host's.
     pub(crate) gateway: Gateway,
+    /// What both are held to.
+    model: Model,
     runner: Runner,
     interfaces: Interfaces,
     services: Vec<u32>,
@@ -106,7 +119,8 @@ impl<'a> Session<'a> {
         let services = members.map(|index| gateway.member(index).service).collect();
         let runner = kernel.runner().expect("a runner");
         let (egress, counts) = (None, [0; Counter::ALL.len()]);
-        Self { kernel, gateway, runner, interfaces: *interfaces, services, egress, counts }
+        let (interfaces, model) = (*interfaces, Model::default());
+        Self { kernel, gateway, model, runner, interfaces, services, egress, counts }
     }
 
     /// Applies a step to both. A frame gives what became of it.
@@ -152,12 +166,14 @@ impl<'a> Session<'a> {
                 mirror_element(&self.kernel.tables.descriptors, &self.gateway.maps.descriptors, *service);
             }
             Op::Locks(held) => {
+                self.model.locked = *held;
                 for lock in 0..self.gateway.maps.locks.len() {
                     self.gateway.maps.locks.write(lock, &u64::from(*held));
                     self.kernel.tables.locks.write(lock, &u64::from(*held));
                 }
             }
             Op::FillLastHops => {
+                self.model.last_hops_full = true;
                 for index in 0..LAST_HOPS {
                     let word = LastHopWord::in_use(u64::from(index) << 32 | 0xdead_0000, 0);
                     for cells in [self.gateway.maps.last_hops.get(index)].into_iter().flatten() {
@@ -176,14 +192,20 @@ impl<'a> Session<'a> {
         mirror_element(&self.kernel.tables.members, &self.gateway.maps.members, member);
     }
 
-    /// Sends a frame through both and compares everything that can be seen at once.
+    /// Sends a frame through all three and compares everything that can be seen at once.
     ///
     /// # Errors
     /// What differs.
     pub(crate) fn frame(&mut self, ingress: u32, head_room: usize, bytes: &[u8]) -> Result<Applied, String> {
-        let mut packet = HostPacket::with_head_room(bytes, head_room).on(ingress);
+        let before = self.host_counts();
+        let mtu = self.interfaces.mtu(ingress);
+        let mut packet = HostPacket::with_head_room(bytes, head_room).on(ingress).mtu(mtu);
         let verdict = self.gateway.maps.cpu(0).process(&mut packet);
         let frame = packet.bytes().to_vec();
+        let after = self.host_counts();
+        let counts = std::array::from_fn(|counter| after[counter] - before[counter]);
+        let said = Said { verdict, frame: &frame, counts };
+        self.model.frame(&self.gateway.maps, bytes, (ingress, head_room), &said)?;
         if bytes.len() < SHORTEST {
             // The kernel's counters stay behind by what the host has counted.
             self.skip_counts();
@@ -237,6 +259,11 @@ impl<'a> Session<'a> {
         &self.counts
     }
 
+    fn host_counts(&self) -> [u64; Counter::ALL.len()] {
+        let cells = self.gateway.maps.counters.get(0);
+        std::array::from_fn(|counter| cells.map_or(0, |cells| cells.load(counter)))
+    }
+
     fn skip_counts(&self) {
         let (Some(host), Some(kernel)) =
             (self.gateway.maps.counters.get(0), self.kernel.tables.counters.get(0))
@@ -275,7 +302,9 @@ impl<'a> Session<'a> {
             ("FLOWS", &host.flows, &kernel.flows),
             ("HANDSHAKES", &host.handshakes, &kernel.handshakes),
             ("AFFINITY", &host.affinity, &kernel.affinity),
+            ("NEW_FLOWS", &host.new_flows, &kernel.new_flows),
             ("SYNS", &host.syns, &kernel.syns),
+            ("FRAGMENTS", &host.fragments, &kernel.fragments),
             ("FLOW_STATS", &host.flow_stats, &kernel.flow_stats),
             ("BACKENDS", &host.backends, &kernel.backends),
             ("LOCKS", &host.locks, &kernel.locks),

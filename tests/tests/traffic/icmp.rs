@@ -14,9 +14,9 @@ use super::{ANSWER, SOON, gateway, grown};
 
 const MEGABYTE: usize = 1 << 20;
 /// What goes one way in a transfer.
-const BULK: usize = 100 * MEGABYTE;
+pub(super) const BULK: usize = 100 * MEGABYTE;
 /// MTU of the narrow link. Everything else carries 1,500 bytes.
-const NARROW: u32 = 1400;
+pub(super) const NARROW: u32 = 1400;
 
 /// Takes one connection: reads what comes and then sends as much as `answer` says. Gives what was read.
 fn serve_one(bed: &Bed, pod: &str, address: SocketAddr, answer: usize) -> JoinHandle<usize> {
@@ -53,7 +53,7 @@ fn send(stream: &mut TcpStream, bytes: usize) {
 }
 
 /// Sends so much through a VIP, and gives how much has arrived at the pod, and here of its answer.
-fn transfer(bed: &Bed, vip: SocketAddr, there: usize, back: usize) -> (usize, usize) {
+pub(super) fn transfer(bed: &Bed, vip: SocketAddr, there: usize, back: usize) -> (usize, usize) {
     let pod = bed.ready_pods().remove(0);
     let address = pod.sockets().into_iter().find(|address| address.is_ipv4() == vip.is_ipv4()).unwrap();
     let server = serve_one(bed, &pod.name, address, back);
@@ -67,8 +67,14 @@ fn transfer(bed: &Bed, vip: SocketAddr, there: usize, back: usize) -> (usize, us
 }
 
 /// A bed of one pod whose server is a test's own, at the address of [`Bed::vip_http`].
-fn with_own_server() -> (Bed, tests::agent::Agent) {
+pub(super) fn with_own_server() -> (Bed, tests::agent::Agent) {
     let (bed, agent) = gateway(1);
+    give_own_server(&bed, &agent);
+    (bed, agent)
+}
+
+/// Leaves one pod of a bed of two, without a server and without probes.
+pub(super) fn give_own_server(bed: &Bed, agent: &tests::agent::Agent) {
     bed.scale("shanghai", 0).unwrap();
     let pod = bed.ready_pods().remove(0);
     bed.manifests()
@@ -84,7 +90,6 @@ fn with_own_server() -> (Bed, tests::agent::Agent) {
         !rows.is_empty() && rows.iter().all(|row| row.is(&pod) && row.usable && row.healthy.is_none())
     });
     bed.kill_pod_server(&pod.name).unwrap();
-    (bed, agent)
 }
 
 #[test]

@@ -9,7 +9,9 @@
 //! - [`endpoints`]: readiness, probes;
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
+//! - [`fragments`]: datagrams that are larger than a frame;
 //! - [`manifests`]: edits, good and bad;
+//! - [`mtu`]: links of the gateway's own that take less than others;
 //! - [`refusals`]: what a client hears at once of what is not served;
 //! - [`sources`]: who is let in, by `loadBalancerSourceRanges`;
 //! - [`views`]: what `kanmon flows` and the counters say of all that.
@@ -19,9 +21,11 @@ mod affinity;
 mod drains;
 mod endpoints;
 mod flow_log;
+mod fragments;
 mod headers;
 mod icmp;
 mod manifests;
+mod mtu;
 mod neighbours;
 mod refusals;
 mod sources;

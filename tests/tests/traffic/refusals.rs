@@ -9,7 +9,7 @@ use std::{
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tests::topology::{Bed, Condition, ECHO_PORT, VIP};
 
-use super::{ANSWER, SOON, connect, drops_since, fronts, gateway, gateway_addresses, request};
+use super::{ANSWER, SOON, connect, drops_since, fronts, gateway, gateway_addresses, grown, request};
 
 /// How a TCP connection fails.
 #[track_caller]
@@ -114,4 +114,25 @@ fn a_trace_of_the_route_to_a_vip_shows_the_gateway() {
         assert_eq!(hop(&bed, (vip, ECHO_PORT).into(), 2), gateway);
     }
     assert_eq!(drops_since(&agent, &before), [("drop_ttl".to_owned(), 2)].into());
+}
+
+#[test]
+fn a_trace_of_the_route_to_a_vip_shows_what_is_behind_the_gateway() {
+    let (bed, agent) = gateway(1);
+    let nodes: Vec<IpAddr> =
+        bed.cluster_names().iter().flat_map(|name| bed.node_address(name).unwrap().both()).collect();
+    let before = agent.counters().unwrap();
+    for vip in VIP.both() {
+        let target = (vip, ECHO_PORT).into();
+        let behind = hop(&bed, target, 3);
+        assert!(
+            !nodes.contains(&behind) && !gateway_addresses().contains(&behind) && behind != vip,
+            "{behind}"
+        );
+        let node = hop(&bed, target, 4);
+        assert!(nodes.contains(&node), "{node} is the node of neither cluster: {nodes:?}");
+    }
+    // Each came from a router, about a packet from the gateway.
+    assert_eq!(grown(&agent, &before, "icmp_forwarded"), 4);
+    assert_eq!(drops_since(&agent, &before), [].into());
 }

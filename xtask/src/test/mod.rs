@@ -56,7 +56,7 @@ pub(crate) struct Options {
 /// # Errors
 /// The tests can't be built or started, a suite that was asked for does not exist, or somebody stopped us.
 pub(crate) fn run(options: &Options) -> Result<Report> {
-    start::everything(Need::Run)?;
+    start::packet_program(Need::Run)?;
     let all = suites::build()?;
     for name in &options.suites {
         if !all.iter().any(|suite| suite.name == *name) {

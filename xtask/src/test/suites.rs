@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::build::SUITES;
 use crate::progress::SignOfLife;
 use crate::workspace;
 
@@ -51,11 +52,11 @@ pub(crate) struct Binary {
 /// The build fails.
 pub(crate) fn build() -> Result<Vec<SuiteBinaries>> {
     let mut cargo = workspace::cargo();
-    let mut artifacts = artifacts(cargo.args(["test", "--release", "--lib", "--bins", "--tests"]))?;
+    let mut artifacts = artifacts(cargo.args(["test", "--profile", SUITES, "--lib", "--bins", "--tests"]))?;
     let loom = loom_targets()?;
     if !loom.is_empty() {
         let mut cargo = workspace::cargo();
-        cargo.args(["test", "--release", "--package", "lb-common"]);
+        cargo.args(["test", "--profile", SUITES, "--package", "lb-common"]);
         cargo.args(loom.iter().flat_map(|name| ["--test", name.as_str()]));
         cargo.arg("--target-dir").arg(workspace::target_dir().join("loom"));
         artifacts.extend(self::artifacts(cargo.env("RUSTFLAGS", "--cfg loom"))?);

@@ -68,7 +68,7 @@ pub(super) fn client_of(family: u8, address: [u8; 16], port: [u8; 2]) -> SocketA
 /// The protocol of a flow in this state.
 pub(super) const fn protocol_of(state: FlowState) -> u8 {
     match state {
-        FlowState::UdpNew | FlowState::UdpReplied => UDP,
+        FlowState::UdpNew | FlowState::UdpReplied | FlowState::UdpAssured => UDP,
         _ => TCP,
     }
 }

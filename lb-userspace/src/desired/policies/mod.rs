@@ -3,7 +3,6 @@
 //! A policy is for the fronts of its namespace that it names. Of several for one front the oldest counts; without
 //! timestamps the first by name does. One that says what cannot be counts for nothing.
 
-mod enforcement;
 mod health_check;
 mod locality;
 mod standing;
@@ -92,6 +91,7 @@ fn policy(standing: &Standing<'_>) -> Policy {
         retry_on_reset,
         slow_start,
         flow_log,
+        new_flow_limit,
         ..
     } = standing.spec;
     let default = Policy::default();
@@ -109,6 +109,7 @@ fn policy(standing: &Standing<'_>) -> Policy {
             counters: log.counters,
             sample_one_in: log.sample_one_in.unwrap_or(default.flow_log.sample_one_in),
         }),
+        new_flow_limit: *new_flow_limit,
         ..default
     }
 }

@@ -6,7 +6,6 @@ use super::super::LOAD_BALANCER_CLASS;
 use super::super::index::object_name;
 use super::super::resources::{LoadBalancingPolicy, LoadBalancingPolicySpec};
 use super::super::types::{Judgement, ObjectName, Reason};
-use super::enforcement;
 
 /// A policy among all there are.
 #[derive(Debug)]
@@ -89,8 +88,7 @@ impl Standing<'_> {
             );
             finding(Reason::TargetNotFound, message)
         });
-        let ignored = enforcement::ignored(self.spec).map(|message| finding(Reason::NotEnforced, message));
-        conflicts.chain(missing).chain(ignored).collect()
+        conflicts.chain(missing).collect()
     }
 }
 
@@ -116,11 +114,10 @@ pub fn judge_policies(
     standings(policies).into_iter().map(judge).collect()
 }
 
-/// Accepted and Enforced.
+/// Accepted and Enforced: there is no field without an effect.
 pub(super) fn judgements(standing: &Standing<'_>, findings: &[Finding]) -> Vec<Judgement> {
-    let (ignored, about): (Vec<&Finding>, Vec<&Finding>) =
-        findings.iter().partition(|finding| finding.reason == Reason::NotEnforced);
-    vec![accepted(standing, &about), judgement("Enforced", ignored.is_empty(), "Enforced", &ignored)]
+    let about: Vec<&Finding> = findings.iter().collect();
+    vec![accepted(standing, &about), judgement("Enforced", true, "Enforced", &[])]
 }
 
 /// As Gateway API's policies have it: a policy that some target goes by is accepted.

@@ -80,7 +80,7 @@ fn every_field_reaches_the_service() {
     let spec = "locality: {overprovisioningPercent: 120, failbackDelay: 90s}\nzonePreference: Prefer\n\
                 outlierDetection: {consecutiveErrors: 1, interval: 1s, baseEjectionTime: 10m}\n\
                 drainTimeout: 1h30m\nretryOnReset: false\nslowStart: 30s\n\
-                flowLog: {counters: true, sampleOneIn: 10}";
+                flowLog: {counters: true, sampleOneIn: 10}\nnewFlowLimit: 1000";
     let desired = world(&policy("p", spec)).merge();
     let expected = Policy {
         name: Some(name("demo/p")),
@@ -98,6 +98,7 @@ fn every_field_reaches_the_service() {
         retry_on_reset: false,
         slow_start: Duration::from_secs(30),
         flow_log: FlowLogging { counters: true, sample_one_in: 10 },
+        new_flow_limit: Some(1000),
     };
     assert_eq!(asked(&desired), &expected);
     assert_eq!(told(&desired, "demo/p"), WELL);
@@ -223,18 +224,6 @@ fn a_policy_that_is_there_twice_is_reported() {
     let desired = world(&(policy("p", "slowStart: 1s") + &policy("p", "slowStart: 2s"))).merge();
     assert_eq!(asked(&desired).slow_start, Duration::from_secs(1));
     desired.only_problem("", "LoadBalancingPolicy demo/p", Reason::DuplicateObject);
-}
-
-#[test]
-fn what_has_no_effect_yet_is_told() {
-    let spec = "newFlowLimit: 1000\nflowLog: {counters: true, sampleOneIn: 10}\nslowStart: 1s";
-    let desired = world(&policy("p", spec)).merge();
-    assert_eq!(asked(&desired).slow_start, Duration::from_secs(1), "the rest counts");
-    assert_eq!(told(&desired, "demo/p"), ["Accepted=Accepted", "!Enforced=NotEnforced"]);
-    let message = desired.only_problem("", "LoadBalancingPolicy demo/p", Reason::NotEnforced);
-    assert!(message.contains("newFlowLimit") && !message.contains("flowLog"), "{message}");
-    let flow_log = asked(&desired).flow_log;
-    assert_eq!((flow_log.counters, flow_log.sample_one_in), (true, 10));
 }
 
 const FAILOVER: &str = "locality: {failover: [{from: cn-a, to: [cn-b, cn-c/9]}, {from: cn-a/2, to: [cn-a/1, cn-a]}, {from: cn-b, to: [cn-a]}]}";

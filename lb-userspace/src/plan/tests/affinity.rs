@@ -1,4 +1,4 @@
-//! Session affinity in descriptors.
+//! What descriptors say of clients: session affinity, and how many flows each may begin.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,4 +50,22 @@ fn source_ranges_and_affinity_leave_each_other_alone() {
     target.services.get_mut(&service(0)).unwrap().sources = None;
     agent.settle(&target);
     assert_eq!(clients(&agent), ClientWord::new(false, ClientWord::MAX_STAY));
+}
+
+#[test]
+fn a_limit_of_new_flows_is_an_interval_and_leaves_the_rest_alone() {
+    let mut agent = Agent::new(LIMITS);
+    let mut target = target(&[(0, &[1, 2])]);
+    target.services.get_mut(&service(0)).unwrap().affinity = Some(Duration::from_secs(60));
+    agent.settle(&target);
+    for (limit, interval) in [(1, 1_000_000_000), (1000, 1_000_000), (100_000_000, 10)] {
+        target.services.get_mut(&service(0)).unwrap().new_flow_limit = Some(limit);
+        assert_eq!(agent.run(&target).steps.len(), 1, "{limit} a second");
+        assert_eq!(clients(&agent), ClientWord::new(false, 224).with_interval(interval));
+    }
+    agent.restart();
+    assert_eq!(agent.run(&target).steps, [], "the next agent finds it");
+    target.services.get_mut(&service(0)).unwrap().new_flow_limit = None;
+    agent.run(&target);
+    assert_eq!(clients(&agent), ClientWord::new(false, 224));
 }

@@ -104,7 +104,8 @@ pub struct LoadBalancingPolicySpec {
     /// What is noted of each connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flow_log: Option<FlowLog>,
-    /// How many new connections a second each gateway takes for a Service; unset: any number.
+    /// How many new connections a second each gateway takes from one client (an IPv4 address, or an IPv6 /64) for each
+    /// port of a Service; so many may come at once. Unset: any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000_000))]
     pub new_flow_limit: Option<u32>,
