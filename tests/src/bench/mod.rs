@@ -1,8 +1,8 @@
 //! What `cargo xtask bench [NAME…]` measures.
 //!
-//! `figures/` has how fast Kanmon is, beside its goals. Two more are subcommands with files of their own. `failover.rs` is Kanmon beside what does the same work, on
-//! story S1's network: contenders (`contender/`) take turns in the same gateway namespace. `syn_copy.rs` is the packet
-//! program beside itself, by test runs in the kernel.
+//! `figures/` has how fast Kanmon is, beside its goals. Two more are subcommands with files of their own. `failover.rs`
+//! is Kanmon beside what does the same work, on story S1's network: contenders (`contender/`) take turns in the same
+//! gateway namespace. `syn_copy.rs` is the packet program beside itself, by test runs in the kernel.
 
 mod contender;
 mod failover;

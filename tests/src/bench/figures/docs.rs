@@ -234,9 +234,7 @@ mod tests {
     #[test]
     fn a_row_has_the_baseline_and_a_dash_where_there_is_none() {
         let text = tables(&example());
-        let row = |start: &str| {
-            text.lines().filter(|line| line.trim().starts_with(start)).nth(0).unwrap().to_owned()
-        };
+        let row = |start: &str| text.lines().find(|line| line.trim().starts_with(start)).unwrap().to_owned();
         assert!(row("4096").contains("30.0 (29.0–31.0)") && row("4096").contains("0.75"), "{text}");
         assert!(text.contains("missed: packet/nat-request/4096 <= 0.6, is 0.75"), "{text}");
         assert!(text.contains("1 met, 1 missed"), "{text}");

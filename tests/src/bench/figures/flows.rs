@@ -63,7 +63,7 @@ impl Net {
         match self {
             Net::V4 | Net::Vlan => (Ipv4Addr::from_bits(0xc612_0000 + n / 8), port).into(),
             Net::V6 => {
-                let [high, low] = [(n / 8 >> 16) as u16, (n / 8) as u16];
+                let [high, low] = [(n >> 19) as u16, (n >> 3) as u16];
                 (Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, high, low), port).into()
             }
         }

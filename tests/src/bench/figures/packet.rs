@@ -70,8 +70,11 @@ fn cases(net: Net) -> Vec<Case> {
     }
 }
 
+/// The first frame of the n-th client's flow.
+type FirstFrame = fn(Net, u32) -> Vec<u8>;
+
 /// Kinds of packets that begin flows.
-const NEW: [(&str, fn(Net, u32) -> Vec<u8>); 2] =
+const NEW: [(&str, FirstFrame); 2] =
     [("new-tcp", |net, n| net.syn(n)), ("new-udp", |net, n| net.datagram(n))];
 
 /// Measures all cases, and adds them to the report.
@@ -181,7 +184,7 @@ impl Bench<'_> {
     fn new_flows(
         &mut self,
         case: &'static str,
-        frame: fn(Net, u32) -> Vec<u8>,
+        frame: FirstFrame,
         flows: u32,
         sender: &Callee,
     ) -> Result<()> {
