@@ -103,7 +103,7 @@ fn packet<F: Family, const L3: usize, const L4: usize>(frame: &Frame) -> Option<
 fn open<F: Family>(key: &Tuple<F::Address>, snat: F::Address) -> Option<Flow> {
     let hash = F::hash(key);
     let settings = SETTINGS.get(0)?;
-    let backend_index = F::first_backend(settings) + ((hash >> 16) * settings.backends >> 16);
+    let backend_index = F::first_backend(settings) + (((hash >> 16) * settings.backends) >> 16);
     let backend = BACKENDS.get(backend_index)?;
     let client = Client { address: key.source, vip: key.destination, ports: key.ports.rotate_left(16) };
     for attempt in 0..TRIES {
