@@ -1,6 +1,7 @@
 //! Building: the eBPF object, then the host's crates that embed it.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -22,17 +23,29 @@ const TARGET: &str = "bpfel-unknown-none";
 /// # Errors
 /// The build fails, or the object can't be copied.
 pub(crate) fn ebpf(route: Route) -> Result<()> {
+    object(route, "lb-ebpf", "kanmon-ebpf", &workspace::ebpf_object())
+}
+
+/// Builds what the benchmarks compare the packet program to: `target/ebpf/baseline-lru.o`.
+///
+/// # Errors
+/// As [`ebpf`].
+pub(crate) fn ebpf_baseline(route: Route) -> Result<()> {
+    object(route, "baseline-lru", "baseline-lru", &workspace::ebpf_object().with_file_name("baseline-lru.o"))
+}
+
+/// Builds a program of a package for the kernel, and replaces `object` where it changed.
+fn object(route: Route, package: &str, program: &str, object: &Path) -> Result<()> {
     let target_dir = workspace::root().join("target/ebpf-build");
     let mut cargo = ebpf_cargo(route)?;
-    cargo.args(["build", "--release", "--package", "lb-ebpf", "--bin", "kanmon-ebpf"]);
+    cargo.args(["build", "--release", "--package", package, "--bin", program]);
     cargo.args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"]).arg(&target_dir);
     cargo.env("RUSTFLAGS", rustflags(&linker::path(route).display().to_string()));
-    run(&mut cargo, "the build of lb-ebpf for the kernel")?;
+    run(&mut cargo, &format!("the build of {package} for the kernel"))?;
 
-    let built = target_dir.join(TARGET).join("release/kanmon-ebpf");
-    let object = workspace::ebpf_object();
+    let built = target_dir.join(TARGET).join("release").join(program);
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
-    if fs::read(&object).is_ok_and(|old| old == bytes) {
+    if fs::read(object).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
     if let Some(directory) = object.parent() {
@@ -41,7 +54,7 @@ pub(crate) fn ebpf(route: Route) -> Result<()> {
     // Renamed into place: a build of the agent at the same time reads the old object or the new.
     let fresh = object.with_extension("o.new");
     fs::write(&fresh, &bytes).with_context(|| format!("write {}", fresh.display()))?;
-    fs::rename(&fresh, &object).with_context(|| format!("replace {}", object.display()))
+    fs::rename(&fresh, object).with_context(|| format!("replace {}", object.display()))
 }
 
 /// Builds the agent, the demo and everything else that runs on the host.
@@ -52,7 +65,7 @@ pub(crate) fn host() -> Result<()> {
     run(workspace::cargo().args(["build", "--release"]), "the build of the host's crates")
 }
 
-/// Runs clippy over lb-ebpf, for the target it is written for.
+/// Runs clippy over lb-ebpf and the benchmarks' program, for the target they are written for.
 ///
 /// # Errors
 /// Clippy has something to say.
@@ -69,12 +82,13 @@ pub(crate) fn ebpf_clippy(route: Route) -> Result<()> {
             cargo.env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
         }
     }
-    cargo.args(["--release", "--package", "lb-ebpf", "--target", TARGET, "-Z", "build-std=core"]);
+    cargo.args(["--release", "--package", "lb-ebpf", "--package", "baseline-lru"]);
+    cargo.args(["--target", TARGET, "-Z", "build-std=core"]);
     cargo.arg("--target-dir").arg(&target_dir).env("RUSTFLAGS", "-C target-cpu=v3");
     if route == Route::Rustup {
         cargo.args(["--", "-D", "warnings"]);
     }
-    run(&mut cargo, "clippy of lb-ebpf")
+    run(&mut cargo, "clippy of what runs in the kernel")
 }
 
 /// Runs a command of the build, its output shown as it comes.

@@ -60,14 +60,20 @@ pub(crate) fn everything(need: Need) -> Result<()> {
     build::host()
 }
 
-/// Gets what `need` takes and is missing, and builds the eBPF object, which everything else embeds.
+/// Gets what `need` takes and is missing, and builds the eBPF object, which everything else embeds; for
+/// benchmarks also what it is compared to.
 ///
 /// # Errors
 /// There is no way to root, a tool can't be had, or the build fails.
 pub(crate) fn packet_program(need: Need) -> Result<()> {
     // Minutes of building come first: sudo's refusal should not wait for their end.
     Privilege::detect().prepare("what is to run after the build")?;
-    build::ebpf(setup::ensure(need)?)
+    let route = setup::ensure(need)?;
+    build::ebpf(route)?;
+    if need == Need::Bench {
+        build::ebpf_baseline(route)?;
+    }
+    Ok(())
 }
 
 /// Replaces this process, so that signals and the exit code go straight through.

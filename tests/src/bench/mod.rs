@@ -1,11 +1,12 @@
-//! What `cargo xtask bench NAME` measures.
+//! What `cargo xtask bench [NAME…]` measures.
 //!
-//! A benchmark is a subcommand with a file of its own. `failover.rs` is Kanmon beside what does the same work, on
-//! story S1's network: contenders (`contender/`) take turns in the same gateway namespace. `syn_copy.rs` is the packet
-//! program beside itself, by test runs in the kernel.
+//! `figures/` has how fast Kanmon is, beside its goals. Two more are subcommands with files of their own. `failover.rs`
+//! is Kanmon beside what does the same work, on story S1's network: contenders (`contender/`) take turns in the same
+//! gateway namespace. `syn_copy.rs` is the packet program beside itself, by test runs in the kernel.
 
 mod contender;
 mod failover;
+mod figures;
 mod plot;
 mod progress;
 mod report;
@@ -17,10 +18,12 @@ use anyhow::Result;
 
 /// Measures Kanmon: beside what does the same work, in network namespaces, and beside itself.
 #[derive(Debug, clap::Parser)]
-#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench", args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
-    bench: Bench,
+    bench: Option<Bench>,
+    #[command(flatten)]
+    figures: figures::Args,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -37,8 +40,9 @@ enum Bench {
 /// When the network or a contender cannot be started, the client itself fails, or a file cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     match &args.bench {
-        Bench::Failover(args) => failover::run(args),
-        Bench::SynCopy(args) => syn_copy::run(args),
+        Some(Bench::Failover(args)) => failover::run(args),
+        Some(Bench::SynCopy(args)) => syn_copy::run(args),
+        None => figures::run(&args.figures),
     }
 }
 
@@ -52,10 +56,12 @@ mod tests {
     fn a_benchmark_is_named_and_takes_its_files() {
         let named = |args: &[&str]| Args::parse_from(args).bench;
         let failover = named(&["bench", "failover", "--json", "f.json", "--plot", "f.svg"]);
-        assert!(matches!(failover, Bench::Failover(_)));
-        assert!(matches!(named(&["bench", "syn-copy", "--json", "f.json"]), Bench::SynCopy(_)));
-        assert!(Args::try_parse_from(["bench"]).is_err());
+        assert!(matches!(failover, Some(Bench::Failover(_))));
+        assert!(matches!(named(&["bench", "syn-copy", "--json", "f.json"]), Some(Bench::SynCopy(_))));
+        assert!(named(&["bench", "packet", "--quick", "--json", "f.json"]).is_none());
+        assert!(named(&["bench"]).is_none());
         assert!(Args::try_parse_from(["bench", "failovre"]).is_err());
         assert!(Args::try_parse_from(["bench", "failover", "--rounds", "0"]).is_err());
+        assert!(Args::try_parse_from(["bench", "packet", "--peer", "/a/pin"]).is_err());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Nothing is attached or pinned: everything goes with the process. [`KernelProgram`] is the loaded program,
 //! [`KernelTables`] its arrays mapped into memory, [`Runner`] runs it on one frame at a time, and every thread
-//! has a runner of its own. [`Stream`] sends many frames through it at once, to see how long they take.
+//! has a runner of its own. [`Stream`] sends many frames through it at once, to see how long they take; a `Tape` does so
+//! with frames of any kind and order, and in front of any program.
 
 mod instructions;
 mod memory;
@@ -10,6 +11,7 @@ mod mirror;
 mod program;
 mod runner;
 mod stream;
+mod tape;
 
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -19,9 +21,11 @@ use nix::{
 pub(crate) use instructions::load_xdp;
 pub use memory::{KernelTables, MappedArray, MappedCells};
 pub use mirror::mirror_element;
+pub(crate) use program::verified_instructions;
 pub use program::{Clock, KernelProgram};
 pub use runner::{MAX_HEAD_ROOM, Outcome, Runner, XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 pub use stream::Stream;
+pub(crate) use tape::{Callee, Player, Tape};
 
 /// Keeps the calling thread on one CPU: what the program counts per CPU then lands in one place, and two
 /// threads on two CPUs really run at once.

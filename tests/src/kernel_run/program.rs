@@ -77,7 +77,7 @@ pub struct KernelProgram {
     events: RingBuf<MapData>,
     maps: Vec<(String, MapInfo)>,
     /// Keeps the programs.
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
 }
 
 impl KernelProgram {
@@ -128,7 +128,7 @@ impl KernelProgram {
             egress: take(&mut ebpf, "EGRESS")?,
             events: take(&mut ebpf, "EVENTS")?,
             maps,
-            _ebpf: ebpf,
+            ebpf,
         };
         program.install_called_programs()?;
         Ok(program)
@@ -142,6 +142,11 @@ impl KernelProgram {
         self.entry.as_fd().try_clone_to_owned().map(Runner::new)
     }
 
+    /// The entry program.
+    pub(crate) fn entry(&self) -> BorrowedFd<'_> {
+        self.entry.as_fd()
+    }
+
     /// The array `PROGRAMS`.
     pub(super) fn programs(&self) -> BorrowedFd<'_> {
         self.programs_fd.as_fd()
@@ -150,6 +155,11 @@ impl KernelProgram {
     /// Where the entry program is in it.
     pub(super) fn entry_index(&self) -> i32 {
         self.called.len() as i32
+    }
+
+    /// How many instructions the verifier went through, of each program.
+    pub(crate) fn verified_instructions(&self) -> Vec<(String, u32)> {
+        verified_instructions(&self.ebpf)
     }
 
     /// What the kernel says about each map that the program declares, in the order of their names.
@@ -223,6 +233,16 @@ fn found(result: Result<u32, MapError>) -> Result<bool> {
         Err(MapError::KeyNotFound) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// How many instructions the verifier went through, of each loaded program of an object.
+pub(crate) fn verified_instructions(ebpf: &Ebpf) -> Vec<(String, u32)> {
+    let counted = ebpf.programs().filter_map(|(name, program)| {
+        Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+    });
+    let mut counted: Vec<_> = counted.collect();
+    counted.sort();
+    counted
 }
 
 fn load(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd> {

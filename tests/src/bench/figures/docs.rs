@@ -1,0 +1,262 @@
+//! What was measured, for people: tables on the terminal, and docs/benchmarks.md with pictures.
+
+mod picture;
+
+use std::{fmt::Write as _, path::Path};
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{
+    contender::{BASELINE, KANMON, PEER},
+    report::{Cost, Goal, Report, Timing},
+};
+use crate::output::write_for_caller;
+
+const PICTURE: &str = "benchmarks-packet.svg";
+
+/// Tables for the terminal.
+pub(super) fn tables(report: &Report) -> String {
+    let mut text = String::new();
+    for (title, table) in sections(report) {
+        let _ = write!(text, "\n{title}\n\n{}\n", table.trim_fmt());
+    }
+    let goals = |met| report.goals.iter().filter(|goal| goal.met == met).count();
+    let (met, missed, unknown) = (goals(Some(true)), goals(Some(false)), goals(None));
+    let _ = write!(text, "\nGoals: {met} met, {missed} missed, {unknown} not measured.");
+    for goal in report.goals.iter().filter(|goal| goal.met == Some(false)) {
+        let _ = write!(text, "\n  missed: {}", said(goal));
+    }
+    text
+}
+
+/// Writes the page and its pictures.
+pub(super) fn write(report: &Report, directory: &Path) -> Result<()> {
+    let page = directory.join("benchmarks.md");
+    if !report.packet.is_empty() {
+        write_for_caller(&directory.join(PICTURE), &picture::draw(&report.packet)?)?;
+    }
+    write_for_caller(&page, &markdown(report)).with_context(|| format!("cannot write {}", page.display()))
+}
+
+fn sections(report: &Report) -> Vec<(String, Table)> {
+    let mut sections = Vec::new();
+    let mut cases: Vec<&str> = Vec::new();
+    for cost in &report.packet {
+        if !cases.contains(&cost.case) {
+            cases.push(cost.case);
+        }
+    }
+    for case in cases {
+        sections.push((format!("{case}, ns a packet"), costs(report, case)));
+    }
+    if !report.programs.is_empty() {
+        sections.push(("Programs".into(), programs(report)));
+    }
+    if !report.ring.is_empty() {
+        sections.push(("Rings".into(), rings(&report.ring)));
+    }
+    sections
+}
+
+fn costs(report: &Report, case: &str) -> Table {
+    let mut table = table(&["flows", "order", KANMON, BASELINE, PEER, "to baseline", "to peer", "writing"]);
+    let own = report.packet.iter().filter(|cost| cost.case == case && cost.program == KANMON);
+    for cost in own {
+        let other = |program: &str| {
+            let same = |other: &&Cost| {
+                (other.case, other.flows, other.order, other.program)
+                    == (case, cost.flows, cost.order, program)
+            };
+            report.packet.iter().find(same)
+        };
+        let told = |cost: Option<&Cost>| cost.map_or_else(|| "–".to_owned(), |cost| cost.ns.to_string());
+        let ratio = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));
+        let peer = other(PEER);
+        table.add_row([
+            cost.flows.to_string(),
+            cost.order.to_owned(),
+            cost.ns.to_string(),
+            told(other(BASELINE)),
+            told(peer),
+            ratio(cost.to_baseline),
+            ratio(peer.map(|peer| cost.ns.median / peer.ns.median)),
+            format!("{:.1}", cost.writing_ns.median),
+        ]);
+    }
+    table
+}
+
+fn programs(report: &Report) -> Table {
+    let mut table = table(&["program", "instructions verified", "bytes a flow"]);
+    for program in &report.programs {
+        let parts: Vec<String> =
+            program.verified_instructions.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        let bytes = program.bytes_per_flow.map_or_else(|| "–".to_owned(), |bytes| bytes.to_string());
+        table.add_row([program.name.to_owned(), parts.join(", "), bytes]);
+    }
+    table
+}
+
+fn rings(timings: &[Timing]) -> Table {
+    let mut table = table(&["what", "slots", "services", "backends", "ms", "disruption"]);
+    for timing in timings {
+        table.add_row([
+            timing.what.clone(),
+            timing.slots.to_string(),
+            timing.services.to_string(),
+            timing.backends.to_string(),
+            format!("{:.2} ({:.2}–{:.2})", timing.ms.median, timing.ms.min, timing.ms.max),
+            timing.disruption.map_or_else(|| "–".to_owned(), |value| format!("{value:.4}")),
+        ]);
+    }
+    table
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header);
+    for column in 1..header.len() {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn markdown(report: &Report) -> String {
+    let machine = &report.machine;
+    let mut page = String::from(INTRODUCTION);
+    let _ = writeln!(
+        page,
+        "{}, {} CPUs, last cache {}, Linux {}; all that is timed was pinned to CPU {}. The load in the minute before \
+         was {}. The run took {:.0} s.",
+        machine.cpu,
+        machine.cpus,
+        machine.last_cache.as_deref().unwrap_or("unknown"),
+        machine.kernel,
+        machine.pinned_to,
+        machine.load_before.map_or_else(|| "unknown".to_owned(), |load| load.to_string()),
+        report.seconds
+    );
+    if !report.packet.is_empty() {
+        let _ = writeln!(page, "\n![What a packet costs, by kind and number of flows]({PICTURE})");
+    }
+    for (title, mut table) in sections(report) {
+        table.load_style(presets::ASCII_MARKDOWN);
+        let _ = write!(page, "\n## {title}\n\n{table}\n");
+    }
+    page.push_str("\n## Goals\n\n");
+    for goal in &report.goals {
+        let mark = match goal.met {
+            Some(true) => "met",
+            Some(false) => "**missed**",
+            None => "not measured in this run",
+        };
+        let _ = writeln!(page, "- {}: {mark}", said(goal));
+    }
+    page
+}
+
+fn said(goal: &Goal) -> String {
+    let value = goal.value.map_or_else(String::new, |value| format!(", is {value}"));
+    format!("{} {} {}{value}", goal.name, goal.op, goal.goal)
+}
+
+const INTRODUCTION: &str = "# Benchmarks
+
+<!-- Written by `cargo xtask bench`; changes are lost. -->
+
+Every figure stands beside something that was measured in the same run: absolute times drift with the machine, ratios
+hold. `median (least–most)` is over the rounds of the run.
+
+**Packets.** The kernel runs the packet program on frames from memory (`BPF_PROG_TEST_RUN`). A small program writes
+each frame anew, of as many flows as the table says, and calls the program under test; what the same writer takes in
+front of a program that only sends is subtracted (column *writing*). Where a program changes a frame's length, undoing
+that counts as its own. In *random* order each flow comes once, shuffled, and then all again; *zipf* follows Zipf's law.
+`baseline-lru` does the same NAT the usual way, with the kernel's `LRU_HASH` and `HASH`, and leaves out TCP states,
+timeouts and counters (`benches/baseline-lru`). New flows: half as many as the tables are made for, one after the other,
+into empty tables; `1` means the smallest tables, for 1,024. *bytes a flow* is all maps' memory divided by the flows
+they are made for.
+
+**Rings.** *build*: a Maglev ring over backends of one weight, *build weighted* of five; *disruption* is the share of
+slots that move without need when one backend goes. *change*: an endpoint goes or comes back while the services of the
+table are loaded, from the new target to the last write that packets see; *load all* is the first plan of all of them.
+
+Another XDP program is measured beside these by `--peer PINNED_PROGRAM --peer-packets [CASE=]FILE.pcap`.
+
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::figures::{counters::Counts, goals, machine::Machine, report::Range};
+
+    pub(super) fn example() -> Report {
+        let cost = |case, program, flows, median| Cost {
+            case,
+            flows,
+            order: "random",
+            program,
+            ns: Range { min: median - 1.0, median, max: median + 1.0 },
+            writing_ns: Range::default(),
+            counts: Counts::default(),
+            to_baseline: Some(median / 40.0),
+        };
+        let mut report = Report {
+            machine: Machine {
+                cpu: "a <CPU>".into(),
+                cpus: 2,
+                kernel: "6.18.0".into(),
+                pinned_to: 0,
+                load_before: None,
+                last_cache: None,
+            },
+            quick: true,
+            seconds: 3.0,
+            packet: vec![
+                cost("nat-request", KANMON, 1, 20.0),
+                cost("nat-request", BASELINE, 1, 40.0),
+                cost("nat-request", KANMON, 4096, 30.0),
+                cost("nat-request", BASELINE, 4096, 40.0),
+                cost("refused", KANMON, 1, 90.0),
+                cost("refused", KANMON, 4096, 95.0),
+            ],
+            programs: Vec::new(),
+            ring: Vec::new(),
+            goals: Vec::new(),
+        };
+        report.goals = goals::judge(&report);
+        report
+    }
+
+    #[test]
+    fn a_row_has_the_baseline_and_a_dash_where_there_is_none() {
+        let text = tables(&example());
+        let row = |start: &str| text.lines().find(|line| line.trim().starts_with(start)).unwrap().to_owned();
+        assert!(row("4096").contains("30.0 (29.0–31.0)") && row("4096").contains("0.75"), "{text}");
+        assert!(text.contains("missed: packet/nat-request/4096 <= 0.6, is 0.75"), "{text}");
+        assert!(text.contains("1 met, 1 missed"), "{text}");
+        let page = markdown(&example());
+        assert!(page.contains("| 4096"), "{page}");
+        assert!(page.contains("packet/nat-request/1048576/peer <= 0.55: not measured in this run"), "{page}");
+    }
+
+    #[test]
+    fn the_picture_has_a_panel_a_case() {
+        let svg = picture::draw(&example().packet).unwrap();
+        let picture = roxmltree::Document::parse(&svg).unwrap();
+        let texts: Vec<&str> = picture
+            .descendants()
+            .filter(|node| node.is_text())
+            .filter_map(|node| node.text())
+            .map(str::trim)
+            .filter(|text| !text.is_empty())
+            .collect();
+        for case in ["nat-request", "refused"] {
+            assert_eq!(texts.iter().filter(|text| **text == case).count(), 1, "{texts:?}");
+        }
+        assert!(texts.contains(&"1M") && texts.contains(&KANMON), "{texts:?}");
+    }
+}

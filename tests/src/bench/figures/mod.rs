@@ -1,0 +1,82 @@
+//! `bench [NAME…]`: how fast Kanmon is, as ratios to what was measured in the same run, beside the goals.
+
+mod baseline;
+mod contender;
+mod counters;
+mod docs;
+mod flows;
+mod goals;
+mod machine;
+mod packet;
+mod report;
+mod ring;
+mod visits;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::Result;
+
+use self::report::Report;
+use crate::output::write_for_caller;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Figure {
+    /// What a packet costs the packet program, by kind and number of flows.
+    Packet,
+    /// How long rings take to build, and a changed endpoint to reach the maps.
+    Ring,
+}
+
+/// The arguments of `bench [NAME…]`.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// What to measure; everything where nothing is named.
+    #[arg(value_name = "NAME", value_enum)]
+    names: Vec<Figure>,
+    /// Write what was measured as JSON to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Fewer flows and repeats: two minutes at most. Writes no documentation.
+    #[arg(long)]
+    quick: bool,
+    /// Write benchmarks.md and its pictures to this directory.
+    #[arg(long, value_name = "DIR", default_value_os_t = documentation())]
+    docs: PathBuf,
+    /// Measure this pinned XDP program too, with frames from --peer-packets.
+    #[arg(long, value_name = "PINNED_PROGRAM", requires = "peer_packets")]
+    peer: Option<PathBuf>,
+    /// What the peer is to be measured with, as CASE=FILE.pcap: frames of one length, each of another flow. A file
+    /// without a case stands for nat-request.
+    #[arg(long, value_name = "[CASE=]FILE.pcap", requires = "peer")]
+    peer_packets: Vec<String>,
+}
+
+/// Where this workspace has its documentation.
+fn documentation() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs")
+}
+
+/// Measures, prints tables, and writes the files.
+pub(super) fn run(args: &Args) -> Result<()> {
+    let begun = Instant::now();
+    let chosen = |figure| args.names.is_empty() || args.names.contains(&figure);
+    let mut report = Report::new(args.quick)?;
+    if chosen(Figure::Packet) {
+        packet::measure(args, &mut report)?;
+    }
+    if chosen(Figure::Ring) {
+        report.ring = ring::measure(args.quick)?;
+    }
+    report.seconds = begun.elapsed().as_secs_f64().round();
+    report.goals = goals::judge(&report);
+    println!("{}", docs::tables(&report));
+    if let Some(path) = &args.json {
+        write_for_caller(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    if args.quick { Ok(()) } else { docs::write(&report, &args.docs) }
+}
