@@ -24,7 +24,7 @@ const TRACKED: &[Counter] = &[Counter::FragmentTracked];
 const FOLLOWED: &[Counter] = &[Counter::FragmentForwarded];
 
 fn payload(length: usize) -> Vec<u8> {
-    (0..length).map(|byte| (byte * 7 >> 3) as u8).collect()
+    (0..length).map(|byte| ((byte * 7) >> 3) as u8).collect()
 }
 
 fn datagram(net: Net, client: u32, length: usize) -> Frame {

@@ -94,7 +94,7 @@ impl Random {
     /// Below `limit`.
     fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        (u128::from(hash::finish(self.0)) * u128::from(limit) >> 64) as u64
+        ((u128::from(hash::finish(self.0)) * u128::from(limit)) >> 64) as u64
     }
 }
 
@@ -188,7 +188,7 @@ impl World {
         let mut world = Self {
             bed,
             agenda: BinaryHeap::with_capacity(clients.len()),
-            promised: vec![0; 4 * usize::from(BACKENDS) << 16],
+            promised: vec![0; (4 * usize::from(BACKENDS)) << 16],
             random: Random(7),
             tally: Tally::default(),
             goal,
