@@ -63,10 +63,11 @@ impl Seen<'_> {
         self.before.is_some_and(|before| self.counters.get(reason) > before.get(reason))
     }
 
-    /// Flows that don't give way to new ones.
+    /// Flows that don't give way to new ones. Closed ones do, at once.
     fn proven(&self) -> u64 {
+        let stays = |state: FlowState| state.is_live() && !state.gives_way() && state != FlowState::Closed;
         let states = FlowState::ALL.into_iter().zip(self.pass.states);
-        states.filter(|(state, _)| state.is_live() && !state.gives_way()).map(|(_, count)| count).sum()
+        states.filter(|(state, _)| stays(*state)).map(|(_, count)| count).sum()
     }
 }
 
@@ -141,6 +142,7 @@ mod tests {
             (FlowState::Established, 899, false),
             (FlowState::SynAcked, 1000, false),
             (FlowState::UdpReplied, 1000, false),
+            (FlowState::Closed, 1000, false),
             (FlowState::Established, 900, true),
         ] {
             pressure.look(Counters::of(&[]), &pass(state, flows), CAPACITY, now);

@@ -79,7 +79,7 @@ fn whoever_is_let_in_before_and_after_a_change_is_let_in_throughout() {
                 };
                 Some(ranges.is_none_or(in_one))
             };
-            assert_eq!(admitted(&agent), CLIENTS.iter().map(|client| wanted(client)).collect::<Vec<_>>());
+            assert_eq!(admitted(&agent), CLIENTS.iter().map(wanted).collect::<Vec<_>>());
         }
     }
 }
