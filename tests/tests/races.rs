@@ -201,14 +201,20 @@ fn ask_and_answer(
             let port = family.snat_port(frame);
             assert!(family.is_to_backend(frame), "client {client}: a backend of another service");
             observations.push(Observation { family, port, client, start, end: now() });
-            recent[(client % 64) as usize] = Some((family, port));
+            recent[(client % 64) as usize] = Some((family, port, client));
         }
         // The two threads answer different flows: one the newest, the other older ones.
         let back = if cpu == 0 { 0 } else { client.wrapping_mul(29) % 64 };
-        if let Some((family, port)) = recent[((client + 64 - back) % 64) as usize] {
+        if let Some((family, port, asker)) = recent[((client + 64 - back) % 64) as usize] {
             let start = now();
             if let Some(frame) = run(&mut runner, frames.reply(family, port)) {
                 deliveries.push(Delivery { family, port, client: family.client(frame), start, end: now() });
+                // Heard again, a client is proven, and its flow keeps its place.
+                let start = now();
+                if let Some(frame) = run(&mut runner, frames.request(family, asker)) {
+                    let port = family.snat_port(frame);
+                    observations.push(Observation { family, port, client: asker, start, end: now() });
+                }
             }
         }
     }

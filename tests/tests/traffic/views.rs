@@ -75,7 +75,8 @@ fn every_frame_that_is_dropped_is_counted_by_its_reason() {
         }
         packet
     };
-    for (from, vip) in ["198.51.100.78", "2001:db8:c::78"].into_iter().zip(VIP.both()) {
+    // A client that is there: of what is refused to another, the router would tell the VIP that it can't be delivered.
+    for (from, vip) in ["198.51.100.25", "2001:db8:c::25"].into_iter().zip(VIP.both()) {
         let from = SocketAddr::new(from.parse().unwrap(), 7200);
         let at = |port| SocketAddr::new(vip, port);
         send(tcp(from, at(81), (1, 0, SYN), b""), 2);
