@@ -81,7 +81,11 @@ fn every_frame_that_is_dropped_is_counted_by_its_reason() {
         let at = |port| SocketAddr::new(vip, port);
         send(tcp(from, at(81), (1, 0, SYN), b""), 2);
         send(udp(from, at(54), b"closed"), 1);
-        send(icmp_echo(from.ip(), vip), 4);
+        // An echo reply: the VIP has asked nobody.
+        let mut reply = icmp_echo(from.ip(), vip);
+        let (offset, kind) = if vip.is_ipv4() { (20, 0) } else { (40, 129) };
+        reply[offset] = kind;
+        send(reply, 4);
         send(fragment(&udp(from, at(ECHO_PORT), b"a part of something larger")), 5);
         send(tcp(from, at(HTTP_PORT), (1, 1, ACK), b"no flow"), 3);
         send(tcp(from, at(HTTP_PORT), (1, 1, RST), b""), 2);
