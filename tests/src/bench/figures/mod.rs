@@ -1,6 +1,7 @@
 //! `bench [NAME…]`: how fast Kanmon is, as ratios to what was measured in the same run, beside the goals.
 
 mod baseline;
+mod connections;
 mod contender;
 mod counters;
 mod docs;
@@ -11,6 +12,7 @@ mod packet;
 mod report;
 mod ring;
 mod visits;
+mod wire;
 
 use std::{
     path::{Path, PathBuf},
@@ -27,6 +29,10 @@ use crate::output::write_for_caller;
 enum Figure {
     /// What a packet costs the packet program, by kind and number of flows.
     Packet,
+    /// What one CPU forwards, live, beside nftables and routing.
+    Wire,
+    /// New and standing connections through Kanmon, HAProxy and nftables.
+    Connections,
     /// How long rings take to build, and a changed endpoint to reach the maps.
     Ring,
 }
@@ -68,6 +74,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut report = Report::new(args.quick)?;
     if chosen(Figure::Packet) {
         packet::measure(args, &mut report)?;
+    }
+    if chosen(Figure::Wire) {
+        wire::measure(args.quick, &mut report)?;
+    }
+    if chosen(Figure::Connections) {
+        connections::measure(args.quick, &mut report)?;
     }
     if chosen(Figure::Ring) {
         report.ring = ring::measure(args.quick)?;
