@@ -251,11 +251,11 @@ they are made for.
 **On the wire.** A generator sends frames of established connections into a veth whose other end is a contender's, in
 a network namespace of its own; the contender sends them back, and a program at the near end counts and drops them.
 All of it runs on one CPU, one after the other: *ns a frame* is that CPU's time for each frame that arrived, *by the
-wall* what a clock says, with whatever else ran there, and with what the kernel waits around each run; on kernels with
-`CONFIG_IRQ_TIME_ACCOUNTING`, whose threads' time lacks what is received, only that one holds. `generator` has the
-counting program in the contender's place: what generator, one way and counting take. `xdp-tx` only sends back;
-`nftables` does DNAT and masquerade by rules, with a flow table where the kernel has these; `routing` forwards to the
-VIP untranslated. The ends of rules and routing have an XDP program that passes everything.
+wall* what a clock says, with whatever else ran there; on kernels with `CONFIG_IRQ_TIME_ACCOUNTING`, whose threads'
+time lacks what is received, only that one holds. `generator` has the counting program in the contender's place: what
+generator, one way and counting take. `xdp-tx` only sends back; `nftables` does DNAT and masquerade by rules, with a
+flow table where the kernel has these; `routing` forwards to the VIP untranslated. The ends of rules and routing have
+an XDP program that passes everything.
 
 **Connections.** A client, a gateway and six pods in namespaces of one machine, whose CPUs all share. *new*: connections
 with one request each, 64 at a time, closed by the server; *keep-alive*: requests over 64 connections that stand; *bulk*:
