@@ -47,12 +47,13 @@ pub(super) struct Args {
     /// Write what was measured as JSON to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Fewer flows and repeats: two minutes at most. Writes no documentation.
+    /// Fewer flows and repeats: two minutes at most.
     #[arg(long)]
     quick: bool,
-    /// Write benchmarks.md and its pictures to this directory.
-    #[arg(long, value_name = "DIR", default_value_os_t = documentation())]
-    docs: PathBuf,
+    /// Write benchmarks.md and its pictures to this directory; without it, a run of everything that is not quick writes
+    /// them to the workspace's documentation.
+    #[arg(long, value_name = "DIR")]
+    docs: Option<PathBuf>,
     /// Measure this pinned XDP program too, with frames from --peer-packets.
     #[arg(long, value_name = "PINNED_PROGRAM", requires = "peer_packets")]
     peer: Option<PathBuf>,
@@ -90,5 +91,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.json {
         write_for_caller(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
     }
-    if args.quick { Ok(()) } else { docs::write(&report, &args.docs) }
+    // A page of some of the figures would take the place of one that has all.
+    let whole = args.names.is_empty() && !args.quick;
+    match args.docs.clone().or_else(|| whole.then(documentation)) {
+        Some(directory) => docs::write(&report, &directory),
+        None => Ok(()),
+    }
 }

@@ -13,7 +13,7 @@
 //! Time is the processor's, of this thread and of the kernel's own on that CPU: others that run there count only by what
 //! they leave in the caches. A kernel that accounts interrupts apart from threads (`CONFIG_IRQ_TIME_ACCOUNTING`) would
 //! leave most of a frame's work out; there the wall's time, which is reported too, is the one to read. The kernel
-//! waits around each run, until nobody uses what it had patched in before: what a run of two frames takes is subtracted.
+//! waits around each run, until nobody uses what it had patched in before: what a run of two frames takes at least is subtracted.
 
 mod lane;
 
@@ -56,7 +56,8 @@ const ON_THEIR_WAY: Duration = Duration::from_millis(20);
 #[derive(Default)]
 struct Samples {
     ns: Vec<f64>,
-    wall_ns: Vec<f64>,
+    /// How long a round took by the wall, and how many frames arrived in it.
+    wall: Vec<(Duration, u64)>,
     lost: f64,
 }
 
@@ -96,6 +97,7 @@ fn with_flows(plan: &Plan, flows: u32, lanes: &mut [Lane]) -> Result<Vec<Passage
     let players = lanes.iter().map(|lane| tape.generator(lane.interface()));
     let players = players.collect::<Result<Vec<_>>>()?;
     let helper = Helper::find()?;
+    let mut waiting = Duration::MAX;
     let mut samples: Vec<Samples> = lanes.iter().map(|_| Samples::default()).collect();
     for round in 0..=plan.rounds {
         for ((lane, player), samples) in lanes.iter().zip(&players).zip(&mut samples) {
@@ -104,23 +106,23 @@ fn with_flows(plan: &Plan, flows: u32, lanes: &mut [Lane]) -> Result<Vec<Passage
             }
             let begun = Instant::now();
             player.send(2)?;
-            let waiting = begun.elapsed();
+            waiting = waiting.min(begun.elapsed());
             tape.rewind();
             let (before, ran, begun) = (settled(lane), helper.processor_time()?, Instant::now());
             player.send(plan.frames)?;
-            let took = begun.elapsed().saturating_sub(waiting);
+            let took = begun.elapsed();
             let ran = helper.processor_time()? - ran;
             let arrived = settled(lane).saturating_sub(before);
             ensure!(arrived > u64::from(plan.frames / 2), "{}: {arrived} frames arrived", lane.way.name());
             lane.check_last()?;
             if round > 0 {
                 samples.ns.push(ran as f64 / arrived as f64);
-                samples.wall_ns.push(took.as_nanos() as f64 / arrived as f64);
+                samples.wall.push((took, arrived));
                 samples.lost = samples.lost.max(1.0 - arrived as f64 / f64::from(plan.frames));
             }
         }
     }
-    Ok(lanes.iter().zip(samples).map(|(lane, samples)| row(lane, flows, &samples)).collect())
+    Ok(lanes.iter().zip(samples).map(|(lane, samples)| row(lane, flows, &samples, waiting)).collect())
 }
 
 /// What has arrived, once nothing more does.
@@ -162,15 +164,18 @@ impl Helper {
     }
 }
 
-fn row(lane: &Lane, flows: u32, samples: &Samples) -> Passage {
+fn row(lane: &Lane, flows: u32, samples: &Samples, waiting: Duration) -> Passage {
     let measured = !samples.ns.is_empty();
+    let wall = samples.wall.iter();
+    let wall = wall.map(|(took, arrived)| took.saturating_sub(waiting).as_nanos() as f64 / *arrived as f64);
+    let wall: Vec<f64> = wall.collect();
     let rates: Vec<f64> = samples.ns.iter().map(|ns| (1e9 / ns).round()).collect();
     Passage {
         contender: lane.way.name(),
         flows,
         ns: measured.then(|| Range::of(&samples.ns)),
         packets_per_second: measured.then(|| Range::of(&rates)),
-        wall_ns: measured.then(|| Range::of(&samples.wall_ns)),
+        wall_ns: measured.then(|| Range::of(&wall)),
         lost: measured.then_some((samples.lost * 10_000.0).round() / 10_000.0),
         lack: lane.lack(flows),
     }
