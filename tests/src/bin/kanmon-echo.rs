@@ -1,6 +1,7 @@
 //! A pod's server: HTTP/1.1 and UDP on one port, over IPv4 and IPv6, that says which pod it is.
 //!
-//! `GET /` answers a line `pod=NAME cluster=NAME client=ADDRESS`, `GET /healthz` answers `ok`. A datagram is
+//! `GET /` answers a line `pod=NAME cluster=NAME client=ADDRESS`, `GET /healthz` answers `ok`, `GET /bytes/COUNT` so many
+//! zeroes. A datagram is
 //! answered by the same line and, behind it, what the datagram held.
 //!
 //! SIGTERM ends it the way good servers end: for a while ([`Args::drain_delay`]) it takes new connections and
@@ -32,6 +33,8 @@ use tokio::{
 
 /// Longest request head that is read.
 const HEAD_LIMIT: usize = 8192;
+/// Zeroes that are sent at once.
+const ZEROES: usize = 1 << 18;
 
 /// An HTTP and UDP server that says which pod it is.
 #[derive(Parser)]
@@ -195,6 +198,10 @@ async fn serve(mut stream: TcpStream, answer: String) -> Result<()> {
             continue;
         };
         received.drain(..request.len);
+        if let Some(count) = request.path.strip_prefix("/bytes/").and_then(|count| count.parse().ok()) {
+            send_zeroes(&mut stream, count).await?;
+            continue;
+        }
         let (status, body) = match request.path.as_str() {
             "/" => ("200 OK", answer.as_str()),
             "/healthz" => ("200 OK", "ok\n"),
@@ -210,6 +217,20 @@ async fn serve(mut stream: TcpStream, answer: String) -> Result<()> {
             return Ok(stream.shutdown().await?);
         }
     }
+}
+
+/// Answers with a body of so many zeroes.
+async fn send_zeroes(stream: &mut TcpStream, count: usize) -> Result<()> {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {count}\r\nConnection: keep-alive\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    let zeroes = vec![0; ZEROES];
+    let mut left = count;
+    while left > 0 {
+        let piece = left.min(ZEROES);
+        stream.write_all(&zeroes[..piece]).await?;
+        left -= piece;
+    }
+    Ok(())
 }
 
 struct Request {

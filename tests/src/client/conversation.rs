@@ -48,6 +48,32 @@ impl Conversation {
         }
     }
 
+    /// Asks for a body of so many bytes, and reads it.
+    pub(super) async fn fetch(&mut self, bytes: usize) -> Result<(), Failure> {
+        let request = format!("GET /bytes/{bytes} HTTP/1.1\r\nHost: httpbin.demo\r\n\r\n");
+        self.stream.write_all(request.as_bytes()).await?;
+        let mut piece = vec![0; 1 << 18];
+        let mut head = Vec::new();
+        let mut left = loop {
+            let len = self.stream.read(&mut piece).await?;
+            head.extend_from_slice(&piece[..len]);
+            if let Some(end) = head.windows(4).position(|four| four == b"\r\n\r\n") {
+                let body = head.len() - end - 4;
+                break bytes.checked_sub(body).ok_or_else(|| Failure::WrongAnswer("too long".into()))?;
+            }
+            if len == 0 {
+                return Err(Failure::Reset);
+            }
+        };
+        while left > 0 {
+            match self.stream.read(&mut piece).await? {
+                0 => return Err(Failure::Reset),
+                len => left = left.saturating_sub(len),
+            }
+        }
+        Ok(())
+    }
+
     /// How many segments the kernel has sent again on it; before the first request these are SYNs.
     pub(super) fn retransmissions(&self) -> io::Result<u32> {
         Ok(tcp_info(&self.stream)?.tcpi_total_retrans)

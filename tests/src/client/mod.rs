@@ -3,6 +3,7 @@
 //!
 //! - [`Client::tcp`] and [`Client::udp`]: a number of requests, so many at a time;
 //! - [`Client::hold`]: connections that stay open and keep checking who answers;
+//! - [`Client::keep_asking`] and [`Client::fetch`]: how much goes through connections that stand;
 //! - [`Client::load`]: a steady stream of connections until told to stop.
 
 mod conversation;
@@ -10,6 +11,7 @@ mod hold;
 mod load;
 mod outcome;
 mod stream;
+mod throughput;
 mod udp;
 
 use std::{

@@ -21,6 +21,8 @@ const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 /// `BPF_FUNC_tail_call`.
 const TAIL_CALL: i32 = 12;
+/// `BPF_FUNC_redirect`.
+const REDIRECT: i32 = 23;
 /// `BPF_FUNC_xdp_adjust_head`.
 const ADJUST_HEAD: i32 = 44;
 /// `BPF_FUNC_xdp_get_buff_len`.
@@ -267,6 +269,31 @@ impl Assembler {
             _ => 0x7b,
         };
         self.push(code, to, from, offset, 0);
+    }
+
+    /// Loads 1, 2, 4 or 8 bytes.
+    pub(super) fn load(&mut self, width: usize, to: u8, from: u8, offset: i16) {
+        let code = match width {
+            1 => 0x71,
+            2 => 0x69,
+            4 => 0x61,
+            _ => 0x79,
+        };
+        self.push(code, to, from, offset, 0);
+    }
+
+    /// Runs what `chosen` puts together where a register has a value.
+    pub(super) fn when(&mut self, register: u8, value: i32, chosen: impl FnOnce(&mut Self)) {
+        self.push(0x55, register, 0, 0, value);
+        self.skip_over(chosen);
+    }
+
+    /// Ends by sending the frame out of an interface.
+    pub(super) fn exit_to(&mut self, interface: u32) {
+        self.set(1, interface as i32);
+        self.set(2, 0);
+        self.push(0x85, 0, 0, 0, REDIRECT);
+        self.push(0x95, 0, 0, 0, 0);
     }
 
     /// Adds a register to 8 bytes of memory, in one that no other comes between: on x86-64 a full barrier.

@@ -3,9 +3,10 @@
 //! Nothing is attached or pinned: everything goes with the process. [`KernelProgram`] is the loaded program,
 //! [`KernelTables`] its arrays mapped into memory, [`Runner`] runs it on one frame at a time, and every thread
 //! has a runner of its own. [`Stream`] sends many frames through it at once, to see how long they take; a `Tape` does so
-//! with frames of any kind and order, and in front of any program.
+//! with frames of any kind and order, and in front of any program, and a `Generator` sends them out of an interface.
 
 mod instructions;
+mod live;
 mod memory;
 mod mirror;
 mod program;
@@ -19,13 +20,14 @@ use nix::{
 };
 
 pub(crate) use instructions::load_xdp;
+pub(crate) use live::{LinkEnds, Sink};
 pub use memory::{KernelTables, MappedArray, MappedCells};
 pub use mirror::mirror_element;
 pub(crate) use program::verified_instructions;
 pub use program::{Clock, KernelProgram};
 pub use runner::{MAX_HEAD_ROOM, Outcome, Runner, XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 pub use stream::Stream;
-pub(crate) use tape::{Callee, Player, Tape};
+pub(crate) use tape::{Callee, Player, Tape, processor_time};
 
 /// Keeps the calling thread on one CPU: what the program counts per CPU then lands in one place, and two
 /// threads on two CPUs really run at once.

@@ -17,6 +17,10 @@ pub const XDP_TX: u32 = 3;
 pub const XDP_REDIRECT: u32 = 4;
 
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`: what the program returns is done with the frame.
+const LIVE_FRAMES: u32 = 1 << 1;
+/// Frames that the kernel takes through the program before what becomes of them goes on.
+const BATCH: u32 = 64;
 /// Room that the kernel leaves before a frame (`XDP_PACKET_HEADROOM`), and what of it the kernel keeps for
 /// itself (`struct xdp_frame`).
 const HEAD_ROOM: usize = 256;
@@ -100,6 +104,27 @@ pub(super) fn test_run(
     context: &Context,
     repeat: u32,
 ) -> io::Result<TestRun> {
+    run(program, input, output, context, repeat, (0, 0))
+}
+
+/// Sends so many frames into the network as an XDP program of the calling thread's network namespace makes them.
+pub(super) fn live_run(
+    program: &OwnedFd,
+    input: &[u8],
+    context: &Context,
+    repeat: u32,
+) -> io::Result<TestRun> {
+    run(program, input, &mut [], context, repeat, (LIVE_FRAMES, BATCH))
+}
+
+fn run(
+    program: &OwnedFd,
+    input: &[u8],
+    output: &mut [u8],
+    context: &Context,
+    repeat: u32,
+    (flags, batch_size): (u32, u32),
+) -> io::Result<TestRun> {
     let mut attributes = Attributes {
         program: program.as_raw_fd() as u32,
         result: 0,
@@ -113,9 +138,9 @@ pub(super) fn test_run(
         context_size_out: 0,
         context_in: (&raw const *context) as u64,
         context_out: 0,
-        flags: 0,
+        flags,
         cpu: 0,
-        batch_size: 0,
+        batch_size,
         pad: 0,
     };
     loop {

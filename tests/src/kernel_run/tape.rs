@@ -134,8 +134,19 @@ impl Tape {
         })
     }
 
-    /// `r6` is the context, `r7` the tape, `r8` what differs in this frame, `r2` the frame.
     fn writer(&self, callee: &Callee) -> Assembler {
+        let mut code = self.writing();
+        // A barrier: the frame is in the cache before the program reads it, as it is behind a network card. Otherwise
+        // loads of other widths than our stores' would wait, and which program has these would decide.
+        code.set(5, 1);
+        code.add_atomically(7, (2 * CELL) as i16, 5);
+        code.tail_call(6, callee.programs.as_raw_fd(), 0);
+        code.exit_with(0);
+        code
+    }
+
+    /// What writes the next frame. `r6` is the context, `r7` the tape, `r8` what differs in this frame, `r2` the frame.
+    pub(super) fn writing(&self) -> Assembler {
         let length = self.template.len() as i32;
         let frames = (self.length as usize).next_power_of_two();
         let mut code = Assembler::default();
@@ -174,13 +185,12 @@ impl Tape {
             }
             code.store(piece.width, 2, piece.offset as i16, 5);
         }
-        // A barrier: the frame is in the cache before the program reads it, as it is behind a network card. Otherwise
-        // loads of other widths than our stores' would wait, and which program has these would decide.
-        code.set(5, 1);
-        code.add_atomically(7, (2 * CELL) as i16, 5);
-        code.tail_call(6, callee.programs.as_raw_fd(), 0);
-        code.exit_with(0);
         code
+    }
+
+    /// A frame as long as all of them are.
+    pub(super) fn template(&self) -> &[u8] {
+        &self.template
     }
 }
 
@@ -208,7 +218,7 @@ impl Player {
 }
 
 /// ns for which this thread has run.
-fn processor_time() -> u64 {
+pub(crate) fn processor_time() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes to `time` only, and every Linux has this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };

@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
 use anyhow::{Context, Result, bail};
@@ -241,7 +241,14 @@ impl Link {
     /// # Errors
     /// When the driver refuses.
     pub fn attach_xdp_pass(&self) -> Result<()> {
-        let program = xdp_pass::load()?;
+        self.attach_xdp(xdp_pass::load()?.as_fd())
+    }
+
+    /// Attaches an XDP program natively, in place of the one that is there.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub(crate) fn attach_xdp(&self, program: BorrowedFd<'_>) -> Result<()> {
         let fd: RawFd = program.as_raw_fd();
         self.change("attach an XDP program to", |link| {
             link.append_extra_attribute(LinkAttribute::Xdp(vec![LinkXdp::Fd(fd), LinkXdp::Flags(XDP_NATIVE)]))

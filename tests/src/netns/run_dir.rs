@@ -175,6 +175,16 @@ impl RunDir {
         Ok(count)
     }
 
+    /// How long the processes of the run that still run have run, in steps of a hundredth of a second.
+    ///
+    /// # Errors
+    /// When the run is gone.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let records = fs::read_to_string(self.path.join("processes"))?;
+        let pids = records.lines().filter(|line| is_running(line)).filter_map(recorded_pid);
+        Ok(pids.filter_map(|pid| processor_time(&format!("/proc/{pid}/stat"))).sum())
+    }
+
     /// Makes something that cleaning has to know of: `f` does not run while or after a signal cleans up.
     pub(super) fn while_open<T>(&self, f: impl FnOnce() -> T) -> T {
         let _live = live();
@@ -230,6 +240,15 @@ pub fn clean_on_signals() -> Result<()> {
 /// regular end.
 pub fn exit_code_after_signal(code: u8) {
     EXIT_CODE.store(code.into(), Ordering::Relaxed);
+}
+
+/// User's and system's time in a process's `stat`: the 14th and the 15th field, in hundredths of a second. The second
+/// is a name in parentheses, which may have spaces.
+fn processor_time(path: &str) -> Option<Duration> {
+    let text = fs::read_to_string(path).ok()?;
+    let fields = text.rsplit_once(')')?.1.split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).map_while(|field| field.parse::<u64>().ok()).sum();
+    Some(Duration::from_millis(ticks * 10))
 }
 
 fn live() -> MutexGuard<'static, Vec<PathBuf>> {

@@ -47,13 +47,18 @@ pub(super) enum Loaded {
 impl Contender {
     /// The packet program, with the tables that an agent makes for so many flows.
     pub(super) fn kanmon(net: Net, flows: u32) -> Result<Self> {
+        Self::kanmon_by(net, flows, &NextHop::default())
+    }
+
+    /// The same, with all backends behind `hop`.
+    pub(super) fn kanmon_by(net: Net, flows: u32, hop: &NextHop) -> Result<Self> {
         let config = settings(flows);
         let mut gateway = Gateway::new(&config, 1);
         for protocol in [TCP, UDP] {
             gateway.add_service(net.vip(), protocol, &net.backends());
         }
         for member in 1..=2 * u32::from(BACKENDS) {
-            gateway.set_next_hop(member, &NextHop { vlans: net.vlans(), ..NextHop::default() });
+            gateway.set_next_hop(member, &NextHop { vlans: net.vlans(), ..hop.clone() });
         }
         let mut kernel = KernelProgram::load(&config.sizes, Clock::Kernel)?;
         kernel.mirror(&gateway.maps)?;

@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
     contender::{BASELINE, KANMON, PEER},
-    report::{Cost, Goal, Report, Timing},
+    report::{Cost, Goal, Range, Report, Timing},
 };
 use crate::output::write_for_caller;
 
@@ -53,6 +53,12 @@ fn sections(report: &Report) -> Vec<(String, Table)> {
     if !report.programs.is_empty() {
         sections.push(("Programs".into(), programs(report)));
     }
+    if !report.wire.is_empty() {
+        sections.push(("On the wire, one CPU".into(), passages(report)));
+    }
+    if !report.connections.is_empty() {
+        sections.push(("Connections".into(), connections(report)));
+    }
     if !report.ring.is_empty() {
         sections.push(("Rings".into(), rings(&report.ring)));
     }
@@ -94,6 +100,68 @@ fn programs(report: &Report) -> Table {
             program.verified_instructions.iter().map(|(name, count)| format!("{name} {count}")).collect();
         let bytes = program.bytes_per_flow.map_or_else(|| "–".to_owned(), |bytes| bytes.to_string());
         table.add_row([program.name.to_owned(), parts.join(", "), bytes]);
+    }
+    table
+}
+
+fn passages(report: &Report) -> Table {
+    let mut table =
+        table(&["contender", "flows", "ns a frame", "frames/s", "by the wall", "lost", "to kanmon"]);
+    for row in &report.wire {
+        let told = |range: Option<Range>| {
+            range.map_or_else(
+                || "–".to_owned(),
+                |range| format!("{:.0} ({:.0}–{:.0})", range.median, range.min, range.max),
+            )
+        };
+        let own = report.passage(KANMON, row.flows);
+        let to_own =
+            row.ns.zip(own).map_or_else(|| "–".to_owned(), |(ns, own)| format!("{:.2}", ns.median / own));
+        table.add_row([
+            row.contender.to_owned(),
+            row.flows.to_string(),
+            row.lack.clone().unwrap_or_else(|| told(row.ns)),
+            told(row.packets_per_second),
+            told(row.wall_ns),
+            row.lost.map_or_else(|| "–".to_owned(), |lost| format!("{lost:.4}")),
+            to_own,
+        ]);
+    }
+    table
+}
+
+fn connections(report: &Report) -> Table {
+    let header = [
+        "what",
+        "contender",
+        "a second",
+        "unit",
+        "to direct",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "CPU µs each",
+        "between",
+        "failed",
+    ];
+    let mut table = table(&header);
+    let dash = || "–".to_owned();
+    let ms = |range: Option<Range>| range.map_or_else(dash, |range| format!("{:.2}", range.median));
+    for row in &report.connections {
+        let rate = row.per_second;
+        table.add_row([
+            row.what.to_owned(),
+            row.contender.to_owned(),
+            format!("{:.0} ({:.0}–{:.0})", rate.median, rate.min, rate.max),
+            row.unit.to_owned(),
+            row.to_direct.map_or_else(dash, |value| format!("{value:.2}")),
+            ms(row.p50_ms),
+            ms(row.p99_ms),
+            ms(row.p999_ms),
+            format!("{:.1}", row.cpu_us.median),
+            row.cpu_us_between.map_or_else(dash, |value| format!("{value:.1}")),
+            row.failed.to_string(),
+        ]);
     }
     table
 }
@@ -180,6 +248,21 @@ timeouts and counters (`benches/baseline-lru`). New flows: half as many as the t
 into empty tables; `1` means the smallest tables, for 1,024. *bytes a flow* is all maps' memory divided by the flows
 they are made for.
 
+**On the wire.** A generator sends frames of established connections into a veth whose other end is a contender's, in
+a network namespace of its own; the contender sends them back, and a program at the near end counts and drops them.
+All of it runs on one CPU, one after the other: *ns a frame* is that CPU's time for each frame that arrived, *by the
+wall* what a clock says, with whatever else ran there; on kernels with `CONFIG_IRQ_TIME_ACCOUNTING`, whose threads'
+time lacks what is received, only that one holds. `generator` has the counting program in the contender's place: what
+generator, one way and counting take. `xdp-tx` only sends back; `nftables` does DNAT and masquerade by rules, with a
+flow table where the kernel has these; `routing` forwards to the VIP untranslated. The ends of rules and routing have
+an XDP program that passes everything.
+
+**Connections.** A client, a gateway and six pods in namespaces of one machine, whose CPUs all share. *new*: connections
+with one request each, 64 at a time, closed by the server; *keep-alive*: requests over 64 connections that stand; *bulk*:
+answers of many MB over four; *open*: so many connections a second until all are open at once. *direct* is one pod with
+nobody between. *CPU* is what client, servers, contender and the kernel's receiving threads take together for each, and
+*between* what of that the direct way does not take.
+
 **Rings.** *build*: a Maglev ring over backends of one weight, *build weighted* of five; *disruption* is the share of
 slots that move without need when one backend goes. *change*: an endpoint goes or comes back while the services of the
 table are loaded, from the new target to the last write that packets see; *load all* is the first plan of all of them.
@@ -191,7 +274,7 @@ Another XDP program is measured beside these by `--peer PINNED_PROGRAM --peer-pa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::figures::{counters::Counts, goals, machine::Machine, report::Range};
+    use crate::bench::figures::{counters::Counts, goals, machine::Machine};
 
     pub(super) fn example() -> Report {
         let cost = |case, program, flows, median| Cost {
@@ -224,6 +307,8 @@ mod tests {
                 cost("refused", KANMON, 4096, 95.0),
             ],
             programs: Vec::new(),
+            wire: Vec::new(),
+            connections: Vec::new(),
             ring: Vec::new(),
             goals: Vec::new(),
         };

@@ -96,6 +96,11 @@ impl Net {
         self.tagged(Frame::tcp(self.client(n), (there, 443).into(), ACK).numbers(1001, 5001))
     }
 
+    /// The n-th client's packets once its connection stands.
+    pub(super) fn segment(self, n: u32) -> Vec<u8> {
+        self.tagged(Frame::tcp(self.client(n), self.vip(), ACK).numbers(1001, 5001))
+    }
+
     /// A packet of an established flow.
     pub(super) fn request(self, flow: &Flow) -> Vec<u8> {
         self.tagged(Frame::tcp(flow.client, self.vip(), ACK).numbers(1001, 5001))

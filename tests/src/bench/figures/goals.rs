@@ -1,10 +1,11 @@
 //! What is to be reached, and whether it was. Pure.
 
 use super::{
+    connections::NEW,
     contender::{BASELINE, KANMON, PEER},
-    report::{Goal, Report},
+    report::{GENERATOR, Goal, NFTABLES, Report, XDP_TX},
 };
-use crate::bench::samples::ratio;
+use crate::bench::{contender::Contender, samples::ratio};
 
 /// With so many flows, ratios to the baseline and to a peer are to be at most these.
 const NAT: [(u32, f64, f64); 7] = [
@@ -18,6 +19,16 @@ const NAT: [(u32, f64, f64); 7] = [
 ];
 const NEW_FLOW: f64 = 0.7;
 const PASS: f64 = 0.6;
+/// With so many flows, a frame through nftables is to take so many times as long.
+const RULES: [(u32, f64); 2] = [(1, 3.0), (1 << 16, 4.0)];
+/// And with what generator, link and counting take off both.
+const RULES_ALONE: f64 = 5.0;
+/// What a program that only sends takes, of what Kanmon does.
+const SENDING: f64 = 0.85;
+/// New connections a second are to be so many times those through others.
+const CONNECTIONS: [(Contender, f64); 2] = [(Contender::Nftables, 1.0), (Contender::HaProxy, 3.0)];
+/// And the time spent between client and server such a share of theirs.
+const BETWEEN: f64 = 0.3;
 /// ms for a ring of 65,537 slots over 1,000 backends, and for a changed endpoint to reach the maps.
 const RING: f64 = 5.0;
 const CHANGE: f64 = 10.0;
@@ -46,6 +57,8 @@ pub(super) fn judge(report: &Report) -> Vec<Goal> {
     let one = |case| report.cost(case, 1, KANMON).map(|cost| cost.ns.median);
     let passed = one("pass").zip(one("nat-request")).and_then(|(pass, nat)| ratio(pass, nat));
     goals.push(at_most("packet/pass/1".into(), PASS, passed));
+    wire(report, &mut goals);
+    connections(report, &mut goals);
     let timing = |what: &str, backends: u32| {
         let found = report.ring.iter().find(|timing| timing.what == what && timing.backends == backends);
         Some(found?.ms.median)
@@ -53,6 +66,41 @@ pub(super) fn judge(report: &Report) -> Vec<Goal> {
     goals.push(at_most("ring/build-ms/65537x1000".into(), RING, timing("build", 1000)));
     goals.push(at_most("ring/change-ms/1000x100".into(), CHANGE, timing("change", 100_000)));
     goals
+}
+
+fn wire(report: &Report, goals: &mut Vec<Goal>) {
+    for (flows, goal) in RULES {
+        let own = report.passage(KANMON, flows);
+        let rules = report.passage(NFTABLES, flows);
+        let value = rules.zip(own).and_then(|(rules, own)| ratio(rules, own));
+        goals.push(at_least(format!("wire/{NFTABLES}/{flows}"), goal, value));
+        let alone = |whole: Option<f64>| Some(whole? - report.passage(GENERATOR, flows)?);
+        let value = alone(rules).zip(alone(own)).and_then(|(rules, own)| ratio(rules, own));
+        goals.push(at_least(format!("wire/{NFTABLES}-less-{GENERATOR}/{flows}"), RULES_ALONE, value));
+    }
+    for flows in [1, 1 << 10, 1 << 16] {
+        let both = report.passage(XDP_TX, flows).zip(report.passage(KANMON, flows));
+        let value = both.and_then(|(sending, own)| ratio(sending, own));
+        goals.push(at_least(format!("wire/{XDP_TX}/{flows}"), SENDING, value));
+    }
+}
+
+fn connections(report: &Report, goals: &mut Vec<Goal>) {
+    let of = |contender: Contender| report.served(contender.name(), NEW);
+    for (other, goal) in CONNECTIONS {
+        let name = other.name().to_lowercase();
+        let both = of(Contender::Kanmon).zip(of(other));
+        let value = both.and_then(|(own, other)| ratio(own.per_second.median, other.per_second.median));
+        goals.push(at_least(format!("connections/new/{name}"), goal, value));
+        let value = both.and_then(|(own, other)| ratio(own.p99_ms?.median, other.p99_ms?.median));
+        goals.push(at_most(format!("connections/p99/{name}"), 1.0, value));
+        let value = both.and_then(|(own, other)| ratio(own.cpu_us_between?, other.cpu_us_between?));
+        goals.push(at_most(format!("connections/cpu-between/{name}"), BETWEEN, value));
+    }
+}
+
+fn at_least(name: String, goal: f64, value: Option<f64>) -> Goal {
+    Goal { name, op: ">=", goal, value, met: value.map(|value| value >= goal) }
 }
 
 fn at_most(name: String, goal: f64, value: Option<f64>) -> Goal {

@@ -1,6 +1,7 @@
 //! `bench [NAME…]`: how fast Kanmon is, as ratios to what was measured in the same run, beside the goals.
 
 mod baseline;
+mod connections;
 mod contender;
 mod counters;
 mod docs;
@@ -11,6 +12,7 @@ mod packet;
 mod report;
 mod ring;
 mod visits;
+mod wire;
 
 use std::{
     path::{Path, PathBuf},
@@ -27,6 +29,10 @@ use crate::output::write_for_caller;
 enum Figure {
     /// What a packet costs the packet program, by kind and number of flows.
     Packet,
+    /// What one CPU forwards, live, beside nftables and routing.
+    Wire,
+    /// New and standing connections through Kanmon, HAProxy and nftables.
+    Connections,
     /// How long rings take to build, and a changed endpoint to reach the maps.
     Ring,
 }
@@ -41,12 +47,13 @@ pub(super) struct Args {
     /// Write what was measured as JSON to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Fewer flows and repeats: two minutes at most. Writes no documentation.
+    /// Fewer flows and repeats: two minutes at most.
     #[arg(long)]
     quick: bool,
-    /// Write benchmarks.md and its pictures to this directory.
-    #[arg(long, value_name = "DIR", default_value_os_t = documentation())]
-    docs: PathBuf,
+    /// Write benchmarks.md and its pictures to this directory; without it, a run of everything that is not quick writes
+    /// them to the workspace's documentation.
+    #[arg(long, value_name = "DIR")]
+    docs: Option<PathBuf>,
     /// Measure this pinned XDP program too, with frames from --peer-packets.
     #[arg(long, value_name = "PINNED_PROGRAM", requires = "peer_packets")]
     peer: Option<PathBuf>,
@@ -69,6 +76,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if chosen(Figure::Packet) {
         packet::measure(args, &mut report)?;
     }
+    if chosen(Figure::Wire) {
+        wire::measure(args.quick, &mut report)?;
+    }
+    if chosen(Figure::Connections) {
+        connections::measure(args.quick, &mut report)?;
+    }
     if chosen(Figure::Ring) {
         report.ring = ring::measure(args.quick)?;
     }
@@ -78,5 +91,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.json {
         write_for_caller(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
     }
-    if args.quick { Ok(()) } else { docs::write(&report, &args.docs) }
+    // A page of some of the figures would take the place of one that has all.
+    let whole = args.names.is_empty() && !args.quick;
+    match args.docs.clone().or_else(|| whole.then(documentation)) {
+        Some(directory) => docs::write(&report, &directory),
+        None => Ok(()),
+    }
 }

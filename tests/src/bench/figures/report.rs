@@ -8,6 +8,11 @@ use serde::Serialize;
 use super::{counters::Counts, machine::Machine};
 use crate::bench::samples::median;
 
+/// Contenders on the wire that goals speak of: who only sends back, who only counts, and the kernel's rules.
+pub(super) const XDP_TX: &str = "xdp-tx";
+pub(super) const GENERATOR: &str = "generator";
+pub(super) const NFTABLES: &str = "nftables";
+
 /// A whole run.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -18,6 +23,8 @@ pub(super) struct Report {
     pub(super) seconds: f64,
     pub(super) packet: Vec<Cost>,
     pub(super) programs: Vec<Program>,
+    pub(super) wire: Vec<Passage>,
+    pub(super) connections: Vec<Served>,
     pub(super) ring: Vec<Timing>,
     pub(super) goals: Vec<Goal>,
 }
@@ -46,6 +53,46 @@ pub(super) struct Program {
     pub(super) verified_instructions: Vec<(String, u32)>,
     /// Bytes of its maps for each of the flows that these are made for; none where that is not known.
     pub(super) bytes_per_flow: Option<f64>,
+}
+
+/// What one CPU forwards, live; figures are none where something lacks.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Passage {
+    pub(super) contender: &'static str,
+    pub(super) flows: u32,
+    /// Processor time for each frame that arrived, all on one CPU.
+    pub(super) ns: Option<Range>,
+    /// By that time.
+    pub(super) packets_per_second: Option<Range>,
+    /// The same by the wall's clock, with whatever else that CPU did.
+    pub(super) wall_ns: Option<Range>,
+    /// The share of frames that never arrived, in the worst round.
+    pub(super) lost: Option<f64>,
+    /// Why it was not measured.
+    pub(super) lack: Option<String>,
+}
+
+/// What clients got through a contender.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Served {
+    pub(super) contender: &'static str,
+    /// `new`, `keep-alive`, `bulk` or `open`.
+    pub(super) what: &'static str,
+    /// Of what there is so much a second, and what takes the processor time.
+    pub(super) unit: &'static str,
+    pub(super) per_second: Range,
+    /// None where nothing is waited for.
+    pub(super) p50_ms: Option<Range>,
+    pub(super) p99_ms: Option<Range>,
+    pub(super) p999_ms: Option<Range>,
+    /// Processor time of everybody, client and servers too, for each.
+    pub(super) cpu_us: Range,
+    /// What of it the direct way does not take; of the medians.
+    pub(super) cpu_us_between: Option<f64>,
+    /// As a share of what goes the direct way.
+    pub(super) to_direct: Option<f64>,
+    /// Of all rounds.
+    pub(super) failed: usize,
 }
 
 /// Something that takes ms.
@@ -103,9 +150,22 @@ impl Report {
             seconds: 0.0,
             packet: Vec::new(),
             programs: Vec::new(),
+            wire: Vec::new(),
+            connections: Vec::new(),
             ring: Vec::new(),
             goals: Vec::new(),
         })
+    }
+
+    /// What clients got of one kind.
+    pub(super) fn served(&self, contender: &str, what: &str) -> Option<&Served> {
+        self.connections.iter().find(|row| row.contender == contender && row.what == what)
+    }
+
+    /// How long a frame takes on the wire; none where that was not measured.
+    pub(super) fn passage(&self, contender: &str, flows: u32) -> Option<f64> {
+        let found = self.wire.iter().find(|row| row.contender == contender && row.flows == flows);
+        Some(found?.ns?.median)
     }
 
     /// What a case cost a program; in random order.
