@@ -91,9 +91,7 @@ fn cargo_fuzz() -> Result<PathBuf> {
         let mut install = workspace::cargo();
         install.args(["install", "cargo-fuzz", "--locked", "--version", VERSION, "--root"]).arg(&root);
         run(&mut install, "the build of cargo-fuzz").with_context(|| {
-            format!(
-                "cargo-fuzz {VERSION} can't be had: crates.io must be within reach, once for this machine"
-            )
+            format!("cargo-fuzz {VERSION} can't be had: cargo must reach its registry, once for this machine")
         })?;
     }
     Ok(directory)

@@ -39,15 +39,8 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
     if slot.word.state() as u8 != FlowState::SynSent as u8 {
         return moved;
     }
-    let Some(flags) = packet.read::<u8, TCP_FLAGS>(ip.transport_offset) else { return moved };
-    let Some(ack) = packet.read::<u32, { offset_of!(TcpHdr, ack_seq) }>(ip.transport_offset) else {
-        return moved;
-    };
-    let ack = u32::from_be(ack);
-    // Any other RST may be blind. A client ignores it, and so do we.
-    let kept = rescue::handshake(maps, &slot);
-    if !Flags(flags).is_acknowledging() || !kept.is_acknowledged_by(slot.word.version(), ack) {
-        return reply::send::<F, P, M, true>(
+    let pass_on = |packet: &mut P| {
+        reply::send::<F, P, M, true>(
             packet,
             maps,
             config,
@@ -58,7 +51,17 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
             member,
             RESET,
             |_, _, _| {},
-        );
+        )
+    };
+    let Some(flags) = packet.read::<u8, TCP_FLAGS>(ip.transport_offset) else { return moved };
+    let Some(ack) = packet.read::<u32, { offset_of!(TcpHdr, ack_seq) }>(ip.transport_offset) else {
+        return moved;
+    };
+    let ack = u32::from_be(ack);
+    // Any other RST may be blind. A client ignores it, and so do we.
+    let kept = rescue::handshake(maps, &slot);
+    if !Flags(flags).is_acknowledging() || !kept.is_acknowledged_by(slot.word.version(), ack) {
+        return pass_on(packet);
     }
     let Some(tuple) = ends(maps, &entry, member) else { return Outcome::Drop(Counter::DropNotReady) };
     let reaction = rescue::reaction(maps, member::service(member));
@@ -95,18 +98,7 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
             idle: 0,
         };
         events::ended(maps, config, &end);
-        return reply::send::<F, P, M, true>(
-            packet,
-            maps,
-            config,
-            link,
-            ip,
-            ports,
-            &entry,
-            member,
-            RESET,
-            |_, _, _| {},
-        );
+        return pass_on(packet);
     }
     // Read again: kept until here, they would be too much for the stack.
     let rebuilt = ends(maps, &entry, member)
