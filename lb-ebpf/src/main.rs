@@ -49,13 +49,34 @@ const FRAGMENT_V6: u32 = 14;
 const FOLLOW_V4: u32 = 15;
 /// Index in `PROGRAMS` of [`kanmon_follow_v6`].
 const FOLLOW_V6: u32 = 16;
+/// Index in `PROGRAMS` of [`kanmon_any`].
+const ANY: u32 = 17;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
-const ENTRY: u32 = 17;
+const ENTRY: u32 = 18;
 
 /// Where every frame enters: existing flows, and what is not ours.
 #[xdp]
+#[inline(always)]
 pub fn kanmon(ctx: XdpContext) -> u32 {
     match datapath::forward(&mut Packet::new(&ctx), &Kernel) {
+        Verdict::Any => tail_call(&ctx, ANY),
+        Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
+        Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
+        Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),
+        Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
+        Verdict::RefusedV4 => tail_call(&ctx, REFUSED_V4),
+        Verdict::RefusedV6 => tail_call(&ctx, REFUSED_V6),
+        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
+        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
+        Verdict::Clamp => tail_call(&ctx, CLAMP),
+        verdict => action(verdict),
+    }
+}
+
+/// Where [`kanmon`] sends what most frames are not: tagged ones, options, extension headers, other protocols.
+#[xdp]
+pub fn kanmon_any(ctx: XdpContext) -> u32 {
+    match datapath::forward_any(&mut Packet::new(&ctx), &Kernel) {
         Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
         Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
         Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),

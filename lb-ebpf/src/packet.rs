@@ -1,6 +1,6 @@
 //! The frame between `data` and `data_end`.
 
-use core::arch::asm;
+use core::{arch::asm, hint::assert_unchecked, intrinsics::is_val_statically_known};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -16,19 +16,26 @@ pub(crate) struct Packet<'a> {
     ctx: &'a XdpContext,
     data: usize,
     end: usize,
+    /// Bytes that are there for certain.
+    ensured: usize,
 }
 
 impl<'a> Packet<'a> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'a XdpContext) -> Self {
-        Self { ctx, data: ctx.data(), end: ctx.data_end() }
+        Self { ctx, data: ctx.data(), end: ctx.data_end(), ensured: 0 }
     }
 
-    /// Address of a `T` at `base + OFFSET`. The base is masked: the verifier wants a bound on it.
+    /// Address of the byte at `base`, behind which a `T` lies at `OFFSET`. The base is masked: the verifier wants a bound
+    /// on it. Where all of this is known to the compiler, so is whether the end has to be looked at.
     #[inline(always)]
-    fn place<T, const OFFSET: usize>(&self, base: usize) -> Option<*mut T> {
-        let start = self.data + (base & (MAX_OFFSET - 1)) + OFFSET;
-        if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
+    fn place<T, const OFFSET: usize>(&self, base: usize) -> Option<*mut u8> {
+        let base = base & (MAX_OFFSET - 1);
+        let start = self.data + base;
+        let is_ensured = is_val_statically_known(base)
+            && is_val_statically_known(self.ensured)
+            && base + OFFSET + size_of::<T>() <= self.ensured;
+        if is_ensured || start + OFFSET + size_of::<T>() <= self.end { Some(start as *mut u8) } else { None }
     }
 }
 
@@ -54,18 +61,29 @@ impl PacketMut for Packet<'_> {
     }
 
     #[inline(always)]
+    fn ensure(&mut self, bytes: usize) -> bool {
+        if self.data + bytes > self.end {
+            return false;
+        }
+        self.ensured = bytes;
+        true
+    }
+
+    #[inline(always)]
     fn read<T: Pod, const OFFSET: usize>(&self, base: usize) -> Option<T> {
         let place = self.place::<T, OFFSET>(base)?;
         // SAFETY: `place` checked the end.
         unsafe {
             Some(match size_of::<T>() {
-                1 => cast(*place.cast::<u8>()),
-                2 => cast(load16(place.cast(), 0)),
-                4 => cast(load32(place.cast(), 0)),
-                8 => cast(load64(place.cast(), 0)),
-                12 => cast([load32(place.cast(), 0), load32(place.cast(), 4), load32(place.cast(), 8)]),
-                16 => cast([load64(place.cast(), 0), load64(place.cast(), 8)]),
-                _ => place.read_unaligned(),
+                1 => cast(*place.add(OFFSET)),
+                2 => cast(load16::<OFFSET, 0>(place)),
+                4 => cast(load32::<OFFSET, 0>(place)),
+                8 => cast(load64::<OFFSET, 0>(place)),
+                12 => {
+                    cast([load32::<OFFSET, 0>(place), load32::<OFFSET, 4>(place), load32::<OFFSET, 8>(place)])
+                }
+                16 => cast([load64::<OFFSET, 0>(place), load64::<OFFSET, 8>(place)]),
+                _ => place.add(OFFSET).cast::<T>().read_unaligned(),
             })
         }
     }
@@ -85,10 +103,10 @@ impl PacketMut for Packet<'_> {
         unsafe {
             Some(match size_of::<T>() {
                 1 => cast(*place),
-                2 => cast(load16(place, 0)),
-                4 => cast(load32(place, 0)),
-                8 => cast(load64(place, 0)),
-                16 => cast([load64(place, 0), load64(place, 8)]),
+                2 => cast(load16::<0, 0>(place)),
+                4 => cast(load32::<0, 0>(place)),
+                8 => cast(load64::<0, 0>(place)),
+                16 => cast([load64::<0, 0>(place), load64::<0, 8>(place)]),
                 _ => place.cast::<T>().read_unaligned(),
             })
         }
@@ -100,22 +118,22 @@ impl PacketMut for Packet<'_> {
         // SAFETY: `place` checked the end, and the program owns the frame while it runs.
         unsafe {
             match size_of::<T>() {
-                1 => *place.cast::<u8>() = cast(value),
-                2 => store16(place.cast(), 0, cast(value)),
-                4 => store32(place.cast(), 0, cast(value)),
-                8 => store64(place.cast(), 0, cast(value)),
+                1 => *place.add(OFFSET) = cast(value),
+                2 => store16::<OFFSET, 0>(place, cast(value)),
+                4 => store32::<OFFSET, 0>(place, cast(value)),
+                8 => store64::<OFFSET, 0>(place, cast(value)),
                 12 => {
                     let [a, b, c]: [u32; 3] = cast(value);
-                    store32(place.cast(), 0, a);
-                    store32(place.cast(), 4, b);
-                    store32(place.cast(), 8, c);
+                    store32::<OFFSET, 0>(place, a);
+                    store32::<OFFSET, 4>(place, b);
+                    store32::<OFFSET, 8>(place, c);
                 }
                 16 => {
                     let [a, b]: [u64; 2] = cast(value);
-                    store64(place.cast(), 0, a);
-                    store64(place.cast(), 8, b);
+                    store64::<OFFSET, 0>(place, a);
+                    store64::<OFFSET, 8>(place, b);
                 }
-                _ => place.write_unaligned(value),
+                _ => place.add(OFFSET).cast::<T>().write_unaligned(value),
             }
         }
         Some(())
@@ -127,6 +145,7 @@ impl PacketMut for Packet<'_> {
         let moved = unsafe { bpf_xdp_adjust_head(self.ctx.as_ptr().cast(), delta) } == 0;
         self.data = self.ctx.data();
         self.end = self.ctx.data_end();
+        self.ensured = 0;
         moved
     }
 
@@ -136,39 +155,43 @@ impl PacketMut for Packet<'_> {
         let cut = unsafe { bpf_xdp_adjust_tail(self.ctx.as_ptr().cast(), -(bytes as i32)) } == 0;
         self.data = self.ctx.data();
         self.end = self.ctx.data_end();
+        self.ensured = 0;
         cut
     }
 }
 
-/// Declares a single load and a single store of one width at a possibly misaligned address. Rust and LLVM would
-/// put them together from bytes; the kernel allows them in packets wherever the CPU does.
+/// Declares a single load and a single store of one width at a possibly misaligned address, so many bytes (the two
+/// offsets, in the instruction itself) behind `place`. Rust and LLVM would put them together from bytes; the kernel allows
+/// them in packets wherever the CPU does.
 macro_rules! unaligned_access {
     ($load:ident, $store:ident, $type:ty, $width:literal) => {
         #[inline(always)]
-        unsafe fn $load(place: *const u8, offset: usize) -> $type {
+        unsafe fn $load<const OFFSET: usize, const BEHIND: usize>(place: *const u8) -> $type {
             let value: u64;
             // SAFETY: the caller has checked that the bytes lie within the frame.
             unsafe {
-                let place = place.add(offset);
                 asm!(
-                    concat!("{value} = *(", $width, " *)({place} + 0)"),
+                    concat!("{value} = *(", $width, " *)({place} + {offset})"),
                     value = out(reg) value,
                     place = in(reg) place,
+                    offset = const OFFSET + BEHIND,
                     options(pure, readonly, nostack),
                 );
+                // What is wider in the register is 0.
+                assert_unchecked(value <= <$type>::MAX as u64);
             }
             value as $type
         }
 
         #[inline(always)]
-        unsafe fn $store(place: *mut u8, offset: usize, value: $type) {
+        unsafe fn $store<const OFFSET: usize, const BEHIND: usize>(place: *mut u8, value: $type) {
             // SAFETY: the caller has checked that the bytes lie within the frame.
             unsafe {
-                let place = place.add(offset);
                 asm!(
-                    concat!("*(", $width, " *)({place} + 0) = {value}"),
+                    concat!("*(", $width, " *)({place} + {offset}) = {value}"),
                     value = in(reg) value as u64,
                     place = in(reg) place,
+                    offset = const OFFSET + BEHIND,
                     options(nostack),
                 );
             }

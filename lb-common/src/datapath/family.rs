@@ -40,6 +40,9 @@ pub trait Family: Sized + Copy {
         config: &Config,
         offset: usize,
     ) -> Option<Ip<Self>>;
+    /// Reads the headers of most packets; `None` for others.
+    #[doc(hidden)]
+    fn parse_plain<P: PacketMut>(packet: &mut P) -> Option<Ip<Self>>;
     /// Reads what a packet's headers say of it as a fragment.
     #[doc(hidden)]
     fn fragment<P: PacketMut>(packet: &P, config: &Config, network_offset: usize) -> Option<Fragment>;
@@ -251,6 +254,11 @@ impl Family for V4 {
         offset: usize,
     ) -> Option<Ip<Self>> {
         parse::ipv4::<Self, P, FIRSTS>(packet, offset)
+    }
+
+    #[inline(always)]
+    fn parse_plain<P: PacketMut>(packet: &mut P) -> Option<Ip<Self>> {
+        parse::plain_ipv4::<Self, P>(packet)
     }
 
     const IDS_BY_PROTOCOL: bool = true;
@@ -531,6 +539,11 @@ impl Family for V6 {
         offset: usize,
     ) -> Option<Ip<Self>> {
         parse::ipv6::<Self, P, FIRSTS>(packet, config, offset)
+    }
+
+    #[inline(always)]
+    fn parse_plain<P: PacketMut>(packet: &mut P) -> Option<Ip<Self>> {
+        parse::plain_ipv6::<Self, P>(packet)
     }
 
     const IDS_BY_PROTOCOL: bool = false;

@@ -76,17 +76,48 @@ enum Outcome {
     Fragment(Network),
 }
 
-/// Decides on a packet and rewrites it. Some verdicts ask for [`new_flow`], [`opened`], [`retry`], [`refused`],
-/// [`refuse`], [`icmp()`], [`clamp`], [`fragment()`] or [`follow`], which the kernel enters by tail calls so that the
-/// common path stays short.
+/// Decides on a packet and rewrites it. Some verdicts ask for [`forward_any`], [`new_flow`], [`opened`], [`retry`],
+/// [`refused`], [`refuse`], [`icmp()`], [`clamp`], [`fragment()`] or [`follow`], which the kernel enters by tail calls so
+/// that the common path stays short.
 #[inline(always)]
 pub fn forward<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    if let Some(ip) = V4::parse_plain(packet) {
+        return plain::<V4, P, M>(packet, maps, &ip);
+    }
+    if let Some(ip) = V6::parse_plain(packet) {
+        return plain::<V6, P, M>(packet, maps, &ip);
+    }
+    Verdict::Any
+}
+
+#[inline(always)]
+fn plain<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, ip: &Ip<F>) -> Verdict {
+    let outcome = match maps.config() {
+        Some(config) => classify(packet, maps, config, &Link::untagged(F::NETWORK), ip),
+        None => Outcome::Pass(Counter::PassForeign),
+    };
+    conclude(packet, maps, F::NETWORK, outcome)
+}
+
+/// The same for any packet, for which [`forward`] said so: tagged, with options or extension headers, of another
+/// protocol, or damaged.
+#[inline(always)]
+pub fn forward_any<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let (network, outcome) = match parse::link(packet) {
-        Some(link) if link.network == Network::V4 => (Network::V4, classify::<V4, P, M>(packet, maps, &link)),
-        Some(link) => (Network::V6, classify::<V6, P, M>(packet, maps, &link)),
+        Some(link) if link.network == Network::V4 => (Network::V4, any::<V4, P, M>(packet, maps, &link)),
+        Some(link) => (Network::V6, any::<V6, P, M>(packet, maps, &link)),
         None => (Network::V4, Outcome::Pass(Counter::PassNotIp)),
     };
     conclude(packet, maps, network, outcome)
+}
+
+#[inline(always)]
+fn any<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
+    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
+    match F::parse::<P, false>(packet, config, link.network_offset()) {
+        Some(ip) => classify(packet, maps, config, link, &ip),
+        None => Outcome::Pass(Counter::PassNotIp),
+    }
 }
 
 /// Makes the flow of a packet for which [`forward`] said so, which then forwards it.
@@ -206,6 +237,7 @@ pub fn process<P: PacketMut, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     for _ in 0..MOST_CALLS {
         verdict = match verdict {
             Verdict::Again => forward(packet, maps),
+            Verdict::Any => forward_any(packet, maps),
             Verdict::NewFlowV4 => new_flow::<V4, P, M>(packet, maps),
             Verdict::NewFlowV6 => new_flow::<V6, P, M>(packet, maps),
             Verdict::OpenedV4 => opened::<V4, P, M>(packet, maps),
@@ -296,24 +328,25 @@ fn once_more<F: Family, P: PacketMut, M: Maps, const FIRSTS: bool>(
 /// To a VIP, to a SNAT address, or neither. One read of the filter settles it for foreign traffic, before any
 /// rule that can drop.
 #[inline(always)]
-fn classify<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, link: &Link) -> Outcome {
-    let Some(config) = maps.config() else { return Outcome::Pass(Counter::PassForeign) };
-    let Some(ip) = F::parse::<P, false>(packet, config, link.network_offset()) else {
-        return Outcome::Pass(Counter::PassNotIp);
-    };
+fn classify<F: Family, P: PacketMut, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    config: &Config,
+    link: &Link,
+    ip: &Ip<F>,
+) -> Outcome {
     let filter = maps.address_filter(F::filter_index(ip.destination));
     if filter == 0 {
         return Outcome::Pass(Counter::PassForeign);
     }
     if filter & address_filter::VIP != 0
-        && let Some(outcome) = to_vip::<F, P, M>(packet, maps, config, link, &ip)
+        && let Some(outcome) = to_vip::<F, P, M>(packet, maps, config, link, ip)
         && !is_maybe_reply(outcome, filter)
     {
         return outcome;
     }
     if filter & address_filter::SNAT != 0 {
-        if let Some(outcome) = reply::forward::<F, P, M, true>(packet, maps, config, link, &ip, |_, _, _| {})
-        {
+        if let Some(outcome) = reply::forward::<F, P, M, true>(packet, maps, config, link, ip, |_, _, _| {}) {
             return outcome;
         }
         if ip.shape == Shape::Other && ip.protocol == F::ICMP {

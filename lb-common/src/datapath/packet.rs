@@ -14,6 +14,9 @@ pub trait PacketMut {
     fn ingress(&self) -> u32;
     /// MTU of that interface in bytes of the IP packet; 0: unknown. Not for every packet: the kernel has to be asked.
     fn ingress_mtu(&self) -> u16;
+    /// Whether the frame has so many bytes. If it has, what is read and written within them at constant offsets needs no
+    /// further look at the end.
+    fn ensure(&mut self, bytes: usize) -> bool;
     /// Reads a value at `base + OFFSET`; `None` beyond the end.
     fn read<T: Pod, const OFFSET: usize>(&self, base: usize) -> Option<T>;
     /// Writes a value at `base + OFFSET`; `None`, and nothing written, beyond the end.
@@ -50,6 +53,8 @@ pub enum Verdict {
     Transmit,
     /// Rewritten, out of the interface of this index.
     Redirect(u32),
+    /// Untouched, and not as most are: [`super::forward_any`] has to look at it.
+    Any,
     /// Untouched IPv4: [`super::new_flow`] has to look at it.
     NewFlowV4,
     /// Untouched IPv6, likewise.

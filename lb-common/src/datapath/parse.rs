@@ -44,6 +44,12 @@ pub enum Network {
 }
 
 impl Link {
+    /// Of an untagged frame.
+    #[inline(always)]
+    pub(super) const fn untagged(network: Network) -> Self {
+        Self { network, vlan_count: 0, service_tag: false, vlan: [0; 2] }
+    }
+
     /// Offset of the network header.
     #[inline(always)]
     pub(super) const fn network_offset(self) -> usize {
@@ -100,7 +106,7 @@ pub(super) struct Ports {
 pub(super) fn link<P: PacketMut>(packet: &P) -> Option<Link> {
     const TYPE: usize = offset_of!(EthHdr, ether_type);
     let outer_type: u16 = packet.read::<_, TYPE>(0)?;
-    let mut link = Link { network: Network::V4, vlan_count: 0, service_tag: false, vlan: [0; 2] };
+    let mut link = Link::untagged(Network::V4);
     let mut ethertype = outer_type;
     if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_SERVICE_VLAN {
         link.vlan[0] = packet.read::<_, { TYPE + 2 }>(0)?;
@@ -164,6 +170,75 @@ pub(super) fn ipv4<F: Family<Address = u32>, P: PacketMut, const FIRSTS: bool>(
         transport_shape(packet, protocol, transport_offset, total - header, true)
     };
     Some(Ip { network_offset: offset, transport_offset, source, destination, ttl, protocol, shape })
+}
+
+/// Reads the headers of an untagged frame with a whole TCP segment or UDP datagram over IPv4 without options, which most
+/// are: their offsets are constants. `None` for all others.
+#[inline(always)]
+pub(super) fn plain_ipv4<F: Family<Address = u32>, P: PacketMut>(packet: &mut P) -> Option<Ip<F>> {
+    const NETWORK: usize = EthHdr::LEN;
+    const TRANSPORT: usize = NETWORK + Ipv4Hdr::LEN;
+    // A datagram with less than 12 bytes of payload pays for it that there is one number for both protocols.
+    if !packet.ensure(TRANSPORT + TcpHdr::LEN) {
+        return None;
+    }
+    let ethertype: u16 = packet.read::<_, { offset_of!(EthHdr, ether_type) }>(0)?;
+    let version_ihl: u8 = packet.read::<_, { offset_of!(Ipv4Hdr, vihl) }>(NETWORK)?;
+    let fragment: u16 = packet.read::<_, { offset_of!(Ipv4Hdr, frags) }>(NETWORK)?;
+    let total: u16 = packet.read::<_, { offset_of!(Ipv4Hdr, tot_len) }>(NETWORK)?;
+    if ethertype != ETHERTYPE_IPV4 || version_ihl != 0x45 || fragment & 0x3fff_u16.to_be() != 0 {
+        return None;
+    }
+    let total = u16::from_be(total) as usize;
+    if total < Ipv4Hdr::LEN || NETWORK + total > packet.len() {
+        return None;
+    }
+    let protocol: u8 = packet.read::<_, { offset_of!(Ipv4Hdr, proto) }>(NETWORK)?;
+    if transport_shape(packet, protocol, TRANSPORT, total - Ipv4Hdr::LEN, true) != Shape::Whole {
+        return None;
+    }
+    Some(Ip {
+        network_offset: NETWORK,
+        transport_offset: TRANSPORT,
+        source: packet.read::<_, { offset_of!(Ipv4Hdr, src_addr) }>(NETWORK)?,
+        destination: packet.read::<_, { offset_of!(Ipv4Hdr, dst_addr) }>(NETWORK)?,
+        ttl: packet.read::<_, { offset_of!(Ipv4Hdr, ttl) }>(NETWORK)?,
+        protocol,
+        shape: Shape::Whole,
+    })
+}
+
+/// The same over IPv6 without extension headers.
+#[inline(always)]
+pub(super) fn plain_ipv6<F: Family<Address = [u64; 2]>, P: PacketMut>(packet: &mut P) -> Option<Ip<F>> {
+    const NETWORK: usize = EthHdr::LEN;
+    const TRANSPORT: usize = NETWORK + Ipv6Hdr::LEN;
+    if !packet.ensure(TRANSPORT + TcpHdr::LEN) {
+        return None;
+    }
+    let ethertype: u16 = packet.read::<_, { offset_of!(EthHdr, ether_type) }>(0)?;
+    let version: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, vcf) }>(NETWORK)?;
+    let payload: u16 = packet.read::<_, { offset_of!(Ipv6Hdr, payload_len) }>(NETWORK)?;
+    if ethertype != ETHERTYPE_IPV6 || version >> 4 != 6 {
+        return None;
+    }
+    let payload = u16::from_be(payload) as usize;
+    if TRANSPORT + payload > packet.len() {
+        return None;
+    }
+    let protocol: u8 = packet.read::<_, { offset_of!(Ipv6Hdr, next_hdr) }>(NETWORK)?;
+    if transport_shape(packet, protocol, TRANSPORT, payload, true) != Shape::Whole {
+        return None;
+    }
+    Some(Ip {
+        network_offset: NETWORK,
+        transport_offset: TRANSPORT,
+        source: packet.read::<_, { offset_of!(Ipv6Hdr, src_addr) }>(NETWORK)?,
+        destination: packet.read::<_, { offset_of!(Ipv6Hdr, dst_addr) }>(NETWORK)?,
+        ttl: packet.read::<_, { offset_of!(Ipv6Hdr, hop_limit) }>(NETWORK)?,
+        protocol,
+        shape: Shape::Whole,
+    })
 }
 
 /// Reads an IPv6 header and its extension headers; `None` where it is cut short or is not version 6. With `FIRSTS` it

@@ -272,5 +272,5 @@ pub(super) fn turn_back<F: Family, P: PacketMut>(packet: &mut P, link: &Link, ma
         service_tag: link.service_tag,
         mtu: 0,
     };
-    rewrite::write_link_layer::<F, P>(packet, &egress, true)
+    rewrite::write_link_layer::<F, P>(packet, &egress)
 }

@@ -123,28 +123,24 @@ pub(super) fn link_layer<F: Family, P: PacketMut>(
     link: &Link,
     egress: &Egress,
 ) -> Result<(), Counter> {
+    // As most frames come and leave: the type is right already.
+    if link.vlan_count == 0 && egress.vlan_count == 0 {
+        return write_addresses(packet, egress).ok_or(Counter::DropMalformed);
+    }
     let surplus = link.vlan_count as i32 - egress.vlan_count as i32;
     if surplus != 0 && !packet.adjust_head(surplus * 4) {
         return Err(Counter::DropNoRoom);
     }
-    write_link_layer::<F, P>(packet, egress, surplus != 0 || egress.vlan_count != 0)
-        .ok_or(Counter::DropMalformed)
+    write_link_layer::<F, P>(packet, egress).ok_or(Counter::DropMalformed)
 }
 
-/// Writes the link-layer header of an egress; the types too where they are not what they should be already.
+/// Writes the link-layer header of an egress.
 #[inline(always)]
-pub(super) fn write_link_layer<F: Family, P: PacketMut>(
-    packet: &mut P,
-    egress: &Egress,
-    with_types: bool,
-) -> Option<()> {
+pub(super) fn write_link_layer<F: Family, P: PacketMut>(packet: &mut P, egress: &Egress) -> Option<()> {
     const TYPE: usize = offset_of!(EthHdr, ether_type);
-    let [d0, d1, d2, outer] = bytemuck::cast::<_, [u16; 4]>(egress.destination);
-    let [s0, s1, s2, inner] = bytemuck::cast::<_, [u16; 4]>(egress.source);
-    packet.write::<[u16; 6], 0>(0, [d0, d1, d2, s0, s1, s2])?;
-    if !with_types {
-        return Some(());
-    }
+    write_addresses(packet, egress)?;
+    let [_, _, _, outer] = bytemuck::cast::<_, [u16; 4]>(egress.destination);
+    let [_, _, _, inner] = bytemuck::cast::<_, [u16; 4]>(egress.source);
     let network = parse::ethertype(F::NETWORK);
     match egress.vlan_count {
         0 => packet.write::<u16, TYPE>(0, network),
@@ -154,4 +150,15 @@ pub(super) fn write_link_layer<F: Family, P: PacketMut>(
             [parse::vlan_ethertype(egress.service_tag), outer, parse::vlan_ethertype(false), inner, network],
         ),
     }
+}
+
+/// Writes the two MAC addresses.
+#[inline(always)]
+fn write_addresses<P: PacketMut>(packet: &mut P, egress: &Egress) -> Option<()> {
+    const SOURCE: usize = offset_of!(EthHdr, src_addr);
+    let [s0, s1, s2, _] = bytemuck::cast::<_, [u16; 4]>(egress.source);
+    // The tag behind the destination makes a whole word of it; the source takes its place.
+    packet.write::<u64, 0>(0, egress.destination)?;
+    packet.write::<u32, SOURCE>(0, bytemuck::cast([s0, s1]))?;
+    packet.write::<u16, { SOURCE + 4 }>(0, s2)
 }

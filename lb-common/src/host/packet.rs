@@ -79,6 +79,10 @@ impl PacketMut for HostPacket {
         self.ingress_mtu
     }
 
+    fn ensure(&mut self, bytes: usize) -> bool {
+        self.len() >= bytes
+    }
+
     fn read<T: Pod, const OFFSET: usize>(&self, base: usize) -> Option<T> {
         let place = self.place(base, OFFSET, size_of::<T>())?;
         self.buffer.get(place).map(bytemuck::pod_read_unaligned)

@@ -28,7 +28,7 @@ pub(super) const ENTRY_PROGRAM: &str = "kanmon";
 /// The map of programs that the entry program calls.
 const PROGRAM_ARRAY: &str = "PROGRAMS";
 /// Those programs, by index.
-const CALLED_PROGRAMS: [&str; 17] = [
+const CALLED_PROGRAMS: [&str; 18] = [
     "kanmon_new_v4",
     "kanmon_new_v6",
     "kanmon_retry_v4",
@@ -46,6 +46,7 @@ const CALLED_PROGRAMS: [&str; 17] = [
     "kanmon_fragment_v6",
     "kanmon_follow_v4",
     "kanmon_follow_v6",
+    "kanmon_any",
 ];
 
 /// The loaded packet program with its maps. Dropping it closes descriptors and nothing else: what is pinned

@@ -25,7 +25,7 @@ use super::{KernelTables, Runner};
 /// The program that packets enter by. The others call it too: it comes after them in `PROGRAMS`.
 const ENTRY: &str = "kanmon";
 /// The other programs, by their index in `PROGRAMS`.
-const CALLED: [&str; 17] = [
+const CALLED: [&str; 18] = [
     "kanmon_new_v4",
     "kanmon_new_v6",
     "kanmon_retry_v4",
@@ -43,6 +43,7 @@ const CALLED: [&str; 17] = [
     "kanmon_fragment_v6",
     "kanmon_follow_v4",
     "kanmon_follow_v6",
+    "kanmon_any",
 ];
 
 /// Room for source ranges of a family.
