@@ -105,6 +105,8 @@ struct State {
     queue: StepQueue,
     /// End of the grace period that the queue waits for.
     grace: Option<Instant>,
+    /// End of the grace period after the last write to a VIP.
+    settling: Option<Instant>,
     unwanted: HashSet<u32>,
     clusters: Arc<cluster::Snapshot>,
     desired: Arc<Desired>,
@@ -149,6 +151,7 @@ impl State {
             core,
             queue: StepQueue::default(),
             grace: None,
+            settling: None,
             unwanted: HashSet::new(),
             desired: Arc::default(),
             drains: Arc::default(),
@@ -238,6 +241,7 @@ impl State {
                     self.wake();
                 }
                 () = until(self.grace) => self.grace = None,
+                () = until(self.settling) => self.settling = None,
                 () = until(self.plan_at) => self.plan()?,
                 () = until(self.deadline) => self.plan()?,
                 () = until(self.first_plan.latest()) => self.plan()?,
@@ -468,10 +472,10 @@ impl State {
     /// Applies what waits, up to the next grace period, and does what was waiting for the end of it.
     fn advance(&mut self) -> Result<()> {
         while self.grace.is_none() {
-            match self.queue.next() {
+            match self.queue.next(self.settling.is_none()) {
                 Next::Apply(step) => self.apply_all(&[step])?,
                 Next::Wait => self.grace = Some(Instant::now() + GRACE),
-                Next::Idle => break,
+                Next::Settle | Next::Idle => break,
             }
         }
         self.give_orders();
@@ -507,6 +511,9 @@ impl State {
                     self.plan_at = Some(Instant::now() + RETRY);
                     return self.adopt().context("the maps can't be read either");
                 }
+            }
+            if step.writes_vip() {
+                self.settling = Some(Instant::now() + GRACE);
             }
             match step {
                 Step::WriteMember { index, .. } => {
