@@ -13,7 +13,7 @@ use tokio::time::sleep_until;
 
 use super::clock;
 use super::drains::{self, Drains};
-use super::events::Tripped;
+use super::events::{Tripped, TurnedAway};
 use super::first_plan::FirstPlan;
 use super::flow_log::Naming;
 use super::log;
@@ -78,6 +78,8 @@ pub(super) struct Inputs {
     pub(super) passes: watch::Receiver<Arc<Pass>>,
     /// What the packet program tripped.
     pub(super) trips: mpsc::Receiver<Tripped>,
+    /// Whose new flows find no room.
+    pub(super) turned_away: mpsc::Receiver<TurnedAway>,
     /// What is drained by hand.
     pub(super) drains: watch::Receiver<Arc<Drains>>,
 }
@@ -236,6 +238,12 @@ impl State {
                 }
                 _ = changed(&mut inputs.passes) => self.wake(),
                 Some(tripped) = inputs.trips.recv() => self.learn(tripped),
+                // Told with the sweep's next pass.
+                Some(TurnedAway { service, reason }) = inputs.turned_away.recv() => {
+                    if let Some(id) = self.model.service_at(service) {
+                        self.pressure.turned_away(reason, id, Instant::now());
+                    }
+                }
                 () = until(self.steering.poll_timeout()) => {
                     self.steer();
                     self.wake();
@@ -445,7 +453,7 @@ impl State {
     }
 
     /// What new flows lack, by what the packet program and the sweep say now.
-    fn short(&mut self, now: Instant) -> impl Iterator<Item = view::Problem> + use<> {
+    fn short(&mut self, now: Instant) -> Vec<view::Problem> {
         let (counters, capacity) = (self.core.kernel.memory().counters(), self.core.kernel.sizes().flows);
         self.pressure.look(counters, &self.core.inputs.passes.borrow(), u64::from(capacity), now);
         self.pressure.problems(now)
@@ -546,10 +554,9 @@ impl State {
         }
         let services = self.model.services().map(|service| service.id).collect();
         let mut told = programmed(&self.desired, &services, &self.problems, &self.core.snat_addresses);
-        let short = self.pressure.problems(Instant::now()).next();
-        let short = short.map(|problem| format!("{}: {}", problem.object, problem.message));
-        let shares = self.steering.shares();
-        told.policies = policies::reports(&self.desired, &self.usability, &shares, short.as_deref());
+        let (shares, now) = (self.steering.shares(), Instant::now());
+        let short = |id| self.pressure.of(id, now);
+        told.policies = policies::reports(&self.desired, &self.usability, &shares, &short);
         self.core.outputs.programmed.send_if_modified(|present| {
             let differs = **present != told;
             if differs {
