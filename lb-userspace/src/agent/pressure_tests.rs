@@ -17,7 +17,8 @@ struct Gateway {
 impl Gateway {
     fn new() -> Self {
         let now = Instant::now();
-        let mut gateway = Self { pressure: Pressure::default(), now, opened: 1000, table_full: 5, no_port: 7 };
+        let mut gateway =
+            Self { pressure: Pressure::default(), now, opened: 1000, table_full: 5, no_port: 7 };
         gateway.pass(&Pass::default(), Duration::ZERO);
         gateway
     }
