@@ -382,7 +382,7 @@ fn in_ipv6_a_fragment_that_is_all_of_its_packet_is_a_whole_packet() {
     let closed = Frame::udp(net.client(2), (net.vip().ip(), 81).into()).payload(&payload(100));
     bed.send_bytes(&atomic(&closed)).refuses(Counter::DropClosedPort);
     let mut narrow = Bed::with_backends(net, 1);
-    narrow.gateway.set_next_hop(1, &NextHop { mtu: 1280, ..NextHop::default() });
+    narrow.gateway.set_next_hop(2, &NextHop { mtu: 1280, ..NextHop::default() });
     let counters = [Counter::FlowOpened, Counter::DropTooBig, Counter::RefusalSent];
     narrow.send_bytes(&atomic(&datagram(net, 1, 1300))).sends(&counters);
     // A fragment within it is none of the kind.
