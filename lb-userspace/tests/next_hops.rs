@@ -175,6 +175,41 @@ fn addresses_resolve_to_the_gateways_mac_and_the_attached_interface() {
 }
 
 #[test]
+fn what_the_kernel_has_learned_of_a_path_is_not_taken_for_the_routes_mtu() {
+    let network = Network::new();
+    network.on_router(|| {
+        run("ip link add far mtu 1300 type veth peer name farther");
+        run("ip link set far up");
+        run("ip link set farther up");
+        run("ip addr add 10.0.255.1/16 dev far");
+        run("ip addr add fd10::ff/64 dev far nodad");
+        for forwarding in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{forwarding}"), "1").expect("written");
+        }
+    });
+    network.test(|| async {
+        // Datagrams that fit the first link and not the second: the router says so, and the kernel remembers.
+        for (own, pod) in [("192.168.0.10:0", "10.0.0.7"), ("[fd00::10]:0", "fd10::5")] {
+            let socket = UdpSocket::bind(own).expect("bound");
+            let learned = async {
+                while !output(&format!("ip route get {pod}")).contains("mtu 1300") {
+                    // The second one fails once the kernel knows.
+                    let _ = socket.send_to(&[0; 1340], (ip(pod), 9));
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            timeout(LIMIT, learned).await.expect("learned in time");
+        }
+        let watcher = NetworkWatcher::start(&[ifindex("eth0").await]).await.expect("started");
+        watcher.set_addresses(addresses(&["10.0.0.7", "fd10::5"]));
+        let resolved = |all: &NextHops| all.len() == 2 && all.values().all(Result::is_ok);
+        let all = wait(&mut watcher.next_hops(), "all resolved", resolved).await;
+        let mtu = |pod| all[&ip(pod)].as_ref().map(|hop| hop.mtu);
+        assert_eq!((mtu("10.0.0.7"), mtu("fd10::5")), (Ok(1400), Ok(1500)));
+    });
+}
+
+#[test]
 fn ten_thousand_backends_behind_one_router_are_one_neighbour() {
     Network::new().test(|| async {
         let watcher = NetworkWatcher::start(&[ifindex("eth0").await]).await.expect("started");

@@ -2,7 +2,7 @@
 //! themselves.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -147,6 +147,18 @@ fn assert_only_newcomers_refused(bed: &Bed, held: &tests::client::Held, at_least
     assert_eq!(now.broken.len(), refused);
 }
 
+/// Newcomers are turned away until the agent says what is short, and for which service; for no other one.
+fn await_degraded(bed: &Bed, agent: &Agent, expected: &[&str]) {
+    eventually("the agent says what is short", SOON, || {
+        let load = TcpLoad { timeout: Duration::from_millis(800), ..TcpLoad::new(bed.vip_http(), 100) };
+        bed.client().tcp(load).unwrap();
+        let problems = agent.problems().unwrap();
+        let degraded = problems.iter().filter(|problem| problem.reason == "Degraded");
+        degraded.map(|problem| problem.object.as_str()).collect::<BTreeSet<_>>()
+            == expected.iter().copied().collect()
+    });
+}
+
 #[test]
 fn exhausted_ports_refuse_new_flows_and_harm_none_that_live() {
     let _alone = alone();
@@ -158,6 +170,8 @@ fn exhausted_ports_refuse_new_flows_and_harm_none_that_live() {
     let counters = counters_since(&agent, &before);
     assert!(counters["drop_ports_exhausted"] > 0, "{counters:?}");
     assert_eq!(counters["drop_table_full"], 0);
+    let service = format!("service {}/TCP", bed.vip_http());
+    await_degraded(&bed, &agent, &["SNAT ports", &service]);
     // Another protocol, and another family, have ports of their own.
     let load = UdpLoad { concurrency: 8, ..UdpLoad::new(bed.vip_udp(), 50) };
     assert_eq!(bed.client().udp(load).unwrap().tally().failed, 0);
@@ -177,6 +191,8 @@ fn a_full_flow_table_refuses_new_flows_and_harms_none_that_live() {
     assert_only_newcomers_refused(&bed, &held, 64);
     let counters = counters_since(&agent, &before);
     assert!(counters["drop_table_full"] > 0, "{counters:?}");
+    let service = format!("service {}/TCP", bed.vip_http());
+    await_degraded(&bed, &agent, &["flow table", &service]);
     held.stop();
     let is_over = |state: &str| state == "closed" || state.ends_with("reset");
     eventually("the flows are closed", SOON, || {

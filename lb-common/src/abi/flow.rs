@@ -100,7 +100,7 @@ pub enum FlowState {
     BackendReset = 11,
     /// TCP, half-open: the backend refused, and the next SYN goes to another one.
     Refused = 12,
-    /// UDP: answered, and then the client was heard again, or the backend in another tick.
+    /// UDP: answered, and then the client was heard again.
     UdpAssured = 13,
 }
 

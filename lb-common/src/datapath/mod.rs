@@ -341,7 +341,7 @@ fn classify<F: Family, P: PacketMut, M: Maps>(
     }
     if filter & address_filter::VIP != 0
         && let Some(outcome) = to_vip::<F, P, M>(packet, maps, config, link, ip)
-        && !is_maybe_reply(outcome, filter)
+        && !is_maybe_reply(config, ip, outcome, filter)
     {
         return outcome;
     }
@@ -362,11 +362,13 @@ fn classify<F: Family, P: PacketMut, M: Maps>(
     Outcome::Pass(Counter::PassForeign)
 }
 
-/// Where a VIP is also a SNAT address, what no service claims may still be a reply.
+/// Where a VIP is also a SNAT address, what no service claims may still be a reply. The filter alone does not say that it
+/// is: another address may share its element.
 #[inline(always)]
-fn is_maybe_reply(outcome: Outcome, filter: u64) -> bool {
+fn is_maybe_reply<F: Family>(config: &Config, ip: &Ip<F>, outcome: Outcome, filter: u64) -> bool {
     filter & address_filter::SNAT != 0
         && matches!(outcome, Outcome::Pass(Counter::PassNodeAddress) | Outcome::Drop(Counter::DropClosedPort))
+        && F::snat_index(config, ip.destination).is_some()
 }
 
 /// A packet whose destination may be a VIP; `None` where it is none.

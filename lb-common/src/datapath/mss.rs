@@ -6,7 +6,7 @@
 
 use core::mem::offset_of;
 
-use network_types::tcp::TcpHdr;
+use network_types::{eth::EthHdr, tcp::TcpHdr};
 
 use super::{
     Cells, Family, Maps, Outcome, PacketMut,
@@ -68,6 +68,16 @@ pub(super) fn clamp<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, 
         maps.count(Counter::MssClamped);
     }
     Outcome::Send(asked as u32)
+}
+
+/// Clamps a SYN that was put together anew, to what the link that its client is behind takes: this one did not come in by
+/// it.
+#[inline(always)]
+pub(super) fn narrow<F: Family, P: PacketMut, M: Maps>(packet: &mut P, maps: &M, config: &Config, mtu: u16) {
+    let headers = (F::HEADER + TcpHdr::LEN) as u16;
+    if mtu > headers && lower(packet, config, EthHdr::LEN + F::HEADER, mtu - headers).is_some() {
+        maps.count(Counter::MssClamped);
+    }
 }
 
 /// Lowers what the segment says to `most`, and its checksum with it; `None` where there is nothing to lower.

@@ -60,12 +60,11 @@ impl Link {
 /// What a packet's headers allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// A whole TCP segment or UDP datagram.
+    /// A whole TCP segment or UDP datagram, IPv6's fragment that is all of its packet (RFC 6946) included.
     Whole,
     /// A fragment: any one, or where it was asked for first ones, another one.
     Fragment,
-    /// A first fragment with the whole transport header of a TCP segment or UDP datagram, and IPv6's fragment that is
-    /// all of its packet (RFC 6946). Only where it was asked for.
+    /// A first fragment with the whole transport header of a TCP segment or UDP datagram. Only where it was asked for.
     First,
     /// Some other protocol.
     Other,
@@ -242,7 +241,7 @@ pub(super) fn plain_ipv6<F: Family<Address = [u64; 2]>, P: PacketMut>(packet: &m
 }
 
 /// Reads an IPv6 header and its extension headers; `None` where it is cut short or is not version 6. With `FIRSTS` it
-/// looks into first fragments.
+/// looks into first fragments. A fragment that is all of its packet is a whole packet.
 #[inline(always)]
 pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, const FIRSTS: bool>(
     packet: &P,
@@ -265,10 +264,10 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, const FIRSTS: bo
         shape = Shape::Malformed;
     }
     let mut extension = 0;
-    // Of a first fragment; with `more` there are others.
-    let (mut first, mut more) = (false, false);
+    // Of a fragment header: it was there, and there are others.
+    let (mut parted, mut more) = (false, false);
     while shape == Shape::Whole && is_extension_header(next) {
-        if next == NEXT_FRAGMENT && !FIRSTS {
+        if next == NEXT_FRAGMENT && !FIRSTS && !is_atomic(packet, transport_offset) {
             shape = Shape::Fragment;
             break;
         }
@@ -282,18 +281,25 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, const FIRSTS: bo
             break;
         };
         // At most 64 bytes each, so that the offset stays below `MAX_OFFSET`. A fragment header's is always 8.
-        let length = if FIRSTS && next == NEXT_FRAGMENT { 0 } else { length };
+        let length = if next == NEXT_FRAGMENT { 0 } else { length };
         if length > 7 {
             shape = Shape::Malformed;
             break;
         }
-        if FIRSTS && next == NEXT_FRAGMENT {
-            let place = packet.read::<u16, { FRAGMENT_PLACE }>(transport_offset).unwrap_or(0);
-            if place & FRAGMENT_OFFSET_V6 != 0 || first {
-                shape = if first { Shape::Malformed } else { Shape::Fragment };
+        if next == NEXT_FRAGMENT {
+            if parted {
+                shape = Shape::Malformed;
                 break;
             }
-            (first, more) = (true, place & MORE_FRAGMENTS_V6 != 0);
+            parted = true;
+        }
+        if FIRSTS && next == NEXT_FRAGMENT {
+            let place = packet.read::<u16, { FRAGMENT_PLACE }>(transport_offset).unwrap_or(0);
+            if place & FRAGMENT_OFFSET_V6 != 0 {
+                shape = Shape::Fragment;
+                break;
+            }
+            more = place & MORE_FRAGMENTS_V6 != 0;
         }
         next = following;
         transport_offset += (length as usize + 1) * 8;
@@ -306,11 +312,18 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, const FIRSTS: bo
         } else {
             transport_shape(packet, next, transport_offset, payload - headers, !more)
         };
-        if first {
+        if more {
             shape = first_shape(shape);
         }
     }
     Some(Ip { network_offset: offset, transport_offset, source, destination, ttl, protocol: next, shape })
+}
+
+/// Whether a fragment header, at `offset`, is that of a fragment which is all of its packet: a whole packet (RFC 6946, §4).
+#[inline(always)]
+fn is_atomic<P: PacketMut>(packet: &P, offset: usize) -> bool {
+    let place = packet.read::<u16, { FRAGMENT_PLACE }>(offset);
+    place.is_some_and(|place| place & (FRAGMENT_OFFSET_V6 | MORE_FRAGMENTS_V6) == 0)
 }
 
 /// The shape of a first fragment whose payload alone would have this one.

@@ -5,8 +5,9 @@ use core::mem::offset_of;
 use network_types::tcp::TcpHdr;
 
 use super::{
-    Family, Maps, Outcome, PacketMut, events,
+    Family, Maps, Outcome, PacketMut, events, last_hop,
     member::{self, MemberHead},
+    mss,
     parse::{Ip, Link, Ports},
     reply::{self, Located},
     request::TCP_FLAGS,
@@ -104,7 +105,11 @@ pub(super) fn refused<F: Family, P: PacketMut, M: Maps>(
     let rebuilt = ends(maps, &entry, member)
         .and_then(|ends| syn::rebuild::<F, P, M>(packet, maps, config, hash, &ends, ack));
     match rebuilt {
-        Some(()) => Outcome::Retry(F::NETWORK),
+        Some(()) => {
+            let behind = last_hop::egress(maps, entry.last_hop).map_or(0, |egress| egress.mtu);
+            mss::narrow::<F, P, M>(packet, maps, config, behind);
+            Outcome::Retry(F::NETWORK)
+        }
         None => Outcome::Drop(Counter::DropRefused),
     }
 }

@@ -106,7 +106,7 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
         if !entry.word.is_replied()
             && let Some(slot) = flow_table::by_reference(maps, entry.flow)
         {
-            answer(maps, entry, &slot);
+            answer(entry, &slot);
         }
         return Some(None);
     }
@@ -132,18 +132,17 @@ fn learn<F: Family, P: PacketMut, M: Maps>(
     Some(flags.is_open_answer().then_some(Outcome::Drop(Counter::DropMoved)))
 }
 
-/// A datagram of the backend's moves its flow's state. One answer may be that to a forged address; an answer in
-/// another tick is a stream, whose client need not speak.
+/// The first datagram of the backend's moves its flow's state; none after that says more. Servers repeat answers by
+/// themselves, also those to a forged address, so only the client's next datagram assures the flow.
 #[inline(always)]
-fn answer<F: Family, M: Maps>(maps: &M, entry: &Reverse<F, M::Cells>, slot: &Slot<M::Cells>) {
-    match slot.word.state() {
-        FlowState::UdpNew => _ = slot.advance(FlowState::UdpReplied),
-        FlowState::UdpReplied if entry.last_seen() != clock::tick(maps.now()) => {
-            slot.advance(FlowState::UdpAssured);
-        }
-        // Only a flow that knows all this needs no other answer to tell it.
-        FlowState::UdpAssured => entry.set_state(ReverseState::Replied),
-        _ => {}
+fn answer<F: Family, C: Cells>(entry: &Reverse<F, C>, slot: &Slot<C>) {
+    let told = match slot.word.state() {
+        FlowState::UdpNew => slot.advance(FlowState::UdpReplied),
+        FlowState::UdpReplied | FlowState::UdpAssured => true,
+        _ => false,
+    };
+    if told {
+        entry.set_state(ReverseState::Replied);
     }
 }
 

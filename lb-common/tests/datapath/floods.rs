@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, VecDeque},
     env,
     net::{IpAddr, SocketAddr},
 };
@@ -29,6 +29,8 @@ const MILLISECOND: u64 = 1_000_000;
 /// From a SYN to its answer at the gateway, and from there to the client's acknowledgement.
 const BACKEND_TIME: u64 = 2 * MILLISECOND;
 const CLIENT_TIME: u64 = 40 * MILLISECOND;
+/// When a server that nobody acknowledges answers again: more than a tick.
+const REPEAT_TIME: u64 = 400 * MILLISECOND;
 /// When a client that has no answer sends again, as Linux does.
 const RETRANSMISSIONS: [u64; 2] = [SECOND, 2 * SECOND];
 
@@ -43,6 +45,21 @@ enum Kind {
     Udp,
     /// A datagram that the backend answers.
     AnsweredUdp,
+    /// A datagram that the backend answers, and answers again when nobody acknowledges that, as QUIC and SIP do.
+    RepeatedUdp,
+}
+
+impl Kind {
+    const fn protocol(self) -> u8 {
+        match self {
+            Self::Syn | Self::BlindAck => TCP,
+            Self::Udp | Self::AnsweredUdp | Self::RepeatedUdp => UDP,
+        }
+    }
+
+    const fn is_answered_udp(self) -> bool {
+        matches!(self, Self::AnsweredUdp | Self::RepeatedUdp)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +134,8 @@ struct Battle {
     established: Vec<Flow>,
     attempts: Vec<Attempt>,
     agenda: BinaryHeap<Reverse<(u64, Turn, usize)>>,
+    /// Forged flows whose backend answers again, and when.
+    repeats: VecDeque<(u64, Flow)>,
     random: u64,
     figures: Figures,
 }
@@ -134,6 +153,7 @@ impl Battle {
             established: Vec::new(),
             attempts: Vec::new(),
             agenda: BinaryHeap::new(),
+            repeats: VecDeque::new(),
             random: 3,
             figures: Figures::default(),
         };
@@ -198,7 +218,7 @@ impl Battle {
         self.figures.sent += 1;
         let frame = match kind {
             Kind::Syn | Kind::BlindAck => Frame::tcp(source, vip, SYN),
-            Kind::Udp | Kind::AnsweredUdp => Frame::udp(source, vip).payload(b"spoofed"),
+            Kind::Udp | Kind::AnsweredUdp | Kind::RepeatedUdp => Frame::udp(source, vip).payload(b"spoofed"),
         };
         let Some(seen) = self.pass(&frame) else { return };
         self.figures.let_in += 1;
@@ -207,6 +227,10 @@ impl Battle {
         match kind {
             Kind::Udp => {}
             Kind::AnsweredUdp => drop(self.pass(&flow.answer())),
+            Kind::RepeatedUdp => {
+                self.pass(&flow.answer());
+                self.repeats.push_back((self.now() + REPEAT_TIME, flow));
+            }
             Kind::Syn => drop(self.pass(&flow.reply(SYN | ACK))),
             Kind::BlindAck => {
                 self.pass(&flow.reply(SYN | ACK));
@@ -214,6 +238,16 @@ impl Battle {
                 let guess = if guess == SERVER_ISN + 1 { 9 } else { guess };
                 self.pass(&Frame::tcp(source, vip, ACK).numbers(1001, guess).payload(b"data"));
             }
+        }
+    }
+
+    /// What backends answer again.
+    fn repeat(&mut self) {
+        while let Some((at, flow)) = self.repeats.front().copied()
+            && at <= self.now()
+        {
+            self.repeats.pop_front();
+            self.pass(&flow.answer());
         }
     }
 
@@ -334,13 +368,14 @@ impl Battle {
     }
 
     /// The flood, with clients that go on and clients that come.
-    fn fight(&mut self, kind: Kind, protocol: u8, scale: &Scale) {
+    fn fight(&mut self, kind: Kind, scale: &Scale) {
         let mut next_pass = self.now() + 2 * SECOND;
         for number in 0..scale.packets {
             self.play(self.now() + scale.gap);
+            self.repeat();
             self.forge(kind);
             if number % 200 == 0 {
-                self.attempt(protocol);
+                self.attempt(kind.protocol());
                 let some = self.draw() as usize % self.established.len();
                 self.exchange(&self.established[some]);
             }
@@ -357,9 +392,8 @@ impl Battle {
 /// A flood of that kind loses nobody, keeps nobody out, and leaves nothing.
 fn withstand(kind: Kind, net: Net) {
     let scale = Scale::chosen();
-    let protocol = if matches!(kind, Kind::Udp | Kind::AnsweredUdp) { UDP } else { TCP };
-    let mut battle = Battle::new(net, protocol, &scale);
-    battle.fight(kind, protocol, &scale);
+    let mut battle = Battle::new(net, kind.protocol(), &scale);
+    battle.fight(kind, &scale);
     let Battle { bed, figures, established, .. } = &battle;
     let maps = &bed.gateway.maps;
     let count = |counter| maps.counter(counter);
@@ -385,7 +419,7 @@ fn withstand(kind: Kind, net: Net) {
     let succeeded: u64 = figures.succeeded.iter().sum();
     assert!(succeeded * 100 >= figures.attempts * 99, "{succeeded} of {}", figures.attempts);
     // With nobody's help: no sweep, and the flood's flows are still in the tables.
-    let unanswered = if kind == Kind::AnsweredUdp { seconds(50) } else { seconds(1) };
+    let unanswered = if kind.is_answered_udp() { seconds(50) } else { seconds(1) };
     bed.wait(unanswered);
     established.iter().for_each(|flow| battle.exchange(flow));
     bed.wait(seconds(11));
@@ -421,4 +455,9 @@ fn forged_datagrams_lose_nobody_and_keep_nobody_out() {
 #[test]
 fn forged_datagrams_that_are_answered_lose_nobody_and_keep_nobody_out() {
     withstand(Kind::AnsweredUdp, Net::V4);
+}
+
+#[test]
+fn forged_datagrams_that_are_answered_twice_lose_nobody_and_keep_nobody_out() {
+    withstand(Kind::RepeatedUdp, Net::V4);
 }

@@ -361,21 +361,33 @@ fn in_ipv6_a_header_chain_that_goes_on_in_the_next_fragment_is_dropped() {
 }
 
 #[test]
-fn in_ipv6_a_fragment_that_is_all_of_its_packet_goes_alone() {
+fn in_ipv6_a_fragment_that_is_all_of_its_packet_is_a_whole_packet() {
     // RFC 6946, §4.
     let net = Net::V6;
     let bed = Bed::with_backends(net, 1);
-    let [atomic] = &fragments(&datagram(net, 1, 100), 7, 1000)[..] else { panic!("one fragment") };
-    assert_eq!(id_of(&bed, atomic, &[Counter::FlowOpened]), 7);
-    let [again] = &fragments(&datagram(net, 1, 100), 7, 1000)[..] else { panic!("one fragment") };
-    let sent = bed.send_bytes(again).sends(&[]);
+    let atomic = |frame: &Frame| match &fragments(frame, 7, 2000)[..] {
+        [one] => one.clone(),
+        more => panic!("{} fragments", more.len()),
+    };
+    assert_eq!(id_of(&bed, &atomic(&datagram(net, 1, 100)), &[Counter::FlowOpened]), 7);
+    let sent = bed.send_bytes(&atomic(&datagram(net, 1, 100))).sends(&[]);
     let seen = Seen::parse(&reassemble(&[sent.bytes()]).unwrap()).unwrap();
     assert_eq!(seen.payload, payload(100));
     // It leaves no record, and its datagram must be all there.
     bed.send_bytes(&fragments(&datagram(net, 1, 100), 7, 64)[1]).drops(Counter::DropFragment);
     let udp = datagram(net, 1, 100);
     let segment = udp.build()[udp.transport_offset()..].to_vec();
-    bed.send_bytes(&fragment(&udp, 7, 0, false, &segment[..96])).drops(Counter::DropFragmentHeader);
+    bed.send_bytes(&fragment(&udp, 7, 0, false, &segment[..96])).drops(Counter::DropMalformed);
+    // Its sender is told, of a closed port and of a link that takes less.
+    let closed = Frame::udp(net.client(2), (net.vip().ip(), 81).into()).payload(&payload(100));
+    bed.send_bytes(&atomic(&closed)).refuses(Counter::DropClosedPort);
+    let mut narrow = Bed::with_backends(net, 1);
+    narrow.gateway.set_next_hop(2, &NextHop { mtu: 1280, ..NextHop::default() });
+    let counters = [Counter::FlowOpened, Counter::DropTooBig, Counter::RefusalSent];
+    narrow.send_bytes(&atomic(&datagram(net, 1, 1300))).sends(&counters);
+    // A fragment within it is none of the kind.
+    let twice = Frame { extensions: vec![(FRAGMENT_HEADER, vec![0; 6])], ..datagram(net, 3, 100) };
+    bed.send_bytes(&atomic(&twice)).drops(Counter::DropMalformed);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The largest segment that a SYN and its answer allow: lowered to what the way takes, else left alone.
 
 use lb_common::{
-    abi::Counter,
-    host::{ACK, Frame, HostPacket, NextHop, SYN, Seen, TAG_8021Q, Transport},
+    abi::{Counter, ReactionWord},
+    host::{ACK, Frame, HostPacket, NextHop, RST, SYN, Seen, TAG_8021Q, Transport},
 };
 use proptest::prelude::*;
 
@@ -181,6 +181,27 @@ fn a_syn_sent_again_is_clamped_again_and_no_other_segment_is() {
 }
 
 /// An option as a list of bytes, well formed; none says anything of segments.
+#[test]
+fn a_syn_that_goes_to_another_backend_still_says_what_its_client_s_link_takes() {
+    for net in Net::BOTH {
+        let mut bed = Bed::with_backends(net, 4);
+        bed.gateway.set_reaction(0, ReactionWord::new(0, 0, true));
+        bed.gateway.set_fallback(0, &[1, 2, 3, 4]);
+        let usual = mss(fitting(net, USUAL));
+        let frame = with_options(Frame::tcp(net.client(1), net.vip(), SYN), &usual);
+        let packet = HostPacket::new(&frame.build()).mtu(NARROW);
+        let opened = bed.send_packet(packet).sends(&[Counter::FlowOpened, Counter::MssClamped]);
+        let seen = opened.seen();
+        let (client, vip) = (frame.source, frame.destination);
+        let flow = Flow { protocol: 6, client, vip, snat: seen.source, backend: seen.destination };
+        let refusal = HostPacket::new(&flow.reply(RST | ACK).build()).mtu(USUAL);
+        let rescued = [Counter::ConnectRefused, Counter::FlowRescued, Counter::MssClamped];
+        let again = bed.send_packet(refusal).sends(&rescued);
+        assert_ne!(again.seen().destination, flow.backend);
+        assert_eq!(options_of(again.bytes(), net), mss(fitting(net, NARROW)));
+    }
+}
+
 fn option() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         Just(vec![1]),

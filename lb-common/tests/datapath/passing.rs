@@ -1,5 +1,7 @@
 //! What is not ours passes, untouched, before any rule that can drop.
 
+use std::net::IpAddr;
+
 use lb_common::{
     abi::{Counter, TCP, address_filter, vip_flags},
     datapath::{Family, V4, V6},
@@ -10,7 +12,7 @@ use lb_common::{
 use crate::bed::{Bed, Net};
 
 /// Frames to a destination that a VIP would drop: each for another reason.
-fn refusable(net: Net, to: std::net::IpAddr) -> Vec<Vec<u8>> {
+fn refusable(net: Net, to: IpAddr) -> Vec<Vec<u8>> {
     let client = net.client(1);
     let closed = (to, 81).into();
     let icmp = if net == Net::V4 { 1 } else { 58 };
@@ -94,25 +96,43 @@ fn foreign_traffic_passes_whatever_it_is() {
     }
 }
 
+/// An address of nobody's that shares an element of the filter with one of ours.
+fn twin(bed: &Bed, net: Net, flag: u64) -> IpAddr {
+    (0..=u16::MAX)
+        .map(|n| net.ip([192, 0, (n >> 8) as u8, n as u8], [0x2001, 0xdb8, 9, 0, 0, 0, 0, n]))
+        .find(|twin| {
+            let index = match twin {
+                IpAddr::V4(twin) => V4::filter_index(u32::from_ne_bytes(twin.octets())),
+                IpAddr::V6(twin) => V6::filter_index(bytemuck::cast(twin.octets())),
+            };
+            bed.gateway.maps.address_filter.read::<u64>(index) & flag != 0
+        })
+        .expect("a thousand elements, and far more addresses")
+}
+
 #[test]
 fn an_address_that_only_looks_like_ours_to_the_filter_passes() {
     for net in Net::BOTH {
         let bed = Bed::with_backends(net, 1);
         for flag in [address_filter::VIP, address_filter::SNAT] {
-            let twin = (0..=u16::MAX)
-                .map(|n| net.ip([192, 0, (n >> 8) as u8, n as u8], [0x2001, 0xdb8, 9, 0, 0, 0, 0, n]))
-                .find(|twin| {
-                    let index = match twin {
-                        std::net::IpAddr::V4(twin) => V4::filter_index(u32::from_ne_bytes(twin.octets())),
-                        std::net::IpAddr::V6(twin) => V6::filter_index(bytemuck::cast(twin.octets())),
-                    };
-                    bed.gateway.maps.address_filter.read::<u64>(index) & flag != 0
-                })
-                .unwrap();
-            for frame in refusable(net, twin) {
+            for frame in refusable(net, twin(&bed, net, flag)) {
                 bed.send_bytes(&frame).passes(Counter::PassForeign);
             }
         }
+    }
+}
+
+#[test]
+fn a_vip_that_only_looks_like_a_snat_address_to_the_filter_refuses_closed_ports() {
+    for net in Net::BOTH {
+        let mut bed = Bed::with_backends(net, 1);
+        let vip = twin(&bed, net, address_filter::SNAT);
+        bed.gateway.add_service((vip, 80).into(), TCP, &[net.backend(1)]);
+        bed.send(&Frame::tcp(net.client(1), (vip, 81).into(), SYN)).refuses(Counter::DropClosedPort);
+        bed.send(&Frame::udp(net.client(1), (vip, 80).into())).refuses(Counter::DropClosedPort);
+        bed.gateway.add_vip(vip, vip_flags::NODE_ADDRESS);
+        let open = Frame::tcp(net.client(1), (vip, 81).into(), SYN);
+        bed.send(&open).passes(Counter::PassNodeAddress);
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::sleep_until;
 
 use super::clock;
 use super::drains::{self, Drains};
-use super::events::Tripped;
+use super::events::{Tripped, TurnedAway};
 use super::first_plan::FirstPlan;
 use super::flow_log::Naming;
 use super::log;
@@ -78,6 +78,8 @@ pub(super) struct Inputs {
     pub(super) passes: watch::Receiver<Arc<Pass>>,
     /// What the packet program tripped.
     pub(super) trips: mpsc::Receiver<Tripped>,
+    /// Whose new flows find no room.
+    pub(super) turned_away: mpsc::Receiver<TurnedAway>,
     /// What is drained by hand.
     pub(super) drains: watch::Receiver<Arc<Drains>>,
 }
@@ -105,6 +107,8 @@ struct State {
     queue: StepQueue,
     /// End of the grace period that the queue waits for.
     grace: Option<Instant>,
+    /// End of the grace period after the last write to a VIP.
+    settling: Option<Instant>,
     unwanted: HashSet<u32>,
     clusters: Arc<cluster::Snapshot>,
     desired: Arc<Desired>,
@@ -149,6 +153,7 @@ impl State {
             core,
             queue: StepQueue::default(),
             grace: None,
+            settling: None,
             unwanted: HashSet::new(),
             desired: Arc::default(),
             drains: Arc::default(),
@@ -233,11 +238,18 @@ impl State {
                 }
                 _ = changed(&mut inputs.passes) => self.wake(),
                 Some(tripped) = inputs.trips.recv() => self.learn(tripped),
+                // Told with the sweep's next pass.
+                Some(TurnedAway { service, reason }) = inputs.turned_away.recv() => {
+                    if let Some(id) = self.model.service_at(service) {
+                        self.pressure.turned_away(reason, id, Instant::now());
+                    }
+                }
                 () = until(self.steering.poll_timeout()) => {
                     self.steer();
                     self.wake();
                 }
                 () = until(self.grace) => self.grace = None,
+                () = until(self.settling) => self.settling = None,
                 () = until(self.plan_at) => self.plan()?,
                 () = until(self.deadline) => self.plan()?,
                 () = until(self.first_plan.latest()) => self.plan()?,
@@ -441,7 +453,7 @@ impl State {
     }
 
     /// What new flows lack, by what the packet program and the sweep say now.
-    fn short(&mut self, now: Instant) -> impl Iterator<Item = view::Problem> + use<> {
+    fn short(&mut self, now: Instant) -> Vec<view::Problem> {
         let (counters, capacity) = (self.core.kernel.memory().counters(), self.core.kernel.sizes().flows);
         self.pressure.look(counters, &self.core.inputs.passes.borrow(), u64::from(capacity), now);
         self.pressure.problems(now)
@@ -468,10 +480,10 @@ impl State {
     /// Applies what waits, up to the next grace period, and does what was waiting for the end of it.
     fn advance(&mut self) -> Result<()> {
         while self.grace.is_none() {
-            match self.queue.next() {
+            match self.queue.next(self.settling.is_none()) {
                 Next::Apply(step) => self.apply_all(&[step])?,
                 Next::Wait => self.grace = Some(Instant::now() + GRACE),
-                Next::Idle => break,
+                Next::Settle | Next::Idle => break,
             }
         }
         self.give_orders();
@@ -508,6 +520,9 @@ impl State {
                     return self.adopt().context("the maps can't be read either");
                 }
             }
+            if step.writes_vip() {
+                self.settling = Some(Instant::now() + GRACE);
+            }
             match step {
                 Step::WriteMember { index, .. } => {
                     self.unwanted.remove(index);
@@ -539,10 +554,9 @@ impl State {
         }
         let services = self.model.services().map(|service| service.id).collect();
         let mut told = programmed(&self.desired, &services, &self.problems, &self.core.snat_addresses);
-        let short = self.pressure.problems(Instant::now()).next();
-        let short = short.map(|problem| format!("{}: {}", problem.object, problem.message));
-        let shares = self.steering.shares();
-        told.policies = policies::reports(&self.desired, &self.usability, &shares, short.as_deref());
+        let (shares, now) = (self.steering.shares(), Instant::now());
+        let short = |id| self.pressure.of(id, now);
+        told.policies = policies::reports(&self.desired, &self.usability, &shares, &short);
         self.core.outputs.programmed.send_if_modified(|present| {
             let differs = **present != told;
             if differs {

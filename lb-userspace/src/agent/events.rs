@@ -1,8 +1,9 @@
 //! What the packet program reports, read as it comes.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::EventKind;
+use lb_common::abi::{Counter, Event, EventKind};
 use tokio::sync::mpsc;
 
 use super::flow_log::{Teller, Told};
@@ -10,6 +11,8 @@ use crate::bpf::Events;
 
 /// The same complaint is logged at most once in this time.
 const QUIET: Duration = Duration::from_secs(10);
+/// The loop is told at most once in this time that a service's flows find no room.
+const REPEATED: Duration = Duration::from_secs(1);
 
 /// Kinds of events for the flow log.
 const FLOW_LOG: [u8; 3] = [EventKind::Opened as u8, EventKind::Closed as u8, EventKind::Rescued as u8];
@@ -21,6 +24,28 @@ pub(super) struct Tripped {
     pub(super) member: u32,
     /// Errors in a row.
     pub(super) errors: u32,
+}
+
+/// A new flow of a service was dropped for want of room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TurnedAway {
+    /// Index of the service.
+    pub(super) service: u32,
+    /// The counter that says why.
+    pub(super) reason: Counter,
+}
+
+impl TurnedAway {
+    fn of(event: &Event) -> Option<Self> {
+        let reason = if event.kind == EventKind::TableFull as u8 {
+            Counter::DropTableFull
+        } else if event.kind == EventKind::PortsExhausted as u8 {
+            Counter::DropPortsExhausted
+        } else {
+            return None;
+        };
+        Some(Self { service: event.service, reason })
+    }
 }
 
 /// Complaints of one kind.
@@ -42,10 +67,16 @@ impl Complaint {
     }
 }
 
-/// Reads events for as long as the agent runs. What is lost is logged at once; trips are told to the loop, and all
-/// else to the flow log.
-pub(super) async fn run(mut events: Events, trips: mpsc::Sender<Tripped>, flow_log: Teller) {
+/// Reads events for as long as the agent runs. What is lost is logged at once; trips and what finds no room are told to
+/// the loop, and all else to the flow log.
+pub(super) async fn run(
+    mut events: Events,
+    trips: mpsc::Sender<Tripped>,
+    turned_away: mpsc::Sender<TurnedAway>,
+    flow_log: Teller,
+) {
     let (mut table_full, mut ports_exhausted) = (Complaint::default(), Complaint::default());
+    let mut told: HashMap<(u32, Counter), Instant> = HashMap::new();
     loop {
         let event = match events.next().await {
             Ok(event) => event,
@@ -59,6 +90,13 @@ pub(super) async fn run(mut events: Events, trips: mpsc::Sender<Tripped>, flow_l
         if event.kind == EventKind::Tripped as u8 {
             // Where the loop is that far behind, the trip ends by itself.
             let _ = trips.try_send(Tripped { member: event.member, errors: event.detail });
+        }
+        if let Some(one) = TurnedAway::of(&event) {
+            // There may be thousands a second, which say the same.
+            let last = told.entry((one.service, one.reason)).or_insert(now);
+            if (*last == now || now - *last >= REPEATED) && turned_away.try_send(one).is_ok() {
+                *last = now;
+            }
         }
         if FLOW_LOG.contains(&event.kind) {
             flow_log.tell(Told::Event(event));

@@ -141,8 +141,9 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
     tokio::spawn(sweep::run(kernel.memory(), *kernel.config(), ordered, passes_out, teller.clone()));
 
     let (trips_out, trips) = mpsc::channel(TRIPS);
+    let (turned_away_out, turned_away) = mpsc::channel(TRIPS);
     if let Some(events) = kernel.take_events().context("cannot read events of the packet program")? {
-        tokio::spawn(events::run(events, trips_out, teller));
+        tokio::spawn(events::run(events, trips_out, turned_away_out, teller));
     }
     let (last_good, kept) = watch::channel(None);
     tokio::spawn(keep_last_good(settings.state_dir.clone(), kept));
@@ -185,6 +186,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
             addresses: network.local_addresses(),
             passes,
             trips,
+            turned_away,
             drains,
         },
         outputs: Outputs {

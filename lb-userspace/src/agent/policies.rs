@@ -8,13 +8,13 @@ use crate::desired::{AreaStatus, Desired, ObjectName, ServiceId};
 use crate::health::Usability;
 use crate::locality::{AreaShare, Shares};
 
-/// What the policies that are attached to Services should be told. `short`: what the gateway as a whole lacks for new
-/// flows.
+/// What the policies that are attached to Services should be told. `short`: what the gateway lacks for new flows of a
+/// service.
 pub(super) fn reports(
     desired: &Desired,
     usability: &Usability,
     shares: &BTreeMap<ServiceId, Arc<Shares>>,
-    short: Option<&str>,
+    short: &dyn Fn(ServiceId) -> Option<String>,
 ) -> BTreeMap<ObjectName, PolicyReport> {
     let report = |services: &mut dyn Iterator<Item = &ObjectName>| {
         let mut report = PolicyReport::default();
@@ -23,7 +23,7 @@ pub(super) fn reports(
             report.areas.extend(shares.areas.iter().map(|area| shown(&service.name, area)));
             let of_health = usability.services.get(&id).and_then(|health| health.degraded.clone());
             report.degraded = report.degraded.or_else(|| of_health.or_else(|| shares.degraded.clone()));
-            report.degraded = report.degraded.or_else(|| short.map(str::to_owned));
+            report.degraded = report.degraded.or_else(|| named(service, desired).find_map(short));
         }
         report
     };
@@ -38,10 +38,15 @@ fn worst<'a>(
     desired: &Desired,
     shares: &'a BTreeMap<ServiceId, Arc<Shares>>,
 ) -> Option<(ServiceId, &'a Shares)> {
+    let with_shares = named(name, desired).filter_map(|id| Some((id, &**shares.get(&id)?)));
+    with_shares.min_by_key(|(_, shares)| shares.areas.iter().map(|area| area.healthy).sum::<u32>())
+}
+
+/// The services of a Service.
+fn named(name: &ObjectName, desired: &Desired) -> impl Iterator<Item = ServiceId> {
     let services = desired.services.values();
     let of_name = services.filter(|service| service.namespace == name.namespace && service.name == name.name);
-    let with_shares = of_name.filter_map(|service| Some((service.id, &**shares.get(&service.id)?)));
-    with_shares.min_by_key(|(_, shares)| shares.areas.iter().map(|area| area.healthy).sum::<u32>())
+    of_name.map(|service| service.id)
 }
 
 fn shown(service: &str, area: &AreaShare) -> AreaStatus {

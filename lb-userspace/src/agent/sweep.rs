@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{Config, FlowRef, FlowState, LAST_HOPS, PORT_BITMAP_WORDS};
-use lb_common::clock::TICK_NS;
+use lb_common::abi::{Config, FRAGMENT_TICKS, FlowRef, FlowState, LAST_HOPS, PORT_BITMAP_WORDS};
+use lb_common::clock::{TICK_NS, age};
 use lb_common::datapath::sweep::{self, Client, Ended, Observer, Suspects};
 use lb_common::datapath::{Cells, Tables, V4, V6};
 use tokio::sync::watch;
@@ -25,8 +25,9 @@ const _: () = assert!(PASS.as_nanos() > TICK_NS as u128);
 const REST: Duration = Duration::from_millis(10);
 /// What a backend's ports cost to sweep, in buckets.
 const PORTS_COST: u32 = 64;
-/// A last hop that was given to a flow within so many ticks stays, whether or not a flow names it already.
-const LAST_HOP_QUIET: u16 = 40;
+/// A last hop that was given to a flow, or named by one, within so many ticks stays: the flow may not name it yet, or a
+/// fragment of a flow that is gone may still follow its first one. A pass later than that nobody knows of it any more.
+const LAST_HOP_QUIET: u16 = FRAGMENT_TICKS as u16 + 40;
 
 /// What one pass found.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -98,6 +99,8 @@ struct Sweep {
     seen: Seen,
     /// Ports that looked orphaned in the pass before, by (backend, SNAT address).
     suspects: HashMap<(u32, u8), Box<Suspects>>,
+    /// The tick at the end of the last pass that found a flow with a last hop, by its index; `None`: no pass has ended.
+    named: Vec<Option<u16>>,
 }
 
 /// What the pass has seen so far.
@@ -158,7 +161,13 @@ impl Observer for Seen {
 
 impl Sweep {
     fn new(orders: Orders) -> Self {
-        Self { stage: Stage::Flows, next: 0, seen: Seen::new(orders), suspects: HashMap::new() }
+        Self {
+            stage: Stage::Flows,
+            next: 0,
+            seen: Seen::new(orders),
+            suspects: HashMap::new(),
+            named: vec![None; LAST_HOPS as usize],
+        }
     }
 
     /// What a whole pass costs, in buckets.
@@ -250,8 +259,11 @@ impl Sweep {
         let mut seen = std::mem::replace(&mut self.seen, Seen::new(orders));
         self.seen.ended = seen.ended;
         self.seen.ended.extend(seen.without_client.drain().map(|(_, ended)| ended));
-        for (index, seen) in (0_u16..).zip(seen.last_hops) {
-            if !seen {
+        for ((index, seen), named) in (0_u16..).zip(seen.last_hops).zip(&mut self.named) {
+            // Before the first pass an agent that is gone may have seen it named.
+            if seen || named.is_none() {
+                *named = Some(now);
+            } else if named.is_some_and(|named| age(now, named).exceeds(LAST_HOP_QUIET)) {
                 sweep::free_last_hop(tables, index, now, LAST_HOP_QUIET);
             }
         }

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{CloseReason, Member, PortBitmap, UDP};
+use lb_common::abi::{CloseReason, Counter, Member, PortBitmap, UDP};
 use lb_common::clock;
 use lb_common::datapath::Verdict;
-use lb_common::host::{Frame, Gateway, GatewayConfig, HostPacket, ledger};
+use lb_common::host::{Frame, Gateway, GatewayConfig, HostPacket, Seen as Frames, fragments, ledger};
 
 use super::*;
 
@@ -173,4 +173,58 @@ fn a_flow_whose_member_is_gone_already_is_told_with_its_client_all_the_same() {
     swept.pass(10);
     let all: Vec<_> = (0..20).map(|n| (CloseReason::BackendRemoved, Some(40_000 + n))).collect();
     assert_eq!(swept.ended(), all);
+}
+
+/// Sends a frame by the router with this number; what leaves, if anything does.
+fn by_router(gateway: &Gateway, frame: &Frame, router: u16) -> Option<Frames> {
+    let [high, low] = router.to_be_bytes();
+    let frame = frame.clone().macs([2, 0, 0, 7, high, low], [2, 0, 0, 0, 0, 9]);
+    let mut packet = HostPacket::new(&frame.build());
+    (gateway.maps.cpu(0).process(&mut packet) == Verdict::Transmit)
+        .then(|| Frames::parse(packet.bytes()).expect("a frame"))
+}
+
+#[test]
+fn a_fragment_of_a_flow_that_is_gone_still_leaves_by_its_flows_last_hop() {
+    let gateway = gateway();
+    let vip: SocketAddr = "203.0.113.10:53".parse().unwrap();
+    let client: SocketAddr = "198.51.100.7:40000".parse().unwrap();
+    let seen = by_router(&gateway, &Frame::udp(client, vip), 1).expect("forwarded");
+    let mut swept = Swept::new(&gateway);
+    // The flow is an old one when a large answer begins.
+    for _ in 0..20 {
+        gateway.maps.advance_clock(3 * SECOND);
+        by_router(&gateway, &Frame::udp(client, vip), 1).expect("forwarded");
+        swept.pass(1000);
+    }
+    let answer = Frame::udp(seen.destination, seen.source).payload(&[7; 2000]);
+    let [first, last] = &fragments(&answer, 9, 1440)[..] else { panic!("two fragments") };
+    let process = |frame: &[u8]| {
+        let mut packet = HostPacket::new(frame);
+        (gateway.maps.cpu(0).process(&mut packet), packet)
+    };
+    assert_eq!(process(first).0, Verdict::Transmit);
+    // Its backend goes, and all its flows with it.
+    swept.orders.send_replace(Orders { applied: 0, unwanted: Arc::new([1, 2].into()) });
+    for _ in 0..8 {
+        swept.pass(1000);
+        gateway.maps.advance_clock(3 * SECOND);
+    }
+    assert!(ledger::forwards(&gateway.maps).is_empty());
+    // Routers enough to take every free place.
+    for router in 2..4000 {
+        let other = SocketAddr::from(([198, 51, 100, 8], 40_000 + router));
+        by_router(&gateway, &Frame::udp(other, vip), router);
+    }
+    assert!(gateway.maps.counter(Counter::DropLastHopsFull) > 0);
+    let (verdict, packet) = process(last);
+    assert_eq!(verdict, Verdict::Transmit);
+    assert_eq!(packet.bytes()[..6], [2, 0, 0, 7, 0, 1], "to the router that the request came by");
+    // In the end all go.
+    for _ in 0..20 {
+        gateway.maps.advance_clock(5 * SECOND);
+        swept.pass(1000);
+    }
+    let used = (0..LAST_HOPS).filter(|hop| gateway.maps.last_hops.read::<[u64; 4]>(*hop)[0] & 3 != 0);
+    assert_eq!(used.count(), 0);
 }

@@ -83,6 +83,7 @@ impl Kernel {
             Step::PutService { .. }
             | Step::DeleteService { .. }
             | Step::PutVip { .. }
+            | Step::UpdateEcho { .. }
             | Step::DeleteVip { .. }
             | Step::PutBackendKey { .. }
             | Step::DeleteBackendKey { .. } => self.apply_to_hash(step)?,
@@ -117,10 +118,12 @@ impl Kernel {
             Step::DeleteService { key: ServiceKey::V6(key) } => {
                 delete("SERVICES_V6", &mut maps.services_v6, bytemuck::cast(*key))
             }
-            Step::PutVip { key: VipKey::V4(key), flags } => {
+            Step::PutVip { key: VipKey::V4(key), flags }
+            | Step::UpdateEcho { key: VipKey::V4(key), flags } => {
                 put("VIPS_V4", &mut maps.vips_v4, key.vip, *flags)
             }
-            Step::PutVip { key: VipKey::V6(key), flags } => {
+            Step::PutVip { key: VipKey::V6(key), flags }
+            | Step::UpdateEcho { key: VipKey::V6(key), flags } => {
                 put("VIPS_V6", &mut maps.vips_v6, key.vip, *flags)
             }
             Step::DeleteVip { key: VipKey::V4(key) } => delete("VIPS_V4", &mut maps.vips_v4, key.vip),

@@ -32,7 +32,7 @@ pub(super) struct Front<'a> {
     pub(super) ports: Vec<FrontPort>,
     pub(super) check: Check,
     pub(super) policy: Arc<Policy>,
-    /// From where clients may connect; `None`: from everywhere.
+    /// From where clients may connect, as all Services of its name say; `None`: from everywhere.
     pub(super) sources: Option<SourceRanges>,
     /// For how long a client stays with its pod.
     pub(super) affinity: Option<Duration>,
@@ -92,6 +92,7 @@ pub(super) fn collect<'a>(
                 // Exports share the union of their ports.
                 let exports = clusters.iter().any(|(other, index)| *other == cluster && index.exports(name));
                 report_differences(front, cluster, name, service, !exports, problems);
+                restrict(front, cluster, service, spec, problems);
             } else {
                 let front = front(cluster, name, service, spec, problems);
                 fronts.insert(name.clone(), front);
@@ -220,13 +221,6 @@ fn report_differences(
     {
         differ.push("addresses");
     }
-    let ranges = |service: &'_ KubeService| -> BTreeSet<String> {
-        let texts = service.spec.as_ref().map(|spec| sources::texts(service, spec)).unwrap_or_default();
-        texts.into_iter().map(str::to_owned).collect()
-    };
-    if ranges(service) != ranges(front.service) {
-        differ.push("source ranges");
-    }
     if compare_ports && !ports(service).is_subset(&ports(front.service)) {
         differ.push("ports");
     }
@@ -239,6 +233,31 @@ fn report_differences(
         );
         problems.warning(cluster, problems::service(name), Reason::NotFront, message);
     }
+}
+
+/// Lets only those clients connect that another cluster's Service of the same name lets in too: its pods get the
+/// connections, and are not to see anybody whom their own cluster keeps out.
+fn restrict(
+    front: &mut Front<'_>,
+    cluster: &str,
+    service: &KubeService,
+    spec: &ServiceSpec,
+    problems: &mut Problems,
+) {
+    let theirs = sources::parse(cluster, &front.name, service, spec, problems);
+    front.sources = sources::in_both(front.sources.take(), theirs);
+    let decides = front.service.spec.as_ref().map(|spec| sources::texts(front.service, spec));
+    if decides == Some(sources::texts(service, spec)) {
+        return;
+    }
+    let is_closed = front.sources.as_ref().is_some_and(|both| both.is_empty());
+    let message = format!(
+        "its source ranges (loadBalancerSourceRanges) are not those of {}, so only clients that every Service of this \
+         name lets in can connect{}; make them equal",
+        front.place(),
+        if is_closed { ", which is nobody" } else { "" }
+    );
+    problems.warning(cluster, problems::service(&front.name), Reason::NotFront, message);
 }
 
 /// The text of an annotation.

@@ -52,6 +52,23 @@ pub(super) fn parse(
     Some(Arc::new(ranges))
 }
 
+/// The networks of two Services of one name: clients that both let in may connect.
+pub(super) fn in_both(one: Option<SourceRanges>, other: Option<SourceRanges>) -> Option<SourceRanges> {
+    match (one, other) {
+        (Some(one), Some(other)) if one != other => {
+            // Of two networks that have an address in common, one is within the other.
+            let within = |inner: &SourceRanges, outer: &SourceRanges| {
+                let is_within = |range: &&IpNet| outer.iter().any(|outer| outer.contains(*range));
+                inner.iter().filter(is_within).copied().collect::<BTreeSet<_>>()
+            };
+            let mut common = within(&one, &other);
+            common.extend(within(&other, &one));
+            Some(Arc::new(common))
+        }
+        (one, other) => one.or(other),
+    }
+}
+
 /// What is written, in whatever form.
 pub(super) fn texts<'a>(service: &'a KubeService, spec: &'a ServiceSpec) -> BTreeSet<&'a str> {
     let field = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();

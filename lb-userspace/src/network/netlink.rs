@@ -9,7 +9,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{AsyncSocket as _, SocketAddr};
@@ -88,21 +90,32 @@ impl Netlink {
 
     /// By which route a packet to `destination` would go: rules, VRFs and multipath are the kernel's to apply.
     pub(super) async fn path(&self, destination: IpAddr) -> Result<next_hop::Path, NextHopError> {
-        let message = match destination {
+        let mut message = question(match destination {
             IpAddr::V4(address) => {
                 RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build()
             }
             IpAddr::V6(address) => {
                 RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
             }
-        };
-        let no_route = |text: String| NextHopError::NoRoute(text);
-        let answers = self.handle.route().get(question(message)).execute();
+        });
+        let answer = self.route(message.clone()).await?;
+        let mut path = next_hop::path(destination, &answer)?;
+        if next_hop::expires(&answer) {
+            // What the kernel has learned of the path: nobody tells when that is over. The route itself says what stays.
+            message.header.flags = RouteFlags::FibMatch;
+            path.mtu = self.route(message).await.ok().and_then(|route| next_hop::mtu(&route));
+        }
+        Ok(path)
+    }
+
+    /// The kernel's answer to a question about a route.
+    async fn route(&self, question: RouteMessage) -> Result<RouteMessage, NextHopError> {
+        let answers = self.handle.route().get(question).execute();
         let mut answers = std::pin::pin!(answers);
         match answers.try_next().await {
-            Ok(Some(answer)) => next_hop::path(destination, &answer),
-            Ok(None) => Err(no_route("nothing".to_owned())),
-            Err(error) => Err(no_route(plain(&to_io(error)))),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(NextHopError::NoRoute("nothing".to_owned())),
+            Err(error) => Err(NextHopError::NoRoute(plain(&to_io(error)))),
         }
     }
 

@@ -64,7 +64,6 @@ pub(super) fn path(destination: IpAddr, message: &RouteMessage) -> Result<Path, 
     }
     let mut ifindex = None;
     let mut address = destination;
-    let mut mtu = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
@@ -72,12 +71,6 @@ pub(super) fn path(destination: IpAddr, message: &RouteMessage) -> Result<Path, 
             | RouteAttribute::Via(RouteVia::Inet(gateway)) => address = IpAddr::V4(*gateway),
             RouteAttribute::Gateway(RouteAddress::Inet6(gateway))
             | RouteAttribute::Via(RouteVia::Inet6(gateway)) => address = IpAddr::V6(*gateway),
-            RouteAttribute::Metrics(metrics) => {
-                mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
-            }
             RouteAttribute::EncapType(kind) => {
                 return Err(NextHopError::RouteType(format!("encapsulating ({kind:?})")));
             }
@@ -85,7 +78,27 @@ pub(super) fn path(destination: IpAddr, message: &RouteMessage) -> Result<Path, 
         }
     }
     let ifindex = ifindex.ok_or_else(|| NextHopError::NoRoute("a route without an interface".to_owned()))?;
-    Ok(Path { neighbour: NeighbourKey { ifindex, address }, mtu })
+    Ok(Path { neighbour: NeighbourKey { ifindex, address }, mtu: mtu(message) })
+}
+
+/// The MTU that an answer names.
+pub(super) fn mtu(message: &RouteMessage) -> Option<u32> {
+    let metrics = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
+    })?;
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
+}
+
+/// Whether what an answer says is true for a time only: its MTU may be one that the kernel has learned of the path.
+pub(super) fn expires(message: &RouteMessage) -> bool {
+    message
+        .attributes
+        .iter()
+        .any(|attribute| matches!(attribute, RouteAttribute::CacheInfo(info) if info.expires != 0))
 }
 
 /// Reads what the kernel says of a neighbour; `None` for what is no IP neighbour of an interface.

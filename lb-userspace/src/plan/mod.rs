@@ -6,7 +6,7 @@
 //! agent goes on where the last one stopped.
 //!
 //! All of it is pure. The caller applies the steps one after another, waits at each [`Step::GracePeriod`], and
-//! applies the steps of one plan before those of the next. If a step can't be applied, the model no longer
+//! applies the steps of one plan before those of the next; only [`Step::UpdateEcho`] may come later. If a step can't be applied, the model no longer
 //! matches the maps: take a snapshot and adopt it anew ([`Model::adopt_anew`]).
 //!
 //! The order of a plan, and why:

@@ -268,6 +268,12 @@ impl Model {
         })
     }
 
+    /// The service with this index in `DESCRIPTORS`.
+    #[must_use]
+    pub fn service_at(&self, index: u32) -> Option<ServiceId> {
+        self.services.iter().find(|(_, state)| state.index == index).map(|(id, _)| *id)
+    }
+
     /// Addresses of all backends that packets may be sent to: their next hops must be known.
     #[must_use]
     pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {

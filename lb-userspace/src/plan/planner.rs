@@ -314,14 +314,20 @@ impl<'a> Planner<'a> {
             }
         }
         for (vip, flags) in self.wanted_vips() {
-            let before = self.model.vips.insert(vip, flags);
-            if before != Some(flags) {
-                self.steps.push(Step::PutVip { key: VipKey::from(vip), flags });
-            }
-            if before.is_some_and(|before| before != flags) {
-                // An update leaves the old element to the next insertion while packets may still read it.
-                self.in_flight = true;
-                self.grace();
+            let key = VipKey::from(vip);
+            match self.model.vips.insert(vip, flags) {
+                Some(before) if before == flags => {}
+                None => self.steps.push(Step::PutVip { key, flags }),
+                // When a cluster is lost this may be a thousand VIPs: nothing else waits for these.
+                Some(before) if before ^ flags == vip_flags::ECHO => {
+                    self.steps.push(Step::UpdateEcho { key, flags });
+                }
+                Some(_) => {
+                    self.steps.push(Step::PutVip { key, flags });
+                    // An update leaves the old element to the next one while packets may still read it.
+                    self.in_flight = true;
+                    self.grace();
+                }
             }
         }
         for (index, bits) in self.filter_of(self.model.vips.keys()) {

@@ -148,6 +148,15 @@ pub enum Step {
         /// Bits of [`lb_common::abi::vip_flags`].
         flags: u32,
     },
+    /// Update a key of `VIPS_V4` or `VIPS_V6` whose echo requests are answered from now on, or no longer. Nothing
+    /// depends on it: it may be applied after all other steps, and steps of later plans, that don't concern its key.
+    /// A grace period must lie between it and the next [`Step::PutVip`], `UpdateEcho` or [`Step::DeleteVip`].
+    UpdateEcho {
+        /// Key.
+        key: VipKey,
+        /// Bits of [`lb_common::abi::vip_flags`].
+        flags: u32,
+    },
     /// Delete a key from `VIPS_V4` or `VIPS_V6`.
     DeleteVip {
         /// Key.
@@ -178,4 +187,12 @@ pub enum Step {
     },
     /// Wait until every packet that was in flight has left the program. 100 ms are far more than enough.
     GracePeriod,
+}
+
+impl Step {
+    /// Whether it writes to `VIPS_V4` or `VIPS_V6`.
+    #[must_use]
+    pub const fn writes_vip(&self) -> bool {
+        matches!(self, Self::PutVip { .. } | Self::UpdateEcho { .. } | Self::DeleteVip { .. })
+    }
 }

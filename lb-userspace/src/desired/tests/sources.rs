@@ -76,14 +76,36 @@ fn a_vip_has_the_ranges_of_its_family_and_without_one_nobody_connects() {
 }
 
 #[test]
-fn the_fronts_ranges_count_and_other_ones_are_reported() {
-    let restricted = front("web", "192.0.2.1", "loadBalancerSourceRanges: [198.51.100.0/24]");
+fn a_client_gets_in_where_the_services_of_all_clusters_let_it_in() {
+    let of = |text: &str| front("web", "192.0.2.1", text);
+    let open = of("");
+    let wide = of("loadBalancerSourceRanges: [198.51.100.0/24, 203.0.113.64/26, 192.0.2.0/24]");
+    let narrow = of("loadBalancerSourceRanges: [198.51.100.128/25, 203.0.113.0/24]");
+    let elsewhere = of("loadBalancerSourceRanges: [10.0.0.0/8]");
+    let both = ["198.51.100.128/25", "203.0.113.64/26"];
+    let merge = |one: &str, other: &str| World::default().cluster("a", one).cluster("b", other).merge();
+    for (one, other, expected) in [
+        (&narrow, &open, &["198.51.100.128/25", "203.0.113.0/24"][..]),
+        (&open, &narrow, &["198.51.100.128/25", "203.0.113.0/24"]),
+        (&wide, &narrow, &both),
+        (&narrow, &wide, &both),
+        (&wide, &elsewhere, &[]),
+    ] {
+        let desired = merge(one, other);
+        let expected: Vec<String> = expected.iter().map(|&range| range.to_owned()).collect();
+        assert_eq!(ranges(&desired, "192.0.2.1"), Some(expected.clone()));
+        let problem = desired.only_problem("b", "Service demo/web", Reason::NotFront);
+        assert!(problem.contains("source ranges"), "{problem}");
+        assert_eq!(problem.contains("nobody"), expected.is_empty(), "{problem}");
+    }
+    assert_eq!(merge(&wide, &wide).problems, []);
+}
+
+#[test]
+fn what_another_cluster_s_service_says_and_cannot_be_read_lets_nobody_in() {
     let open = front("web", "192.0.2.1", "");
-    let desired = World::default().cluster("a", &restricted).cluster("b", &open).merge();
-    assert_eq!(ranges(&desired, "192.0.2.1"), Some(vec!["198.51.100.0/24".into()]));
-    let problem = desired.only_problem("b", "Service demo/web", Reason::NotFront);
-    assert!(problem.contains("source ranges"), "{problem}");
-    let swapped = World::default().cluster("a", &open).cluster("b", &restricted).merge();
-    assert_eq!(ranges(&swapped, "192.0.2.1"), None);
-    swapped.only_problem("b", "Service demo/web", Reason::NotFront);
+    let wrong = front("web", "192.0.2.1", "loadBalancerSourceRanges: [everybody]");
+    let desired = World::default().cluster("a", &open).cluster("b", &wrong).merge();
+    assert_eq!(ranges(&desired, "192.0.2.1"), Some(vec![]));
+    assert!(desired.problems.iter().any(|problem| problem.reason == Reason::InvalidSourceRange));
 }

@@ -235,6 +235,8 @@ impl Machine {
                     seen.recycled.insert(("vips", family));
                 }
             }
+            // Whoever applies it has waited, and waits before the next write to VIPs.
+            Step::UpdateEcho { key, flags } => assert!(maps.vips.insert(*key, *flags).is_some()),
             Step::DeleteVip { key } => {
                 seen.recycled.insert(("vips", key.address().is_ipv4()));
                 assert!(maps.vips.remove(key).is_some());

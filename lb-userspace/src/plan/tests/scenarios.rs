@@ -1,5 +1,7 @@
 //! One situation each.
 
+use std::collections::BTreeSet;
+
 use lb_common::abi::{RingWord, member_flags, vip_flags};
 
 use super::super::{Limits, PlanProblem, Step};
@@ -227,7 +229,7 @@ fn the_node_address_flag_is_right_before_the_vip_opens_and_follows_later() {
 fn a_vip_answers_pings_while_new_flows_have_somewhere_to_go() {
     let answers = |steps: &[Step]| {
         steps.iter().find_map(|step| match step {
-            Step::PutVip { flags, .. } => Some(flags & vip_flags::ECHO != 0),
+            Step::PutVip { flags, .. } | Step::UpdateEcho { flags, .. } => Some(flags & vip_flags::ECHO != 0),
             _ => None,
         })
     };
@@ -249,6 +251,19 @@ fn a_vip_answers_pings_while_new_flows_have_somewhere_to_go() {
     assert_eq!(answers(&agent.run(&target).steps), Some(false), "what drains takes no new flows");
     target.echo = Echo::Never;
     assert_eq!(answers(&agent.run(&target).steps), None);
+}
+
+#[test]
+fn pings_that_are_no_longer_answered_hold_no_other_step_back() {
+    let mut agent = Agent::new(LIMITS);
+    let mut target = target(&[(0, &[1]), (1, &[2]), (2, &[3])]);
+    agent.run(&target);
+    target.usable.clear();
+    let plan = agent.run(&target);
+    let vips: BTreeSet<_> = target.services.keys().map(|id| id.vip).collect();
+    assert!(vips.len() > 1);
+    assert_eq!(count(&plan.steps, |step| matches!(step, Step::UpdateEcho { .. })), vips.len());
+    assert_eq!(count(&plan.steps, |step| matches!(step, Step::GracePeriod | Step::PutVip { .. })), 0);
 }
 
 #[test]

@@ -29,8 +29,13 @@ impl Turn<'_> {
     }
 
     /// Lowers the largest segment that a SYN in the frame allows to what fits the links that the connection uses.
-    pub(super) fn clamp(&mut self, packet: &Packet, mtus: [u16; 2]) {
-        let known = mtus.into_iter().chain([packet.link.mtu]).filter(|mtu| *mtu != 0);
+    pub(super) fn clamp(&mut self, packet: &Packet, [one, other]: [u16; 2]) {
+        self.narrow(packet, &[one, other, packet.link.mtu]);
+    }
+
+    /// The same, to what fits links of these MTUs.
+    pub(super) fn narrow(&mut self, packet: &Packet, mtus: &[u16]) {
+        let known = mtus.iter().copied().filter(|mtu| *mtu != 0);
         let headers = if packet.is_v4() { 40 } else { 60 };
         let Some(most) = known.min().and_then(|mtu| mtu.checked_sub(headers)).filter(|most| *most > 0) else {
             return;

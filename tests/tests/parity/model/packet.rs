@@ -104,6 +104,11 @@ impl Part {
     }
 }
 
+/// Whether a fragment header, at this place, is of a fragment that is all of its packet: no fragment at all.
+fn is_all(bytes: &[u8], at: usize) -> bool {
+    word(bytes, at + 2).is_some_and(|place| place & 0xfff9 == 0)
+}
+
 /// An IP packet in a frame.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
@@ -174,14 +179,16 @@ impl Packet {
         let mut transport = 40;
         let mut found = (total > bytes.len()).then_some(Shape::Malformed);
         let mut extensions = 0;
-        let (mut part, mut first, mut all) = (None, false, true);
+        let (mut part, mut parted, mut all) = (None, false, true);
         while found.is_none() && EXTENSIONS.contains(&protocol) {
             extensions += 1;
             let header = bytes.get(transport..transport + 2);
             match header.filter(|_| extensions <= MOST_EXTENSIONS) {
-                _ if protocol == FRAGMENT && !firsts => found = Some(Shape::Fragment),
+                _ if protocol == FRAGMENT && !firsts && !is_all(&bytes, transport) => {
+                    found = Some(Shape::Fragment);
+                }
                 // A fragment of a fragment.
-                Some(_) if protocol == FRAGMENT && first => found = Some(Shape::Malformed),
+                Some(_) if protocol == FRAGMENT && parted => found = Some(Shape::Malformed),
                 Some(&[next, _]) if protocol == FRAGMENT => {
                     part = Part::v6(&bytes, transport);
                     let place = word(&bytes, transport + 2).unwrap_or(0);
@@ -189,7 +196,7 @@ impl Packet {
                         found = Some(Shape::Fragment);
                         continue;
                     }
-                    (first, all) = (true, place & 1 == 0);
+                    (parted, all) = (true, place & 1 == 0);
                     protocol = next;
                     transport += 8;
                 }
@@ -203,7 +210,7 @@ impl Packet {
         let shape = found.unwrap_or_else(|| match total.checked_sub(transport) {
             Some(length) => {
                 let shape = shape(protocol, bytes.get(transport..).unwrap_or_default(), length, all);
-                if first { shape.of_first() } else { shape }
+                if all { shape } else { shape.of_first() }
             }
             None => Shape::Malformed,
         });

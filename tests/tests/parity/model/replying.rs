@@ -65,13 +65,11 @@ impl Turn<'_> {
         let Some(flow) = self.flow_of(path).filter(|_| !path.replied) else { return };
         match flow.state {
             FlowState::UdpNew => self.flow(&path.key).state = FlowState::UdpReplied,
-            // A stream: one answer may be that to a forged address.
-            FlowState::UdpReplied if path.seen != self.tick() => {
-                self.flow(&path.key).state = FlowState::UdpAssured;
-            }
-            FlowState::UdpAssured => self.path(port).replied = true,
-            _ => {}
+            // What a server says again proves no client.
+            FlowState::UdpReplied | FlowState::UdpAssured => {}
+            _ => return,
         }
+        self.path(port).replied = true;
     }
 
     /// Whether it moves the flow's state; an end where the segment goes no further.

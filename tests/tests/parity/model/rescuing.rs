@@ -143,6 +143,9 @@ impl Turn<'_> {
         let Some(room) = before.checked_sub(frame.len()) else { return Ok(End::Drop(Counter::DropRefused)) };
         (self.frame, self.room) = (frame, room);
         let syn = Packet::read(&self.frame, self.ingress, self.mtu).expect("a copy of a packet");
+        // Its client is not where this frame came from.
+        self.narrow(&syn, &[path.back.mtu]);
+        let syn = Packet::read(&self.frame, self.ingress, self.mtu).expect("the same");
         self.retry(&syn, &key)
     }
 
