@@ -68,7 +68,10 @@ fn a_client_that_opens_connections_on_both_cpus_has_one_backend_through_every_ch
             let mut changes = 0;
             pace.run_to_beside(step(2), || {
                 changes += 1;
-                families.iter().zip(&rings).for_each(|(family, rings)| bed.set_ring(*family, rings[changes % 3]));
+                families
+                    .iter()
+                    .zip(&rings)
+                    .for_each(|(family, rings)| bed.set_ring(*family, rings[changes % 3]));
             });
             assert!(changes > 10, "round {round}: the rings hardly ever changed");
             families.iter().zip(&rings).for_each(|(family, rings)| bed.set_ring(*family, rings[0]));

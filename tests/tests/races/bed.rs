@@ -92,9 +92,14 @@ impl Bed {
     pub(crate) fn check_and_forget(&self, told: &str) -> usize {
         let tables = &self.kernel.tables;
         let flows = ledger::check(tables).unwrap_or_else(|error| panic!("{told}: {error}"));
-        for table in
-            [&tables.flows, &tables.reverse_v4, &tables.reverse_v6, &tables.ports, &tables.affinity, &tables.syns]
-        {
+        for table in [
+            &tables.flows,
+            &tables.reverse_v4,
+            &tables.reverse_v6,
+            &tables.ports,
+            &tables.affinity,
+            &tables.syns,
+        ] {
             table.clear();
         }
         flows

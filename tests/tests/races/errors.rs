@@ -57,7 +57,8 @@ fn an_error_reaches_an_end_of_its_flow_or_nobody_while_flows_are_made_evicted_an
     let [one, other] = logs;
     let observations = [one.observations, other.observations].concat();
     let deliveries = [one.deliveries, other.deliveries].concat();
-    check_deliveries(observations, &deliveries).expect("each error went to an end of the flow that it is about");
+    check_deliveries(observations, &deliveries)
+        .expect("each error went to an end of the flow that it is about");
 }
 
 /// What a thread saw.

@@ -114,7 +114,9 @@ fn a_refused_syn_ends_on_one_other_backend_whatever_else_happens_to_it() {
         assert_eq!(one.first, other.first, "{}", told());
         let refused = one.first.backend;
         let to_backend = |story: &Story| story.raced.as_ref().and_then(path_of);
-        let to_client = |story: &Story| story.raced.as_ref().filter(|seen| path_of(seen).is_none()).map(|seen| seen.flags);
+        let to_client = |story: &Story| {
+            story.raced.as_ref().filter(|seen| path_of(seen).is_none()).map(|seen| seen.flags)
+        };
         match Rival::of(n) {
             Rival::Answer if to_client(other).is_some() => {
                 answered += 1;
@@ -127,7 +129,11 @@ fn a_refused_syn_ends_on_one_other_backend_whatever_else_happens_to_it() {
                 assert!(last.backend != refused, "{}", told());
                 assert!(rival == Rival::Answer || one.last == Some(last), "{}", told());
                 let paths = [to_backend(one), to_backend(other)];
-                assert!(paths.into_iter().flatten().all(|path| path == last || path == one.first), "{}", told());
+                assert!(
+                    paths.into_iter().flatten().all(|path| path == last || path == one.first),
+                    "{}",
+                    told()
+                );
                 if rival == Rival::Refusal {
                     assert!(paths.into_iter().flatten().count() <= 1, "the SYN went on twice: {}", told());
                 }
@@ -139,7 +145,10 @@ fn a_refused_syn_ends_on_one_other_backend_whatever_else_happens_to_it() {
     let moved = bed.kernel.tables.counter(Counter::FlowRescued);
     println!("{CLIENTS} clients: {moved} flows moved, {answered} answered first");
     assert!(moved > u64::from(CLIENTS) / 2, "{moved} flows moved");
-    assert!(ones.iter().any(|story| story.raced.as_ref().is_some_and(|seen| seen.flags & RST != 0)) || answered == 0);
+    assert!(
+        ones.iter().any(|story| story.raced.as_ref().is_some_and(|seen| seen.flags & RST != 0))
+            || answered == 0
+    );
 }
 
 #[test]
