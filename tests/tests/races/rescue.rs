@@ -4,7 +4,7 @@ use std::thread;
 
 use lb_common::{
     abi::{Counter, ReactionWord},
-    host::{Gateway, RST, SYN, Seen},
+    host::{Gateway, SYN, Seen},
 };
 use tests::kernel_run::{Runner, pin_to_cpu};
 
@@ -145,10 +145,6 @@ fn a_refused_syn_ends_on_one_other_backend_whatever_else_happens_to_it() {
     let moved = bed.kernel.tables.counter(Counter::FlowRescued);
     println!("{CLIENTS} clients: {moved} flows moved, {answered} answered first");
     assert!(moved > u64::from(CLIENTS) / 2, "{moved} flows moved");
-    assert!(
-        ones.iter().any(|story| story.raced.as_ref().is_some_and(|seen| seen.flags & RST != 0))
-            || answered == 0
-    );
 }
 
 #[test]
