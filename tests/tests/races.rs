@@ -1,29 +1,38 @@
 //! Both CPUs at once in the kernel's packet program: the tables' protocol where it really runs.
 //!
 //! Four million racing inserts in total: no flow twice, forward and reverse always in pairs, each taken port
-//! with exactly one owner, and no reply to anybody but the owner of its port.
+//! with exactly one owner, and no reply to anybody but the owner of its port. In files of their own: a SYN that its
+//! backend refuses or leaves unanswered (`rescue.rs`), backends to which connections fail (`trips.rs`), clients that stay
+//! with their backend (`affinity.rs`), and ICMP errors (`errors.rs`).
 
 mod races {
+    mod affinity;
+    mod errors;
+    mod rescue;
+    mod trips;
+
+    pub(crate) mod bed;
     pub(crate) mod gateway;
     pub(crate) mod ledger;
     pub(crate) mod owners;
+    pub(crate) mod pace;
     pub(crate) mod sweeper;
 }
 
 use std::{
-    hint::spin_loop,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
 };
 
 use lb_common::{abi::Counter, host::Sizes};
-use tests::kernel_run::{KernelProgram, KernelTables, MAX_HEAD_ROOM, Runner, XDP_TX, pin_to_cpu};
+use tests::kernel_run::{KernelProgram, KernelTables, pin_to_cpu};
 
 use races::{
-    gateway::{Family, Frames, LOOPBACK, load},
+    gateway::{Family, Frames, load},
     ledger,
     owners::{Delivery, Observation, check_deliveries},
+    pace::{Leaves, Pace, run},
     sweeper::sweep_until,
 };
 
@@ -44,53 +53,6 @@ const ROOMY: Sizes = Sizes {
     flow_stats: 4096,
     cpus: 64,
 };
-
-/// Where the two threads are, so that they ask for the same flow at the same moment.
-struct Pace {
-    threads: [AtomicU32; 2],
-    /// Steps below this may be taken.
-    limit: AtomicU32,
-}
-
-impl Pace {
-    const fn new(limit: u32) -> Self {
-        Self { threads: [AtomicU32::new(0), AtomicU32::new(0)], limit: AtomicU32::new(limit) }
-    }
-
-    /// Says that a thread has done all steps below `step`, and waits until the other one has too and `step`
-    /// may be taken.
-    fn meet(&self, thread: usize, step: u32) {
-        self.threads[thread].store(step, Ordering::Release);
-        wait(|| self.threads[1 - thread].load(Ordering::Acquire) >= step);
-        wait(|| self.limit.load(Ordering::Acquire) > step);
-    }
-
-    /// Lets both threads go up to `limit` and waits until they are there.
-    fn run_to(&self, limit: u32) {
-        self.limit.store(limit, Ordering::Release);
-        for thread in &self.threads {
-            wait(|| thread.load(Ordering::Acquire) >= limit);
-        }
-    }
-}
-
-/// Whoever leaves, be it by a panic, is not waited for.
-struct Leaves<'a>(&'a AtomicU32);
-
-impl Drop for Leaves<'_> {
-    fn drop(&mut self) {
-        self.0.store(u32::MAX, Ordering::Release);
-    }
-}
-
-fn wait(done: impl Fn() -> bool) {
-    let mut spins = 0;
-    while !done() {
-        spins += 1;
-        // The other CPU may be somebody else's at the moment.
-        if spins > 10_000 { thread::yield_now() } else { spin_loop() }
-    }
-}
 
 #[test]
 fn two_cpus_that_insert_the_same_flows_make_each_of_them_once() {
@@ -133,6 +95,7 @@ fn forget_flows(tables: &KernelTables) {
     }
 }
 
+/// Small enough to be full all the time.
 const SMALL: Sizes = Sizes { flow_buckets: 256, reverse_v4_buckets: 256, reverse_v6_buckets: 256, ..ROOMY };
 
 #[test]
@@ -219,10 +182,4 @@ fn ask_and_answer(
         }
     }
     (observations, deliveries)
-}
-
-/// The frame that the program sends, if it does.
-fn run<'r>(runner: &'r mut Runner, frame: &[u8]) -> Option<&'r [u8]> {
-    let outcome = runner.run(frame, LOOPBACK, MAX_HEAD_ROOM).expect("the kernel runs the program");
-    (outcome.action == XDP_TX).then_some(outcome.frame)
 }

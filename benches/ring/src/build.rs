@@ -5,12 +5,16 @@ use std::time::Instant;
 
 use lb_common::abi::RING_SIZES;
 use lb_userspace::desired::{BackendId, Protocol};
-use lb_userspace::maglev::{Entry, build};
+use lb_userspace::maglev::{Entry, build, ring_class};
 
 use crate::{Timing, millis};
 
 /// Of 65,537 slots.
 const CLASS: u8 = 8;
+/// Bytes of a slot.
+const SLOT: u64 = 4;
+/// Rings of one size that are timed.
+const ROUNDS: u32 = 9;
 
 /// Builds rings of 65,537 slots, over backends of one weight and of several.
 pub(crate) fn measure(rounds: u32) -> Vec<Timing> {
@@ -18,18 +22,37 @@ pub(crate) fn measure(rounds: u32) -> Vec<Timing> {
     for backends in [10, 100, 1000] {
         for (what, weights) in [("build", &[1][..]), ("build weighted", &[1, 2, 3, 5, 10])] {
             let entries = entries(backends, weights);
-            let ms = (0..rounds).map(|_| millis(time(&entries))).collect();
+            let ms = (0..rounds).map(|_| millis(time(CLASS, &entries))).collect();
             let slots = RING_SIZES[usize::from(CLASS)];
             let disruption = Some(disruption(&entries));
-            timings.push(Timing { what, slots, services: 1, backends, ms, disruption });
+            timings.push(Timing { what, slots, services: 1, backends, ms, disruption, bytes: None });
         }
     }
     timings
 }
 
-fn time(entries: &[Entry]) -> std::time::Duration {
+/// Builds rings as the agent does, of the size that so many backends get.
+pub(crate) fn grow(backends: &[u32]) -> Vec<Timing> {
+    let of = |backends: &u32| {
+        let entries = entries(*backends, &[1]);
+        let class = ring_class(entries.len()).expect("a ring has a size");
+        let slots = RING_SIZES[usize::from(class)];
+        Timing {
+            what: "ring",
+            slots,
+            services: 1,
+            backends: *backends,
+            ms: (0..ROUNDS).map(|_| millis(time(class, &entries))).collect(),
+            disruption: None,
+            bytes: Some(u64::from(slots) * SLOT),
+        }
+    };
+    backends.iter().map(of).collect()
+}
+
+fn time(class: u8, entries: &[Entry]) -> std::time::Duration {
     let begun = Instant::now();
-    let ring = build(CLASS, entries);
+    let ring = build(class, entries);
     let taken = begun.elapsed();
     assert!(ring.is_some(), "there are backends");
     taken

@@ -19,13 +19,18 @@ use nix::sched::{CloneFlags, unshare};
 use crate::build::backend;
 use crate::{Timing, millis};
 
-/// Endpoints of a service.
-const ENDPOINTS: u32 = 100;
 /// The loopback: frames go nowhere here.
 const INTERFACE: u32 = 1;
 
-/// Loads services of 100 endpoints each, and changes one endpoint a round.
-pub(crate) fn measure(services: u32, rounds: u32) -> Result<Vec<Timing>> {
+/// Services with as many endpoints each, which no other has.
+#[derive(Clone, Copy)]
+struct Load {
+    services: u32,
+    endpoints: u32,
+}
+
+/// Loads services of so many endpoints each, and changes one endpoint a round.
+pub(crate) fn measure(services: u32, endpoints: u32, rounds: u32) -> Result<Vec<Timing>> {
     let directory = tempfile::tempdir().context("cannot make a directory for pins")?;
     // Pins are in a file system of our own that vanishes with this process.
     unshare(CloneFlags::CLONE_NEWNS).context("cannot have mounts of our own (root is needed)")?;
@@ -35,27 +40,29 @@ pub(crate) fn measure(services: u32, rounds: u32) -> Result<Vec<Timing>> {
     fs::create_dir(&pins)?;
     mount(Some("bpf"), &pins, Some("bpf"), MsFlags::empty(), none)
         .context("cannot mount a BPF file system")?;
-    let measured = change(&pins, directory.path(), services, rounds);
+    let measured = change(&pins, directory.path(), Load { services, endpoints }, rounds);
     umount2(&pins, MntFlags::MNT_DETACH)?;
     measured
 }
 
-fn change(pins: &Path, directory: &Path, services: u32, rounds: u32) -> Result<Vec<Timing>> {
-    let slots = RING_SIZES[usize::from(ring_class(ENDPOINTS as usize).context("a ring has a size")?)];
-    let sizes = sizes(services, slots);
+fn change(pins: &Path, directory: &Path, load: Load, rounds: u32) -> Result<Vec<Timing>> {
+    let Load { services, endpoints } = load;
+    let slots = RING_SIZES[usize::from(ring_class(endpoints as usize).context("a ring has a size")?)];
+    let sizes = sizes(load, slots);
+    let bytes = sizes.memory().total();
     let pins = pins.join("kanmon");
     let lock = AgentLock::acquire(&directory.join("locks"), &pins)?;
     let mut kernel = Kernel::load(&pins, sizes, lock)?;
     let mut model = Model::new(limits(&sizes));
-    let mut target = target(services);
+    let mut target = target(load);
     let begun = Instant::now();
     bring(&mut kernel, &mut model, &target)?;
     let first = millis(begun.elapsed());
     let mut times = Vec::new();
     for round in 0..rounds {
         // Away from each other, so that no round finds what the one before has read.
-        let (id, endpoint) =
-            (service(round * 37 % services), backend(round * 37 % services * ENDPOINTS + round));
+        let number = round * 37 % services;
+        let (id, endpoint) = (service(number), backend(number * endpoints + round % endpoints));
         let members = |target: &mut Target| target.services.get_mut(&id).map(|it| it.members.clone());
         let before = members(&mut target).context("the service exists")?;
         for present in [false, true] {
@@ -70,9 +77,16 @@ fn change(pins: &Path, directory: &Path, services: u32, rounds: u32) -> Result<V
             times.push(millis(seen));
         }
     }
-    let timing =
-        |what, ms| Timing { what, slots, services, backends: services * ENDPOINTS, ms, disruption: None };
-    Ok(vec![timing("change", times), timing("load all", vec![first])])
+    let timing = |what, ms, bytes| Timing {
+        what,
+        slots,
+        services,
+        backends: services * endpoints,
+        ms,
+        disruption: None,
+        bytes,
+    };
+    Ok(vec![timing("change", times, None), timing("load all", vec![first], Some(bytes))])
 }
 
 /// Plans and writes. How long it takes until packets see all that changes for them: what follows the first grace
@@ -94,9 +108,9 @@ fn service(n: u32) -> ServiceId {
     ServiceId { vip: IpAddr::from((0xc0a8_6401 + n).to_be_bytes()), port: 80, protocol: Protocol::Tcp }
 }
 
-fn target(services: u32) -> Target {
+fn target(Load { services, endpoints }: Load) -> Target {
     let member = TargetMember { weight: 1, draining: false, leaving: false };
-    let all = || (0..services * ENDPOINTS).map(backend);
+    let all = || (0..services * endpoints).map(backend);
     let hop = NextHop {
         destination_mac: [2, 0, 0, 0, 0, 1],
         source_mac: [2, 0, 0, 0, 0, 2],
@@ -105,7 +119,7 @@ fn target(services: u32) -> Target {
         vlan: Vec::new(),
         service_tag: false,
     };
-    let members = |n: u32| (n * ENDPOINTS..(n + 1) * ENDPOINTS).map(|n| (backend(n), member)).collect();
+    let members = |n: u32| (n * endpoints..(n + 1) * endpoints).map(|n| (backend(n), member)).collect();
     let of = |n| (service(n), TargetService { members: members(n), ..TargetService::default() });
     Target {
         services: (0..services).map(of).collect(),
@@ -117,8 +131,8 @@ fn target(services: u32) -> Target {
     }
 }
 
-fn sizes(services: u32, slots: u32) -> TableSizes {
-    let backends = services * ENDPOINTS;
+fn sizes(Load { services, endpoints }: Load, slots: u32) -> TableSizes {
+    let backends = services * endpoints;
     TableSizes {
         // Flows are not what is measured.
         flows: 1024,

@@ -386,9 +386,7 @@ impl Gateway {
 
     /// Gives a service a new ring of the smallest size, its slots dealt to the members in turn.
     pub fn set_ring(&mut self, service: u32, members: &[u32]) {
-        let word = self.write_ring(members);
-        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
-        self.maps.descriptors.write(service, &ServiceDescriptor { ring: word.0, ..descriptor });
+        self.set_ring_of(service, 0, members);
     }
 
     /// Gives a service a new fallback ring.
@@ -398,12 +396,23 @@ impl Gateway {
         self.maps.descriptors.write(service, &ServiceDescriptor { fallback: word.0, ..descriptor });
     }
 
+    /// Gives a service a new ring of a size class, an index of [`RING_SIZES`], its slots dealt to the members in turn.
+    pub fn set_ring_of(&mut self, service: u32, class: u8, members: &[u32]) {
+        let word = self.write_ring_of(class, members);
+        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
+        self.maps.descriptors.write(service, &ServiceDescriptor { ring: word.0, ..descriptor });
+    }
+
     /// Writes a ring of the smallest size beside the others and returns its word, for a descriptor.
     ///
     /// # Panics
     /// When `RINGS` is full, or without members.
     pub fn write_ring(&mut self, members: &[u32]) -> RingWord {
-        let slots = RING_SIZES[0];
+        self.write_ring_of(0, members)
+    }
+
+    fn write_ring_of(&mut self, class: u8, members: &[u32]) -> RingWord {
+        let slots = RING_SIZES[usize::from(class)];
         let offset = self.next_ring_pair;
         self.next_ring_pair += slots.div_ceil(2);
         let mut dealt = members.iter().copied().cycle().take(slots as usize);
@@ -411,7 +420,7 @@ impl Gateway {
             let slots = [dealt.next().expect("a member"), dealt.next().unwrap_or_default()];
             self.maps.rings.write(offset + pair, &RingPair { slots });
         }
-        let word = RingWord::new(offset, 0, self.next_ring_version);
+        let word = RingWord::new(offset, class, self.next_ring_version);
         self.next_ring_version += 1;
         word
     }

@@ -62,6 +62,7 @@ mod tests {
         assert!(named(&["bench"]).is_none());
         assert!(Args::try_parse_from(["bench", "failovre"]).is_err());
         assert!(Args::try_parse_from(["bench", "failover", "--rounds", "0"]).is_err());
-        assert!(Args::try_parse_from(["bench", "packet", "--peer", "/a/pin"]).is_err());
+        assert!(named(&["bench", "packet", "--peer", "/a/pin"]).is_none());
+        assert!(Args::try_parse_from(["bench", "packet", "--peer-packets", "a.pcap"]).is_err());
     }
 }

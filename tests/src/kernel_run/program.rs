@@ -46,6 +46,8 @@ const CALLED: [&str; 18] = [
     "kanmon_any",
 ];
 
+/// Keys that a hash map of services, VIPs or backends has room for at least.
+const LEAST_KEYS: u32 = 1024;
 /// Room for source ranges of a family.
 const SOURCE_RANGES: u32 = 8192;
 
@@ -280,9 +282,16 @@ fn object_path() -> PathBuf {
     env::var_os("KANMON_EBPF_OBJECT").map_or_else(built, PathBuf::from)
 }
 
-/// The arrays whose sizes are set at load.
-fn elements(sizes: &Sizes) -> [(&'static str, u32); 18] {
+/// The maps whose sizes are set at load. Hash maps are never smaller than the object declares them.
+fn elements(sizes: &Sizes) -> [(&'static str, u32); 24] {
+    let (services, backends) = (sizes.services.max(LEAST_KEYS), sizes.backends.max(LEAST_KEYS));
     [
+        ("SERVICES_V4", services),
+        ("SERVICES_V6", services),
+        ("VIPS_V4", services),
+        ("VIPS_V6", services),
+        ("BACKENDS_V4", backends),
+        ("BACKENDS_V6", backends),
         ("SOURCES_V4", SOURCE_RANGES),
         ("SOURCES_V6", SOURCE_RANGES),
         ("DESCRIPTORS", sizes.services),

@@ -13,7 +13,7 @@ pub(crate) const LOOPBACK: u32 = 1;
 
 const PAYLOAD: usize = 8;
 /// Clients' port; their address tells them apart.
-const CLIENT_PORT: u16 = 40_000;
+pub(crate) const CLIENT_PORT: u16 = 40_000;
 
 /// IPv4 or IPv6; each has a service of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,14 +50,16 @@ impl Family {
         if client.is_multiple_of(2) { Self::V4 } else { Self::V6 }
     }
 
-    const fn service(self) -> (&'static str, &'static str) {
+    /// VIP and backend.
+    pub(crate) const fn service(self) -> (&'static str, &'static str) {
         match self {
             Self::V4 => ("203.0.113.10:53", "10.0.0.1:5353"),
             Self::V6 => ("[2001:db8::10]:53", "[fd00:1::1]:5353"),
         }
     }
 
-    const fn snat(self) -> &'static str {
+    /// The gateway's own address.
+    pub(crate) const fn snat(self) -> &'static str {
         match self {
             Self::V4 => "192.168.0.2",
             Self::V6 => "fd00::2",
@@ -94,7 +96,8 @@ impl Family {
         if port == CLIENT_PORT { number } else { u32::MAX }
     }
 
-    const fn network(self) -> u32 {
+    /// What clients' numbers are added to in the last four bytes of their addresses.
+    pub(crate) const fn network(self) -> u32 {
         match self {
             Self::V4 => u32::from_be_bytes([100, 64, 0, 0]),
             Self::V6 => 0,
@@ -148,6 +151,7 @@ fn udp(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     Frame::udp(source, destination).payload(&[0; PAYLOAD]).build()
 }
 
-fn address<T: FromStr<Err: Debug>>(text: &str) -> T {
+/// An address of one of these services.
+pub(crate) fn address<T: FromStr<Err: Debug>>(text: &str) -> T {
     text.parse().expect("an address")
 }

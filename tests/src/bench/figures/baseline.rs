@@ -15,7 +15,7 @@ use aya::{
 };
 use lb_common::abi::{TCP, UDP};
 
-use super::flows::Net;
+use super::flows::{Net, Serving};
 use crate::kernel_run::verified_instructions;
 
 /// An element of its array of backends.
@@ -98,7 +98,7 @@ impl Baseline {
 
     fn configure(&mut self, net: Net) -> Result<()> {
         let macs = [2, 0, 0, 0, 1, 1, 2, 0, 0, 0, 1, 2];
-        let backends = net.backends();
+        let backends = net.backends(Serving::ONE, 0);
         let mut settings =
             Settings { client_macs: macs, backends: backends.len() as u32, ..Settings::default() };
         match net.snat() {

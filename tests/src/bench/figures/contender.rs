@@ -10,13 +10,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::{maps::Map, programs::ProgramInfo};
 use lb_common::{
-    abi::{TCP, UDP},
+    abi::RING_SIZES,
     host::{Gateway, GatewayConfig, NextHop, Sizes},
 };
 
 use super::{
     baseline::Baseline,
-    flows::{BACKENDS, Flow, Net},
+    flows::{Flow, Net, Serving},
     report::Program,
 };
 use crate::kernel_run::{Callee, Clock, KernelProgram, Runner};
@@ -33,6 +33,7 @@ pub(super) struct Contender {
     pub(super) name: &'static str,
     pub(super) callee: Callee,
     pub(super) loaded: Loaded,
+    serving: Serving,
     runner: Runner,
     flows: Vec<Flow>,
     next_client: u32,
@@ -47,17 +48,24 @@ pub(super) enum Loaded {
 impl Contender {
     /// The packet program, with the tables that an agent makes for so many flows.
     pub(super) fn kanmon(net: Net, flows: u32) -> Result<Self> {
-        Self::kanmon_by(net, flows, &NextHop::default())
+        Self::kanmon_serving(net, Serving::ONE, flows, &NextHop::default())
     }
 
-    /// The same, with all backends behind `hop`.
-    pub(super) fn kanmon_by(net: Net, flows: u32, hop: &NextHop) -> Result<Self> {
-        let config = settings(flows);
+    /// The same with so many services, all backends behind `hop`.
+    pub(super) fn kanmon_serving(net: Net, serving: Serving, flows: u32, hop: &NextHop) -> Result<Self> {
+        let config = settings(serving, flows);
         let mut gateway = Gateway::new(&config, 1);
-        for protocol in [TCP, UDP] {
-            gateway.add_service(net.vip(), protocol, &net.backends());
+        let class = ring_class(serving.backends);
+        for protocol in serving.protocols.iter().copied() {
+            for service in 0..serving.services {
+                let index = gateway.add_empty_service(net.vip_of(service), protocol);
+                let backends = net.backends(serving, service);
+                let members: Vec<u32> =
+                    backends.iter().map(|backend| gateway.add_member(index, *backend)).collect();
+                gateway.set_ring_of(index, class, &members);
+            }
         }
-        for member in 1..=2 * u32::from(BACKENDS) {
+        for member in 1..config.sizes.members {
             gateway.set_next_hop(member, &NextHop { vlans: net.vlans(), ..hop.clone() });
         }
         let mut kernel = KernelProgram::load(&config.sizes, Clock::Kernel)?;
@@ -67,6 +75,7 @@ impl Contender {
             callee: Callee::of(kernel.entry())?,
             runner: kernel.runner()?,
             loaded: Loaded::Kanmon(Box::new(kernel)),
+            serving,
             flows: Vec::new(),
             next_client: 0,
         })
@@ -80,6 +89,7 @@ impl Contender {
             callee: Callee::of(baseline.program())?,
             runner: Runner::new(baseline.program().try_clone_to_owned()?),
             loaded: Loaded::Baseline(baseline),
+            serving: Serving::ONE,
             flows: Vec::new(),
             next_client: 0,
         })
@@ -91,7 +101,8 @@ impl Contender {
             let client = self.next_client;
             self.next_client += 1;
             ensure!(client < flows + flows / 1000 + 1, "{} has no room for {flows} flows", self.name);
-            let made = net.establish(&mut self.runner, client, INGRESS);
+            let vip = self.serving.vip_for(net, client);
+            let made = net.establish(vip, &mut self.runner, client, INGRESS);
             self.flows.extend(made.with_context(|| format!("{} and client {client}", self.name))?);
             self.drain();
         }
@@ -107,11 +118,18 @@ impl Contender {
 
     /// What it is made of, with tables for so many flows.
     pub(super) fn describe(&self, flows: u32) -> Result<Program> {
-        let (verified, bytes) = match &self.loaded {
-            Loaded::Kanmon(kernel) => {
-                let maps = kernel.maps().map(|(_, info)| Ok(bytes_of(&info.fd()?)));
-                (kernel.verified_instructions(), maps.sum::<Result<u64>>()?)
-            }
+        let verified_instructions = match &self.loaded {
+            Loaded::Kanmon(kernel) => kernel.verified_instructions(),
+            Loaded::Baseline(baseline) => baseline.verified_instructions(),
+        };
+        let bytes_per_flow = Some((self.map_bytes()? as f64 / f64::from(flows)).round());
+        Ok(Program { name: self.name, verified_instructions, bytes_per_flow })
+    }
+
+    /// What all of its maps take in the kernel.
+    pub(super) fn map_bytes(&self) -> Result<u64> {
+        match &self.loaded {
+            Loaded::Kanmon(kernel) => kernel.maps().map(|(_, info)| Ok(bytes_of(&info.fd()?))).sum(),
             Loaded::Baseline(baseline) => {
                 let bytes = baseline.maps().filter_map(|map| match map {
                     Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) => {
@@ -119,11 +137,9 @@ impl Contender {
                     }
                     _ => None,
                 });
-                (baseline.verified_instructions(), bytes.sum())
+                Ok(bytes.sum())
             }
-        };
-        let bytes_per_flow = Some((bytes as f64 / f64::from(flows)).round());
-        Ok(Program { name: self.name, verified_instructions: verified, bytes_per_flow })
+        }
     }
 }
 
@@ -148,15 +164,32 @@ fn bytes_of(map: &impl AsFd) -> u64 {
     line.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or_default()
 }
 
+/// The size class of a ring over so many backends, as the agent has it (docs/adr/0008-rings.md).
+fn ring_class(backends: u32) -> u8 {
+    match backends {
+        0..=1 => 0,
+        2..=32 => 6,
+        33..=163 => 8,
+        164..=655 => 10,
+        _ => 12,
+    }
+}
+
 /// Tables as an agent makes them for so many flows: twice as many slots, of both families alike.
-fn settings(flows: u32) -> GatewayConfig {
+fn settings(serving: Serving, flows: u32) -> GatewayConfig {
     let buckets = (flows / 2).next_power_of_two().max(256);
+    let protocols = serving.protocols.len() as u32;
+    let members = protocols * serving.all_backends() + 1;
+    let ring_pairs = RING_SIZES[usize::from(ring_class(serving.backends))].div_ceil(2);
     let sizes = Sizes {
         flow_buckets: buckets,
         reverse_v4_buckets: buckets,
         reverse_v6_buckets: buckets,
-        backends: 1 << 9,
-        members: 1 << 9,
+        services: protocols * serving.services,
+        // The first is nobody's.
+        ring_pairs: protocols * serving.services * ring_pairs + 1,
+        backends: members,
+        members,
         cpus: thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
         ..GatewayConfig::default().sizes
     };

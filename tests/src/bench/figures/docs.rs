@@ -1,6 +1,7 @@
 //! What was measured, for people: tables on the terminal, and docs/benchmarks.md with pictures.
 
-mod picture;
+mod chart;
+mod pictures;
 
 use std::{fmt::Write as _, path::Path};
 
@@ -9,17 +10,22 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
     contender::{BASELINE, KANMON, PEER},
-    report::{Cost, Goal, Range, Report, Timing},
+    report::{Cost, Goal, Growth, Range, Report, Timing},
 };
 use crate::output::write_for_caller;
 
-const PICTURE: &str = "benchmarks-packet.svg";
+/// A table, and the picture that comes before it.
+struct Section {
+    title: String,
+    table: Table,
+    picture: Option<&'static str>,
+}
 
 /// Tables for the terminal.
 pub(super) fn tables(report: &Report) -> String {
     let mut text = String::new();
-    for (title, table) in sections(report) {
-        let _ = write!(text, "\n{title}\n\n{}\n", table.trim_fmt());
+    for section in sections(report) {
+        let _ = write!(text, "\n{}\n\n{}\n", section.title, section.table.trim_fmt());
     }
     let goals = |met| report.goals.iter().filter(|goal| goal.met == met).count();
     let (met, missed, unknown) = (goals(Some(true)), goals(Some(false)), goals(None));
@@ -33,34 +39,41 @@ pub(super) fn tables(report: &Report) -> String {
 /// Writes the page and its pictures.
 pub(super) fn write(report: &Report, directory: &Path) -> Result<()> {
     let page = directory.join("benchmarks.md");
-    if !report.packet.is_empty() {
-        write_for_caller(&directory.join(PICTURE), &picture::draw(&report.packet)?)?;
+    for (file, _, picture) in pictures::of(report) {
+        write_for_caller(&directory.join(file), &chart::draw(&picture)?)?;
     }
     write_for_caller(&page, &markdown(report)).with_context(|| format!("cannot write {}", page.display()))
 }
 
-fn sections(report: &Report) -> Vec<(String, Table)> {
+fn sections(report: &Report) -> Vec<Section> {
     let mut sections = Vec::new();
+    let mut add = |title: &str, table, picture| {
+        sections.push(Section { title: title.to_owned(), table, picture });
+    };
     let mut cases: Vec<&str> = Vec::new();
     for cost in &report.packet {
         if !cases.contains(&cost.case) {
             cases.push(cost.case);
         }
     }
-    for case in cases {
-        sections.push((format!("{case}, ns a packet"), costs(report, case)));
+    for (n, case) in cases.into_iter().enumerate() {
+        let picture = (n == 0).then_some(pictures::PACKET);
+        add(&format!("{case}, ns a packet"), costs(report, case), picture);
     }
     if !report.programs.is_empty() {
-        sections.push(("Programs".into(), programs(report)));
+        add("Programs", programs(report), None);
     }
     if !report.wire.is_empty() {
-        sections.push(("On the wire, one CPU".into(), passages(report)));
+        add("On the wire, one CPU", passages(report), Some(pictures::WIRE));
     }
     if !report.connections.is_empty() {
-        sections.push(("Connections".into(), connections(report)));
+        add("Connections", connections(report), Some(pictures::CONNECTIONS));
     }
     if !report.ring.is_empty() {
-        sections.push(("Rings".into(), rings(&report.ring)));
+        add("Rings", rings(&report.ring), Some(pictures::RING));
+    }
+    if !report.scale.is_empty() {
+        add("Scale", growth(&report.scale), Some(pictures::SCALE));
     }
     sections
 }
@@ -181,6 +194,25 @@ fn rings(timings: &[Timing]) -> Table {
     table
 }
 
+fn growth(rows: &[Growth]) -> Table {
+    let mut table = table(&["what", "services", "backends", "flows", "takes", "unit", "to smallest"]);
+    for row in rows {
+        let Range { min, median, max } = row.value;
+        let takes =
+            if min == max { format!("{median:.2}") } else { format!("{median:.2} ({min:.2}–{max:.2})") };
+        table.add_row([
+            row.what.clone(),
+            row.services.to_string(),
+            row.backends.to_string(),
+            row.flows.map_or_else(|| "–".to_owned(), |flows| flows.to_string()),
+            takes,
+            row.unit.to_owned(),
+            row.to_smallest.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}")),
+        ]);
+    }
+    table
+}
+
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -208,12 +240,15 @@ fn markdown(report: &Report) -> String {
         machine.load_before.map_or_else(|| "unknown".to_owned(), |load| load.to_string()),
         report.seconds
     );
-    if !report.packet.is_empty() {
-        let _ = writeln!(page, "\n![What a packet costs, by kind and number of flows]({PICTURE})");
-    }
-    for (title, mut table) in sections(report) {
-        table.load_style(presets::ASCII_MARKDOWN);
-        let _ = write!(page, "\n## {title}\n\n{table}\n");
+    let drawn = pictures::of(report);
+    for mut section in sections(report) {
+        let _ = write!(page, "\n## {}\n\n", section.title);
+        let picture = drawn.iter().find(|(file, ..)| section.picture == Some(*file));
+        if let Some((file, shows, _)) = picture {
+            let _ = write!(page, "![{shows}]({file})\n\n");
+        }
+        section.table.load_style(presets::ASCII_MARKDOWN);
+        let _ = writeln!(page, "{}", section.table);
     }
     page.push_str("\n## Goals\n\n");
     for goal in &report.goals {
@@ -267,7 +302,14 @@ nobody between. *CPU* is what client, servers, contender and the kernel's receiv
 slots that move without need when one backend goes. *change*: an endpoint goes or comes back while the services of the
 table are loaded, from the new target to the last write that packets see; *load all* is the first plan of all of them.
 
-Another XDP program is measured beside these by `--peer PINNED_PROGRAM --peer-packets [CASE=]FILE.pcap`.
+**Scale.** Gateways with one service and with ever more, of ten backends each and with rings as the agent makes them,
+take turns in each round; *to smallest* is the ratio to the first of a kind. *nat-request*, *pass* and *new-tcp* are
+packets as above, *wire* is a frame's time on the wire, all with the flows spread over the services. *ring* is one ring
+of the size that so many backends get, *change* and *load all* are the agent's as above, and *maps* is what all maps
+take; *maps by flows* with one service and tables for so many flows.
+
+Another XDP program, pinned, is measured beside these by `--peer PINNED_PROGRAM`
+([how](adr/0021-measuring.md)): *peer*.
 
 ";
 
@@ -310,6 +352,7 @@ mod tests {
             wire: Vec::new(),
             connections: Vec::new(),
             ring: Vec::new(),
+            scale: Vec::new(),
             goals: Vec::new(),
         };
         report.goals = goals::judge(&report);
@@ -329,8 +372,17 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_has_a_panel_a_case() {
-        let svg = picture::draw(&example().packet).unwrap();
+    fn the_page_shows_each_picture_that_there_is_a_figure_for() {
+        let report = example();
+        let drawn = pictures::of(&report);
+        assert_eq!(drawn.iter().map(|(file, ..)| *file).collect::<Vec<_>>(), [pictures::PACKET]);
+        let page = markdown(&report);
+        assert_eq!(page.matches(&format!("]({})", pictures::PACKET)).count(), 1, "{page}");
+    }
+
+    #[test]
+    fn the_picture_of_packets_has_a_panel_a_case() {
+        let svg = chart::draw(&pictures::of(&example())[0].2).unwrap();
         let picture = roxmltree::Document::parse(&svg).unwrap();
         let texts: Vec<&str> = picture
             .descendants()
@@ -342,6 +394,6 @@ mod tests {
         for case in ["nat-request", "refused"] {
             assert_eq!(texts.iter().filter(|text| **text == case).count(), 1, "{texts:?}");
         }
-        assert!(texts.contains(&"1M") && texts.contains(&KANMON), "{texts:?}");
+        assert!(texts.contains(&"4K") && texts.contains(&KANMON), "{texts:?}");
     }
 }

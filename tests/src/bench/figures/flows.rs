@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, anyhow, ensure};
-use lb_common::host::{ACK, Frame, SYN, Seen, TAG_8021Q};
+use lb_common::{
+    abi::{TCP, UDP},
+    host::{ACK, Frame, SYN, Seen, TAG_8021Q},
+};
 
 use crate::kernel_run::{Runner, XDP_DROP, XDP_TX};
 
-/// Backends of the service: enough for a million flows with 16,384 ports each, twice over.
-pub(super) const BACKENDS: u16 = 128;
 const VLAN: u16 = 100;
 
 /// What all packets of a case have in common.
@@ -20,19 +21,51 @@ pub(super) enum Net {
     Vlan,
 }
 
+/// What a gateway serves: services with a VIP each, over backends that no other service has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Serving {
+    pub(super) services: u32,
+    /// A service of each has the same VIP and backends.
+    pub(super) protocols: &'static [u8],
+    /// Of each of them.
+    pub(super) backends: u32,
+}
+
+impl Serving {
+    /// Backends enough for a million flows with 16,384 ports each, twice over.
+    pub(super) const ONE: Serving = Serving { services: 1, protocols: &[TCP, UDP], backends: 128 };
+
+    /// Backends of all services of a protocol.
+    pub(super) const fn all_backends(self) -> u32 {
+        self.services * self.backends
+    }
+
+    /// Whom the n-th client asks.
+    pub(super) fn vip_for(self, net: Net, n: u32) -> SocketAddr {
+        net.vip_of(n % self.services)
+    }
+}
+
 /// An established flow, as the gateway has made it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flow {
     client: SocketAddr,
+    vip: SocketAddr,
     backend: SocketAddr,
     snat: SocketAddr,
 }
 
 impl Net {
+    /// The first service's.
     pub(super) fn vip(self) -> SocketAddr {
+        self.vip_of(0)
+    }
+
+    /// The VIP of a service, below 2¹⁶, and its port.
+    pub(super) fn vip_of(self, service: u32) -> SocketAddr {
         match self {
-            Net::V4 | Net::Vlan => ([203, 0, 113, 10], 80).into(),
-            Net::V6 => (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10), 80).into(),
+            Net::V4 | Net::Vlan => (Ipv4Addr::from_bits(0xcb00_710a + service), 80).into(),
+            Net::V6 => (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, service as u16, 0x10), 80).into(),
         }
     }
 
@@ -44,12 +77,14 @@ impl Net {
         }
     }
 
-    pub(super) fn backends(self) -> Vec<SocketAddr> {
-        let backend = |n: u16| match self {
-            Net::V4 | Net::Vlan => SocketAddr::from(([10, 0, 0, n as u8], 8080)),
-            Net::V6 => (Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, n), 8080).into(),
+    /// The backends of a service.
+    pub(super) fn backends(self, serving: Serving, service: u32) -> Vec<SocketAddr> {
+        let backend = |n: u32| match self {
+            Net::V4 | Net::Vlan => SocketAddr::from((Ipv4Addr::from_bits(0x0a00_0000 + n), 8080)),
+            Net::V6 => (Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, (n >> 16) as u16, n as u16), 8080).into(),
         };
-        (1..=BACKENDS).map(backend).collect()
+        let first = service * serving.backends + 1;
+        (first..first + serving.backends).map(backend).collect()
     }
 
     /// The tags of its frames.
@@ -74,9 +109,14 @@ impl Net {
         frame.tags(&tags).build()
     }
 
-    /// The first frame of a TCP flow.
+    /// The first frame of a TCP flow to the first service.
     pub(super) fn syn(self, n: u32) -> Vec<u8> {
-        self.tagged(Frame::tcp(self.client(n), self.vip(), SYN))
+        self.syn_to(self.vip(), n)
+    }
+
+    /// The first frame of a TCP flow.
+    pub(super) fn syn_to(self, vip: SocketAddr, n: u32) -> Vec<u8> {
+        self.tagged(Frame::tcp(self.client(n), vip, SYN))
     }
 
     /// The first frame of a UDP flow.
@@ -97,13 +137,13 @@ impl Net {
     }
 
     /// The n-th client's packets once its connection stands.
-    pub(super) fn segment(self, n: u32) -> Vec<u8> {
-        self.tagged(Frame::tcp(self.client(n), self.vip(), ACK).numbers(1001, 5001))
+    pub(super) fn segment_to(self, vip: SocketAddr, n: u32) -> Vec<u8> {
+        self.tagged(Frame::tcp(self.client(n), vip, ACK).numbers(1001, 5001))
     }
 
     /// A packet of an established flow.
     pub(super) fn request(self, flow: &Flow) -> Vec<u8> {
-        self.tagged(Frame::tcp(flow.client, self.vip(), ACK).numbers(1001, 5001))
+        self.tagged(Frame::tcp(flow.client, flow.vip, ACK).numbers(1001, 5001))
     }
 
     /// A reply of an established flow.
@@ -113,19 +153,25 @@ impl Net {
 
     /// Makes the n-th client's flow by a handshake through a program, each frame judged when it comes out; none where
     /// there is no room for this one, as happens to a few while a table fills up.
-    pub(super) fn establish(self, runner: &mut Runner, n: u32, ingress: u32) -> Result<Option<Flow>> {
+    pub(super) fn establish(
+        self,
+        vip: SocketAddr,
+        runner: &mut Runner,
+        n: u32,
+        ingress: u32,
+    ) -> Result<Option<Flow>> {
         let client = self.client(n);
-        let syn = self.syn(n);
+        let syn = self.syn_to(vip, n);
         if runner.run(&syn, ingress, HEAD_ROOM)?.action == XDP_DROP {
             return Ok(None);
         }
         // The same SYN once more goes the same way.
         let syn = through(runner, &syn, ingress)?;
-        let flow = Flow { client, backend: syn.destination, snat: syn.source };
+        let flow = Flow { client, vip, backend: syn.destination, snat: syn.source };
         ensure!(flow.snat.ip() == self.snat(), "{client}'s SYN left from {}", flow.snat);
         let answer = Frame::tcp(flow.backend, flow.snat, SYN | ACK).numbers(5000, 1001);
         let answer = through(runner, &self.tagged(answer), ingress)?;
-        ensure!((answer.source, answer.destination) == (self.vip(), client), "the answer went to another");
+        ensure!((answer.source, answer.destination) == (vip, client), "the answer went to another");
         let last = through(runner, &self.request(&flow), ingress)?;
         ensure!((last.source, last.destination) == (flow.snat, flow.backend), "a flow has two ways");
         Ok(Some(flow))
@@ -153,6 +199,18 @@ mod tests {
         for net in [Net::V4, Net::V6] {
             let all: HashSet<SocketAddr> = (0..1 << 20).map(|n| net.client(n)).collect();
             assert_eq!(all.len(), 1 << 20);
+        }
+    }
+
+    #[test]
+    fn no_two_services_have_a_vip_or_a_backend_in_common() {
+        let serving = Serving { services: 10_000, protocols: &[TCP], backends: 10 };
+        for net in [Net::V4, Net::V6] {
+            let vips: HashSet<SocketAddr> = (0..10_000).map(|n| serving.vip_for(net, n)).collect();
+            let backends: HashSet<SocketAddr> =
+                (0..10_000).flat_map(|service| net.backends(serving, service)).collect();
+            assert_eq!((vips.len(), backends.len()), (10_000, 100_000));
+            assert_eq!(serving.vip_for(net, 10_003), net.vip_of(3));
         }
     }
 

@@ -4,6 +4,7 @@ mod baseline;
 mod connections;
 mod contender;
 mod counters;
+mod deck;
 mod docs;
 mod flows;
 mod goals;
@@ -11,6 +12,7 @@ mod machine;
 mod packet;
 mod report;
 mod ring;
+mod scale;
 mod visits;
 mod wire;
 
@@ -35,6 +37,8 @@ enum Figure {
     Connections,
     /// How long rings take to build, and a changed endpoint to reach the maps.
     Ring,
+    /// How these grow with services, backends and flows.
+    Scale,
 }
 
 /// The arguments of `bench [NAME…]`.
@@ -54,11 +58,13 @@ pub(super) struct Args {
     /// them to the workspace's documentation.
     #[arg(long, value_name = "DIR")]
     docs: Option<PathBuf>,
-    /// Measure this pinned XDP program too, with frames from --peer-packets.
-    #[arg(long, value_name = "PINNED_PROGRAM", requires = "peer_packets")]
+    /// Measure this pinned XDP program too. Its maps must be filled so that it sends what it is given: without
+    /// --peer-packets TCP segments and SYNs of up to 2^20 flows from 198.18.0.0/15 to 203.0.113.10:80. It makes what it
+    /// keeps of flows itself: all of a case's frames go through it once before they are timed.
+    #[arg(long, value_name = "PINNED_PROGRAM")]
     peer: Option<PathBuf>,
-    /// What the peer is to be measured with, as CASE=FILE.pcap: frames of one length, each of another flow. A file
-    /// without a case stands for nat-request.
+    /// What the peer is to be measured with instead, as CASE=FILE.pcap: frames of one length, each of another flow. A
+    /// file without a case stands for nat-request.
     #[arg(long, value_name = "[CASE=]FILE.pcap", requires = "peer")]
     peer_packets: Vec<String>,
 }
@@ -84,6 +90,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     if chosen(Figure::Ring) {
         report.ring = ring::measure(args.quick)?;
+    }
+    if chosen(Figure::Scale) {
+        scale::measure(args.quick, &mut report)?;
     }
     report.seconds = begun.elapsed().as_secs_f64().round();
     report.goals = goals::judge(&report);

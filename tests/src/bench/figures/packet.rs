@@ -7,26 +7,23 @@ mod peers;
 
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
-use lb_common::abi::Counter;
+use anyhow::{Context, Result};
 
 use self::peers::Peers;
 use super::{
     Args,
-    contender::{BASELINE, Contender, Loaded, PEER},
-    counters::{Counters, Counts},
+    contender::{BASELINE, Contender, PEER},
+    deck::Deck,
     flows::{Flow, Net},
     machine::CPU,
-    report::{Cost, Range, Report},
+    report::{Cost, Report},
     visits::Order,
 };
 use crate::{
     bench::{progress::Progress, samples::ratio},
-    kernel_run::{Callee, Player, Tape, XDP_PASS, XDP_TX, pin_to_cpu},
+    kernel_run::{Callee, XDP_PASS, XDP_TX, pin_to_cpu},
 };
 
-/// Frames of a sample, at least: no longer than it takes to forget what the turn before left in the caches.
-const LEAST_FRAMES: u32 = 300_000;
 /// Where new flows are measured, tables are made for so many at least.
 const LEAST_NEW: u32 = 1024;
 
@@ -44,29 +41,33 @@ const FULL: Plan = Plan {
 };
 const QUICK: Plan = Plan { flows: &[1, 1 << 12, 1 << 16], orders: &[Order::Random], rounds: 5 };
 
+/// What is done with a frame that goes on: all of these come from the interface that they leave by.
+const SENT: &[u32] = &[XDP_TX];
+
 /// A kind of packets of established flows, or of none.
 struct Case {
     name: &'static str,
     frame: fn(Net, u32, &Flow) -> Vec<u8>,
-    action: u32,
+    /// What Kanmon and the baseline do with it.
+    actions: &'static [u32],
     /// Whether `baseline-lru` does the same with it.
     baseline: bool,
 }
 
 fn cases(net: Net) -> Vec<Case> {
-    let case = |name, frame, action, baseline| Case { name, frame, action, baseline };
+    let case = |name, frame, actions, baseline| Case { name, frame, actions, baseline };
     match net {
         Net::V4 => vec![
-            case("nat-request", |net, _, flow| net.request(flow), XDP_TX, true),
-            case("nat-reply", |net, _, flow| net.reply(flow), XDP_TX, true),
-            case("pass", |net, n, _| net.foreign(n), XDP_PASS, true),
-            case("refused", |net, n, _| net.to_closed_port(n), XDP_TX, false),
+            case("nat-request", |net, _, flow| net.request(flow), SENT, true),
+            case("nat-reply", |net, _, flow| net.reply(flow), SENT, true),
+            case("pass", |net, n, _| net.foreign(n), &[XDP_PASS], true),
+            case("refused", |net, n, _| net.to_closed_port(n), SENT, false),
         ],
         Net::V6 => vec![
-            case("nat-request-v6", |net, _, flow| net.request(flow), XDP_TX, true),
-            case("nat-reply-v6", |net, _, flow| net.reply(flow), XDP_TX, true),
+            case("nat-request-v6", |net, _, flow| net.request(flow), SENT, true),
+            case("nat-reply-v6", |net, _, flow| net.reply(flow), SENT, true),
         ],
-        Net::Vlan => vec![case("nat-request-vlan", |net, _, flow| net.request(flow), XDP_TX, true)],
+        Net::Vlan => vec![case("nat-request-vlan", |net, _, flow| net.request(flow), SENT, true)],
     }
 }
 
@@ -97,21 +98,6 @@ struct Bench<'a> {
     peers: Peers,
     progress: &'a Progress,
     report: &'a mut Report,
-}
-
-/// A contender's frames of one case, and what they took.
-struct Deck {
-    program: &'static str,
-    tape: Tape,
-    whole: Player,
-    alone: Player,
-    /// What is to be done with each frame; none where that is the program's own matter.
-    action: Option<u32>,
-    net: Vec<f64>,
-    writing: Vec<f64>,
-    counters: Counters,
-    /// Of the last round.
-    counts: Counts,
 }
 
 impl Bench<'_> {
@@ -155,9 +141,8 @@ impl Bench<'_> {
                     for contender in contenders.iter_mut().filter(|it| case.baseline || it.name != BASELINE) {
                         let made = contender.establish(net, flows)?.iter().zip(0..);
                         let frames: Vec<_> = made.map(|(flow, n)| (case.frame)(net, n, flow)).collect();
-                        let action = Some(case.action);
-                        let deck =
-                            Deck::new(contender.name, &contender.callee, sender, &frames, &visits, action);
+                        let (name, callee) = (contender.name, &contender.callee);
+                        let deck = Deck::new(name, callee, sender, &frames, &visits, case.actions);
                         decks.push(deck.with_context(told)?);
                     }
                     decks.extend(self.peer_deck(case.name, flows, *order, sender)?);
@@ -175,9 +160,11 @@ impl Bench<'_> {
 
     /// The peer with its own frames, where there are so many of this case.
     fn peer_deck(&self, case: &str, flows: u32, order: Order, sender: &Callee) -> Result<Option<Deck>> {
-        let Some((callee, frames)) = self.peers.frames(case, flows) else { return Ok(None) };
+        let given = self.peers.callee.as_ref().zip(self.peers.frames(case, flows));
+        let Some((callee, frames)) = given else { return Ok(None) };
         let told = || format!("the peer's frames for {case}");
-        Deck::new(PEER, callee, sender, frames, &order.of(flows), None).map(Some).with_context(told)
+        let deck = Deck::new(PEER, callee, sender, &frames, &order.of(flows), peers::actions(case));
+        deck.map(Some).with_context(told)
     }
 
     /// Half as many as tables are made for, one after the other, from empty tables on.
@@ -194,11 +181,12 @@ impl Bench<'_> {
         let visits = Order::Random.of(frames.len() as u32);
         let mut kanmon = Contender::kanmon(net, room)?;
         let deck = |contender: &Contender| {
-            Deck::new(contender.name, &contender.callee, sender, &frames, &visits, Some(XDP_TX))
+            Deck::new(contender.name, &contender.callee, sender, &frames, &visits, SENT)
         };
         let mut own = deck(&kanmon)?;
         let mut baseline_deck: Option<Deck> = None;
-        let mut peer = self.peer_deck(case, flows, Order::Random, sender)?;
+        // As many: but nobody empties its tables.
+        let mut peer = self.peer_deck(case, room / 2, Order::Random, sender)?;
         for round in 0..=self.plan.rounds {
             own.open(&mut kanmon, round > 0)?;
             // Empty again, as Kanmon's tables are.
@@ -221,94 +209,11 @@ impl Bench<'_> {
     fn add(&mut self, case: &'static str, flows: u32, order: Order, decks: Vec<Deck>) {
         let mut parts = Vec::new();
         for deck in decks {
-            let cost = Cost {
-                case,
-                flows,
-                order: order.name(),
-                program: deck.program,
-                ns: Range::of(&deck.net),
-                writing_ns: Range::of(&deck.writing),
-                counts: deck.counts,
-                to_baseline: None,
-            };
+            let cost = deck.cost(case, flows, order);
             parts.push(format!("{} {}", cost.program, cost.ns));
             self.report.packet.push(cost);
         }
         self.progress.done(&format!("{case}, {flows} flows, {}: {}", order.name(), parts.join(", ")));
-    }
-}
-
-impl Deck {
-    fn new(
-        program: &'static str,
-        callee: &Callee,
-        sender: &Callee,
-        frames: &[Vec<u8>],
-        visits: &[u32],
-        action: Option<u32>,
-    ) -> Result<Deck> {
-        let tape = Tape::new(frames, visits)?;
-        let (whole, alone) = (tape.player(callee)?, tape.player(sender)?);
-        Ok(Deck {
-            program,
-            tape,
-            whole,
-            alone,
-            action,
-            net: Vec::new(),
-            writing: Vec::new(),
-            counters: Counters::open(),
-            counts: Counts::default(),
-        })
-    }
-
-    /// Plays the tape, often enough to be timed.
-    fn play(&mut self, counts: bool) -> Result<()> {
-        let times = LEAST_FRAMES.div_ceil(self.tape.len());
-        self.play_frames(times * self.tape.len(), counts)
-    }
-
-    /// Plays the tape once.
-    fn play_once(&mut self, counts: bool) -> Result<()> {
-        self.play_frames(self.tape.len(), counts)
-    }
-
-    fn play_frames(&mut self, frames: u32, counts: bool) -> Result<()> {
-        self.tape.rewind();
-        let (alone, alone_counts) = self.counters.during(|| self.alone.play(frames));
-        self.tape.rewind();
-        let (whole, whole_counts) = self.counters.during(|| self.whole.play(frames));
-        let ((writing, _), (whole, action)) = (alone?, whole?);
-        self.counts = whole_counts.beyond(alone_counts, frames);
-        let expected = self.action.unwrap_or(action);
-        ensure!(action == expected, "{} did {action} with the last frame, not {expected}", self.program);
-        if counts {
-            self.writing.push(writing);
-            self.net.push(whole - writing);
-        }
-        Ok(())
-    }
-
-    /// Plays the tape once to Kanmon's empty tables.
-    fn open(&mut self, kanmon: &mut Contender, counts: bool) -> Result<()> {
-        let opened = |kanmon: &Contender| match &kanmon.loaded {
-            Loaded::Kanmon(kernel) => kernel.tables.counter(Counter::FlowOpened),
-            Loaded::Baseline(_) => 0,
-        };
-        if let Loaded::Kanmon(kernel) = &kanmon.loaded {
-            kernel.tables.forget_packets();
-        }
-        kanmon.drain();
-        self.play_once(counts)?;
-        let (opened, frames) = (opened(kanmon), u64::from(self.tape.len()));
-        // While a table fills up, a few find both of their buckets full.
-        ensure!(opened >= frames - frames / 1000, "{opened} of {frames} frames opened a flow");
-        Ok(())
-    }
-
-    fn take_from(&mut self, other: Deck) {
-        self.net.extend(other.net);
-        self.writing.extend(other.writing);
     }
 }
 
@@ -332,7 +237,7 @@ fn names() -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::figures::contender::KANMON;
+    use crate::bench::figures::{contender::KANMON, counters::Counts, report::Range};
 
     #[test]
     fn a_figure_stands_beside_the_baseline_of_its_case_flows_and_order() {

@@ -26,6 +26,7 @@ pub(super) struct Report {
     pub(super) wire: Vec<Passage>,
     pub(super) connections: Vec<Served>,
     pub(super) ring: Vec<Timing>,
+    pub(super) scale: Vec<Growth>,
     pub(super) goals: Vec<Goal>,
 }
 
@@ -105,6 +106,24 @@ pub(super) struct Timing {
     pub(super) ms: Range,
     /// The share of a ring's slots that move without need when a backend goes; none where no backend does.
     pub(super) disruption: Option<f64>,
+    /// Of a ring, or of all maps; none where that was not asked for.
+    pub(super) bytes: Option<u64>,
+}
+
+/// What something takes with so many services, backends and flows loaded.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Growth {
+    pub(super) what: String,
+    /// `ns` a frame, `ms`, or `MB` (10⁶ bytes).
+    pub(super) unit: &'static str,
+    pub(super) services: u32,
+    /// Of all services together.
+    pub(super) backends: u32,
+    /// None where flows do not matter.
+    pub(super) flows: Option<u32>,
+    pub(super) value: Range,
+    /// To the smallest of its kind, of the medians.
+    pub(super) to_smallest: Option<f64>,
 }
 
 /// What is to be reached.
@@ -153,6 +172,7 @@ impl Report {
             wire: Vec::new(),
             connections: Vec::new(),
             ring: Vec::new(),
+            scale: Vec::new(),
             goals: Vec::new(),
         })
     }

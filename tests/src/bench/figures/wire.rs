@@ -28,7 +28,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use self::lane::{Lane, Way};
 use super::{
-    flows::Net,
+    flows::{Net, Serving},
     machine::CPU,
     report::{Passage, Range, Report},
     visits::Order,
@@ -71,7 +71,7 @@ pub(super) fn measure(quick: bool, report: &mut Report) -> Result<()> {
     let generator = Netns::create(&run, "generator")?;
     lane::without_v6(&generator)?;
     let most = plan.flows.iter().copied().max().unwrap_or(1);
-    let lanes = Way::ALL.into_iter().map(|way| Lane::build(&run, &generator, way, most));
+    let lanes = Way::ALL.into_iter().map(|way| Lane::build(&run, &generator, way, Serving::ONE, most));
     let mut lanes = lanes.collect::<Result<Vec<_>>>()?;
     for flows in plan.flows {
         // A thread of its own, for its CPU.
@@ -87,20 +87,47 @@ pub(super) fn measure(quick: bool, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// What a frame takes through Kanmon with each of these services: the median and its like, in ns.
+pub(super) fn with_services(quick: bool, flows: u32, all: &[Serving]) -> Result<Vec<Range>> {
+    clean_on_signals()?;
+    let plan = if quick { QUICK } else { FULL };
+    let run = Arc::new(RunDir::create()?);
+    let generator = Netns::create(&run, "generator")?;
+    lane::without_v6(&generator)?;
+    let lanes = all.iter().map(|serving| Lane::build(&run, &generator, Way::Kanmon, *serving, flows));
+    let mut lanes = lanes.collect::<Result<Vec<_>>>()?;
+    let rows = generator.run(|| -> Result<_> {
+        pin_to_cpu(CPU).context("cannot pin the measurement to a CPU")?;
+        with_flows(&plan, flows, &mut lanes)
+    })?;
+    rows.into_iter().map(|row| row.ns.context("a frame's time is unknown")).collect()
+}
+
 /// Opens what is missing of so many flows through each contender, and measures.
 fn with_flows(plan: &Plan, flows: u32, lanes: &mut [Lane]) -> Result<Vec<Passage>> {
     for lane in lanes.iter_mut() {
         lane.open(flows).with_context(|| format!("through {}", lane.way.name()))?;
     }
-    let frames: Vec<_> = (0..flows).map(|n| Net::V4.segment(n)).collect();
-    let tape = Tape::new(&frames, &Order::Random.of(flows))?;
-    let players = lanes.iter().map(|lane| tape.generator(lane.interface()));
-    let players = players.collect::<Result<Vec<_>>>()?;
+    let visits = Order::Random.of(flows);
+    let mut tapes: Vec<(Serving, Tape)> = Vec::new();
+    for lane in lanes.iter() {
+        if tapes.iter().all(|(serving, _)| *serving != lane.serving) {
+            let frame = |n| Net::V4.segment_to(lane.serving.vip_for(Net::V4, n), n);
+            let frames: Vec<_> = (0..flows).map(frame).collect();
+            tapes.push((lane.serving, Tape::new(&frames, &visits)?));
+        }
+    }
+    let mut players = Vec::new();
+    for lane in lanes.iter() {
+        let own = tapes.iter().find(|(serving, _)| *serving == lane.serving);
+        let (_, tape) = own.context("each lane has a tape")?;
+        players.push((tape, tape.generator(lane.interface())?));
+    }
     let helper = Helper::find()?;
     let mut waiting = Duration::MAX;
     let mut samples: Vec<Samples> = lanes.iter().map(|_| Samples::default()).collect();
     for round in 0..=plan.rounds {
-        for ((lane, player), samples) in lanes.iter().zip(&players).zip(&mut samples) {
+        for ((lane, (tape, player)), samples) in lanes.iter().zip(&players).zip(&mut samples) {
             if lane.lack(flows).is_some() {
                 continue;
             }

@@ -1,24 +1,36 @@
-//! A program that somebody else has pinned, and its frames out of files.
+//! A program that somebody else has pinned, and its frames: out of files, or Kanmon's own.
 
-use std::{collections::HashMap, fs};
+use std::{borrow::Cow, collections::HashMap, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::names;
 use crate::{
-    bench::figures::{Args, contender, report::Program},
-    kernel_run::Callee,
+    bench::figures::{Args, contender, flows::Net, report::Program},
+    kernel_run::{Callee, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
 };
 
 /// Which case a file without a name stands for.
 const USUAL: &str = "nat-request";
+/// And which one a peer without files is measured in besides.
+const NEW: &str = "new-tcp";
 
 /// The peer; nobody where none was given.
 pub(super) struct Peers {
-    callee: Option<Callee>,
+    pub(super) callee: Option<Callee>,
     /// What it is made of.
     pub(super) program: Option<Program>,
+    /// By case; empty where no file was given.
     frames: HashMap<String, Vec<Vec<u8>>>,
+}
+
+/// What a peer may do with a frame: whatever takes it on in the cases that are about that.
+pub(super) fn actions(case: &str) -> &'static [u32] {
+    match case {
+        "pass" => &[XDP_PASS],
+        "refused" => &[XDP_TX, XDP_DROP],
+        _ => &[XDP_TX, XDP_REDIRECT],
+    }
 }
 
 impl Peers {
@@ -40,9 +52,18 @@ impl Peers {
         Ok(Peers { callee, program, frames })
     }
 
-    /// Frames of so many flows; none where there are not so many.
-    pub(super) fn frames(&self, case: &str, flows: u32) -> Option<(&Callee, &[Vec<u8>])> {
-        Some((self.callee.as_ref()?, self.frames.get(case)?.get(..flows as usize)?))
+    /// Frames of so many flows; none where there are not so many. Without files: what Kanmon gets, of the cases in which
+    /// any load balancer has something to do.
+    pub(super) fn frames(&self, case: &str, flows: u32) -> Option<Cow<'_, [Vec<u8>]>> {
+        if !self.frames.is_empty() {
+            return Some(self.frames.get(case)?.get(..flows as usize)?.into());
+        }
+        let frame: fn(u32) -> Vec<u8> = match case {
+            USUAL => |n| Net::V4.segment_to(Net::V4.vip(), n),
+            NEW => |n| Net::V4.syn(n),
+            _ => return None,
+        };
+        Some((0..flows).map(frame).collect())
     }
 }
 
@@ -77,6 +98,17 @@ mod tests {
             file.extend(packet);
         }
         file
+    }
+
+    #[test]
+    fn a_file_s_frames_take_the_place_of_our_own() {
+        let with = |frames| Peers { callee: None, program: None, frames };
+        let own = with(HashMap::new());
+        let given = with(HashMap::from([(USUAL.to_owned(), vec![vec![1], vec![2]])]));
+        let count = |peers: &Peers, case, flows| peers.frames(case, flows).map(|frames| frames.len());
+        assert_eq!([USUAL, NEW, "nat-reply"].map(|case| count(&own, case, 5)), [Some(5), Some(5), None]);
+        let of_files = [(USUAL, 2), (USUAL, 3), (NEW, 1)].map(|(case, flows)| count(&given, case, flows));
+        assert_eq!(of_files, [Some(2), None, None]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use lb_common::{abi::Counter, host::NextHop};
 use crate::{
     bench::figures::{
         contender::{Contender, KANMON, Loaded},
-        flows::Net,
+        flows::{Net, Serving},
         report::{GENERATOR, NFTABLES, XDP_TX},
     },
     kernel_run::{self, LinkEnds, Sink, Tape, load_xdp},
@@ -75,6 +75,8 @@ impl Way {
 /// A contender, and what leads to it.
 pub(super) struct Lane {
     pub(super) way: Way,
+    /// What clients ask it for.
+    pub(super) serving: Serving,
     /// Where its frames arrive.
     pub(super) sink: Sink,
     near: Link,
@@ -86,8 +88,16 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn build(run: &Arc<RunDir>, generator: &Netns, way: Way, flows: u32) -> Result<Lane> {
+    /// Only Kanmon serves anything but [`Serving::ONE`].
+    pub(super) fn build(
+        run: &Arc<RunDir>,
+        generator: &Netns,
+        way: Way,
+        serving: Serving,
+        flows: u32,
+    ) -> Result<Lane> {
         let n = Way::ALL.iter().position(|other| *other == way).unwrap_or_default();
+        let n = format!("{n}-{}", serving.services);
         let ns = Netns::create(run, &format!("wire-{n}"))?;
         without_v6(&ns)?;
         let (near, far) =
@@ -95,7 +105,7 @@ impl Lane {
         near.up()?;
         far.up()?;
         let sink = Sink::new(ENDS)?;
-        let mut lane = Lane { way, sink, near, far, kanmon: None, opened: 0, lack: None };
+        let mut lane = Lane { way, serving, sink, near, far, kanmon: None, opened: 0, lack: None };
         // A veth takes frames from programs where it has one itself.
         let end = if way == Way::Nobody { &lane.far } else { &lane.near };
         end.attach_xdp(lane.sink.program())?;
@@ -128,7 +138,8 @@ impl Lane {
         if self.way == Way::Nobody || self.lack(flows).is_some() || self.opened >= flows {
             return Ok(());
         }
-        let frames: Vec<_> = (self.opened..flows).map(|n| Net::V4.syn(n)).collect();
+        let syn = |n| Net::V4.syn_to(self.serving.vip_for(Net::V4, n), n);
+        let frames: Vec<_> = (self.opened..flows).map(syn).collect();
         let all = frames.len() as u32;
         let tape = Tape::new(&frames, &(0..all).collect::<Vec<_>>())?;
         let before = self.sink.count();
@@ -158,7 +169,7 @@ impl Lane {
     /// Whether the last frame came from and went to where it should.
     pub(super) fn check_last(&self) -> Result<()> {
         let (source, destination) = self.sink.last();
-        let backends = Ipv4Net::new_assert([10, 0, 0, 0].into(), 24);
+        let backends = Ipv4Net::new_assert([10, 0, 0, 0].into(), 8);
         let (own, vip) = (Net::V4.snat(), Net::V4.vip().ip());
         let right = if self.way.translates() {
             own == source && backends.contains(&destination)
@@ -176,7 +187,7 @@ impl Lane {
             ifindex: self.far.index(),
             ..NextHop::default()
         };
-        let kanmon = Contender::kanmon_by(Net::V4, flows, &hop)?;
+        let kanmon = Contender::kanmon_serving(Net::V4, self.serving, flows, &hop)?;
         if let Loaded::Kanmon(kernel) = &kanmon.loaded {
             self.far.attach_xdp(kernel.entry())?;
         }
@@ -229,7 +240,7 @@ fn number(path: &str) -> Option<u64> {
 /// Destination and source are translated; a backend is chosen at random for each connection.
 fn rules(flow_table: bool) -> String {
     let vip = Net::V4.vip();
-    let backends = Net::V4.backends();
+    let backends = Net::V4.backends(Serving::ONE, 0);
     let mut chosen = String::new();
     for (n, backend) in backends.iter().enumerate() {
         let _ = write!(chosen, "{}{n} : {}", if n == 0 { "" } else { ", " }, backend.ip());
