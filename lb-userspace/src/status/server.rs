@@ -200,6 +200,7 @@ mod tests {
                 counters: Default::default(),
                 snat: Default::default(),
                 drained: Vec::new(),
+                node_is_no_client: Vec::new(),
                 problems: Vec::new(),
             }
         }

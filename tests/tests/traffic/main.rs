@@ -5,6 +5,7 @@
 //! - [`addresses`]: a VIP that is the node's own address, and traffic that is not ours;
 //! - [`icmp`]: path MTU discovery, closed ports, pings;
 //! - [`affinity`]: who keeps their pod, by `sessionAffinity: ClientIP`;
+//! - [`clients`]: pods, the backend itself, and the gateway's own node as clients;
 //! - [`neighbours`]: a next hop that changes;
 //! - [`endpoints`]: readiness, probes;
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
@@ -18,6 +19,7 @@
 
 mod addresses;
 mod affinity;
+mod clients;
 mod drains;
 mod endpoints;
 mod flow_log;
