@@ -11,6 +11,7 @@
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
 //! - [`fragments`]: datagrams that are larger than a frame;
+//! - [`limits`]: how many flows a client's network begins, by `newFlowLimit`;
 //! - [`manifests`]: edits, good and bad;
 //! - [`mtu`]: links of the gateway's own that take less than others;
 //! - [`refusals`]: what a client hears at once of what is not served;
@@ -26,6 +27,7 @@ mod flow_log;
 mod fragments;
 mod headers;
 mod icmp;
+mod limits;
 mod manifests;
 mod mtu;
 mod neighbours;

@@ -21,7 +21,7 @@ pub use member::{
 };
 pub(super) use policy::parse_statuses;
 pub use policy::{
-    AreaStatus, Distribute, Failover, FlowLog, HealthCheckSpec, HealthCheckType, LoadBalancingPolicy,
+    AreaStatus, ClientPrefix, Distribute, Failover, FlowLog, HealthCheckSpec, HealthCheckType, LoadBalancingPolicy,
     LoadBalancingPolicySpec, LoadBalancingPolicyStatus, LocalitySpec, OutlierDetectionSpec,
     PolicyGatewayState, TargetRef, WeightedPlace, ZonePreference,
 };
