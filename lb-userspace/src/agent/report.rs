@@ -62,6 +62,7 @@ impl Source for Report {
             flows: flow_totals(&self.passes.borrow(), facts.capacity),
             memory: facts.memory,
             counters: self.memory.counters().iter().map(|(c, sum)| (c.name().to_owned(), sum)).collect(),
+            redirects_uncounted: facts.redirects_uncounted,
             snat: facts.snat,
             drained: drains::rows(&published, &self.passes.borrow()),
             node_is_no_client: node_is_no_client(&self.node_clients.borrow()),

@@ -44,6 +44,9 @@ pub struct Status {
     pub memory: BTreeMap<String, u64>,
     /// Counters of the packet program, summed over CPUs, by name.
     pub counters: BTreeMap<String, u64>,
+    /// Why the counter `redirect_failed` does not count; `null`: it does.
+    #[serde(default)]
+    pub redirects_uncounted: Option<String>,
     /// What backends see instead of clients.
     pub snat: Snat,
     /// What is drained by hand.
