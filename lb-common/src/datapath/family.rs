@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendKeyV4, BackendKeyV6, ClientWord, Config, MAX_SNAT_ADDRESSES, Refusal, ServiceKeyV4, ServiceKeyV6,
-        SourceV4, SourceV6, VipKeyV4, VipKeyV6, address_check,
+        BackendKeyV4, BackendKeyV6, ClientWord, Config, MAX_SNAT_ADDRESSES, Refusal, ServiceKeyV4,
+        ServiceKeyV6, SourceV4, SourceV6, VipKeyV4, VipKeyV6, address_check,
     },
     hash::{self, FlowHash, HashKey},
 };

@@ -52,7 +52,7 @@ fn a_network_is_as_large_as_its_service_says() {
     for (net, beyond, own, other) in [
         (Net::V4, 8, ["198.51.100.7", "198.51.100.250"], "198.51.101.7"),
         (Net::V4, 1, ["198.51.100.6", "198.51.100.7"], "198.51.100.8"),
-        (Net::V4, 31, ["128.0.0.1", "223.255.255.254"], "127.255.255.1"),
+        (Net::V4, 31, ["128.0.0.1", "223.255.255.254"], "100.0.0.1"),
         (Net::V6, 72, ["2001:db8:0:aa00::1", "2001:db8:0:aaff:1::1"], "2001:db8:0:ab00::1"),
         (Net::V6, 0, ["2001:db8::1", "2001:db8::1"], "2001:db8::2"),
         (Net::V6, 16, ["2001:db8::1", "2001:db8::ffff"], "2001:db8::1:1"),
@@ -70,7 +70,11 @@ fn a_network_is_as_large_as_its_service_says() {
         let others = Frame::tcp(at(other, 3000), net.vip(), SYN);
         let counted = bed.gateway.maps.counter(Counter::DropNewFlowLimit);
         bed.send_unchecked(&others);
-        assert_eq!(bed.gateway.maps.counter(Counter::DropNewFlowLimit), counted, "{other} is another network");
+        assert_eq!(
+            bed.gateway.maps.counter(Counter::DropNewFlowLimit),
+            counted,
+            "{other} is another network"
+        );
     }
 }
 

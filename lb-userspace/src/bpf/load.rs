@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, DevMapHash, HashMap, Map, MapData, MapError, MapInfo, MapType, ProgramArray, RingBuf};
+use aya::maps::{
+    Array, DevMapHash, HashMap, Map, MapData, MapError, MapInfo, MapType, ProgramArray, RingBuf,
+};
 use aya::programs::{ProgramError, ProgramFd, RawTracePoint, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use lb_common::abi::Config;

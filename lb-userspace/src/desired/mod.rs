@@ -41,12 +41,12 @@ pub use policy::{Area, FlowLogging, Locality, NewFlowLimit, OutlierDetection, Po
 pub use problems::cluster_place;
 pub use resources::{
     AddressAllocation, AddressAllocationSpec, AddressAllocationStatus, AddressPool, AddressPoolSpec,
-    AddressPoolStatus, AreaStatus, CLUSTER_SET_LABEL, ClientPrefix, Discovery, Distribute, Failover, FlowLog, GROUP_LABEL,
-    GatewayState, HealthCheckSpec, HealthCheckType, KubeconfigSecretRef, LabelExpression, LabelOperator,
-    LabelSelector, LoadBalancingPolicy, LoadBalancingPolicySpec, LoadBalancingPolicyStatus, LocalSource,
-    LocalitySpec, MemberCluster, MemberClusterSpec, MemberClusterStatus, MemberSource, MemberState,
-    OutlierDetectionSpec, PolicyGatewayState, PoolScope, ServiceReference, TargetRef, WeightedPlace,
-    ZonePreference, allocation_name,
+    AddressPoolStatus, AreaStatus, CLUSTER_SET_LABEL, ClientPrefix, Discovery, Distribute, Failover, FlowLog,
+    GROUP_LABEL, GatewayState, HealthCheckSpec, HealthCheckType, KubeconfigSecretRef, LabelExpression,
+    LabelOperator, LabelSelector, LoadBalancingPolicy, LoadBalancingPolicySpec, LoadBalancingPolicyStatus,
+    LocalSource, LocalitySpec, MemberCluster, MemberClusterSpec, MemberClusterStatus, MemberSource,
+    MemberState, OutlierDetectionSpec, PolicyGatewayState, PoolScope, ServiceReference, TargetRef,
+    WeightedPlace, ZonePreference, allocation_name,
 };
 pub use sources::SourceRanges;
 pub use types::{

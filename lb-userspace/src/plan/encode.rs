@@ -213,8 +213,8 @@ pub(super) fn clients(
     let clients = ClientWord::new(has_ranges, u32::try_from(ticks).unwrap_or(u32::MAX));
     let Some(limit) = new_flow_limit else { return clients };
     let beyond = match vip {
-        IpAddr::V4(_) => 32 - limit.ipv4_prefix.clamp(1, 32) ^ ClientWord::BEYOND_V4,
-        IpAddr::V6(_) => 128 - limit.ipv6_prefix.clamp(1, 128) ^ ClientWord::BEYOND_V6,
+        IpAddr::V4(_) => (32 - limit.ipv4_prefix.clamp(1, 32)) ^ ClientWord::BEYOND_V4,
+        IpAddr::V6(_) => (128 - limit.ipv6_prefix.clamp(1, 128)) ^ ClientWord::BEYOND_V6,
     };
     clients.with_interval((1_000_000_000 / limit.per_second.max(1)).max(1)).with_beyond(beyond)
 }

@@ -118,7 +118,10 @@ fn where_the_gateways_own_node_cannot_be_a_client_status_says_so_and_others_are_
         let words = Arc::<str>::from(words);
         agent
             .wait_until("telling of its node", SOON, move |agent| {
-                Ok(VIP.both().iter().all(|vip| no_client(agent, *vip).is_some_and(|why| why.contains(&*words))))
+                Ok(VIP
+                    .both()
+                    .iter()
+                    .all(|vip| no_client(agent, *vip).is_some_and(|why| why.contains(&*words))))
             })
             .unwrap();
     };

@@ -101,8 +101,7 @@ fn throw(bed: &Bed, target: SocketAddr, bytes: usize) {
 
 #[test]
 fn a_packet_that_the_next_interface_does_not_take_after_all_is_counted() {
-    let (bed, mut agent) =
-        with_options(Options { pods: 1, two_armed: true });
+    let (bed, mut agent) = with_options(Options { pods: 1, two_armed: true });
     assert!(agent.status().unwrap()["redirects_uncounted"].is_null(), "{:?}", agent.status());
     let before = agent.counters().unwrap();
     request(&bed, bed.vip_udp(), 20, 10_000);

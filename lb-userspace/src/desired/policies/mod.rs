@@ -117,9 +117,8 @@ fn policy(standing: &Standing<'_>) -> Policy {
 
 fn flow_limit(per_second: u32, prefix: Option<&ClientPrefix>) -> NewFlowLimit {
     let default = NewFlowLimit::per_second(per_second);
-    let length = |said: Option<u32>, default: u8| {
-        said.and_then(|length| u8::try_from(length).ok()).unwrap_or(default)
-    };
+    let length =
+        |said: Option<u32>, default: u8| said.and_then(|length| u8::try_from(length).ok()).unwrap_or(default);
     NewFlowLimit {
         ipv4_prefix: length(prefix.and_then(|prefix| prefix.ipv4), default.ipv4_prefix),
         ipv6_prefix: length(prefix.and_then(|prefix| prefix.ipv6), default.ipv6_prefix),

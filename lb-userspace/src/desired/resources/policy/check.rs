@@ -165,7 +165,10 @@ impl LoadBalancingPolicySpec {
             at.field("newFlowLimitPrefix.ipv4").number(prefix.ipv4, 1..=32);
             at.field("newFlowLimitPrefix.ipv6").number(prefix.ipv6, 1..=128);
         }
-        at.hold(rules::PREFIX_OF_LIMIT, self.new_flow_limit_prefix.is_none() || self.new_flow_limit.is_some());
+        at.hold(
+            rules::PREFIX_OF_LIMIT,
+            self.new_flow_limit_prefix.is_none() || self.new_flow_limit.is_some(),
+        );
     }
 }
 
