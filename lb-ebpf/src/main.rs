@@ -53,10 +53,8 @@ const FOLLOW_V6: u32 = 16;
 /// Index in `PROGRAMS` of [`kanmon`] itself.
 const ENTRY: u32 = 17;
 
-// All of them take frames in several buffers (`xdp.frags`): one calls only others that agree on that.
-
 /// Where every frame enters: existing flows, and what is not ours.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon(ctx: XdpContext) -> u32 {
     match datapath::forward(&mut Packet::new(&ctx), &Kernel) {
         Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
@@ -77,7 +75,7 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
 }
 
 /// Where [`kanmon`] sends what may begin an IPv4 flow.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
     match datapath::new_flow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::OpenedV4 => tail_call(&ctx, OPENED_V4),
@@ -87,7 +85,7 @@ pub fn kanmon_new_v4(ctx: XdpContext) -> u32 {
 }
 
 /// Where [`kanmon`] sends what may begin an IPv6 flow.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_new_v6(ctx: XdpContext) -> u32 {
     match datapath::new_flow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::OpenedV6 => tail_call(&ctx, OPENED_V6),
@@ -97,32 +95,32 @@ pub fn kanmon_new_v6(ctx: XdpContext) -> u32 {
 }
 
 /// Where [`kanmon_new_v4`] sends a packet for which it has made a flow.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_opened_v4(ctx: XdpContext) -> u32 {
     again(&ctx, datapath::opened::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// The same over IPv6.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_opened_v6(ctx: XdpContext) -> u32 {
     again(&ctx, datapath::opened::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// Where [`kanmon`] sends an IPv4 client's SYN that its backend may have left unanswered, and [`kanmon_refused_v4`]
 /// one that it refused.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_retry_v4(ctx: XdpContext) -> u32 {
     again(&ctx, datapath::retry::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// The same over IPv6.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_retry_v6(ctx: XdpContext) -> u32 {
     again(&ctx, datapath::retry::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// Where [`kanmon`] sends an IPv4 backend's RST to a SYN.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_refused_v4(ctx: XdpContext) -> u32 {
     match datapath::refused::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),
@@ -132,7 +130,7 @@ pub fn kanmon_refused_v4(ctx: XdpContext) -> u32 {
 }
 
 /// The same over IPv6.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_refused_v6(ctx: XdpContext) -> u32 {
     match datapath::refused::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
@@ -142,37 +140,37 @@ pub fn kanmon_refused_v6(ctx: XdpContext) -> u32 {
 }
 
 /// Where [`kanmon`] sends ICMP to an address that may be a VIP or a SNAT address.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_icmp_v4(ctx: XdpContext) -> u32 {
     action(datapath::icmp::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// The same for ICMPv6.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_icmp_v6(ctx: XdpContext) -> u32 {
     action(datapath::icmp::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// Where [`kanmon`], [`kanmon_new_v4`] and [`kanmon_refused_v4`] send an IPv4 packet that they drop and whose sender is to be told.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_refuse_v4(ctx: XdpContext) -> u32 {
     action(datapath::refuse::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// The same over IPv6.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_refuse_v6(ctx: XdpContext) -> u32 {
     action(datapath::refuse::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// Where [`kanmon`] sends a rewritten segment with SYN that may allow longer segments than the way takes.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_clamp(ctx: XdpContext) -> u32 {
     action(datapath::clamp(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// Where [`kanmon`] sends a fragment of IPv4 to an address that may be a VIP or a SNAT address.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_fragment_v4(ctx: XdpContext) -> u32 {
     match datapath::fragment::<V4, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
@@ -182,7 +180,7 @@ pub fn kanmon_fragment_v4(ctx: XdpContext) -> u32 {
 }
 
 /// The same of IPv6.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_fragment_v6(ctx: XdpContext) -> u32 {
     match datapath::fragment::<V6, _, _>(&mut Packet::new(&ctx), &Kernel) {
         Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
@@ -192,13 +190,13 @@ pub fn kanmon_fragment_v6(ctx: XdpContext) -> u32 {
 }
 
 /// Where [`kanmon_fragment_v4`] sends a fragment that is not the first one.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_follow_v4(ctx: XdpContext) -> u32 {
     action(datapath::follow::<V4, _, _>(&mut Packet::new(&ctx), &Kernel))
 }
 
 /// The same of IPv6.
-#[xdp(frags)]
+#[xdp]
 pub fn kanmon_follow_v6(ctx: XdpContext) -> u32 {
     action(datapath::follow::<V6, _, _>(&mut Packet::new(&ctx), &Kernel))
 }

@@ -1,10 +1,10 @@
-//! The frame between `data` and `data_end`, or as much of it as its first buffer holds.
+//! The frame between `data` and `data_end`.
 
 use core::arch::asm;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_check_mtu, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_xdp_get_buff_len},
+    helpers::{bpf_check_mtu, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     programs::XdpContext,
 };
 use bytemuck::{Pod, cast};
@@ -36,12 +36,6 @@ impl PacketMut for Packet<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
         self.end - self.data
-    }
-
-    #[inline(always)]
-    fn full_len(&self) -> usize {
-        // SAFETY: the context is the kernel's `xdp_md` for this run.
-        unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) as usize }
     }
 
     #[inline(always)]

@@ -203,8 +203,7 @@ fn send<F: Family, P: PacketMut, M: Maps>(
     member: M::Cells,
     head: MemberHead,
 ) -> Result<u32, Counter> {
-    let length = mtu::frame_length::<F, P>(packet, ip);
-    let bytes = length as u64;
+    let bytes = packet.len() as u64;
     let is_reply = record.path.is_to_client();
     let (source, destination, egress) = if is_reply {
         let egress = last_hop::egress(maps, record.path.last_hop()).ok_or(Counter::DropNotReady)?;
@@ -217,7 +216,7 @@ fn send<F: Family, P: PacketMut, M: Maps>(
         let snat = F::snat_address(config, record.path.snat());
         (snat, F::member_address(member), Egress::of_member(member))
     };
-    if !mtu::fits::<F, P, M, false>(packet, maps, ip, egress.mtu, length) {
+    if !mtu::fits::<F, P, M, false>(packet, maps, ip, egress.mtu) {
         return Err(Counter::DropTooBig);
     }
     let changed = F::add(F::sub(F::add(F::sub(Sum::ZERO, ip.source), source), ip.destination), destination);

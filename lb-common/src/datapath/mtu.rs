@@ -6,25 +6,15 @@ use super::{Cells, Family, Maps, PacketMut, parse::Ip};
 /// MTU is left where [`super::refuse`] finds it. A fragment's sender is not told, and no offload makes fragments: for
 /// them the frame's length says it.
 ///
-/// What is forwarded pays one comparison, of the frame's length as [`frame_length`] has it.
+/// What is forwarded pays one comparison, of the frame's length.
 #[inline(always)]
 pub(super) fn fits<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     packet: &P,
     maps: &M,
     ip: &Ip<F>,
     mtu: u16,
-    length: usize,
 ) -> bool {
-    length <= largest(mtu) + ip.network_offset || WHOLE && fits_after_all(packet, maps, ip, mtu)
-}
-
-/// Bytes of a frame whose network header has been parsed: what can be read of it, padding included, or what its header says where
-/// it goes on in other buffers. Without asking the kernel, as `full_len` does: that is for every packet.
-#[inline(always)]
-pub(super) fn frame_length<F: Family, P: PacketMut>(packet: &P, ip: &Ip<F>) -> usize {
-    let said = ip.network_offset + F::total_length(packet, ip.network_offset).unwrap_or(0) as usize;
-    let here = packet.len();
-    if said > here { said } else { here }
+    packet.len() <= largest(mtu) + ip.network_offset || WHOLE && fits_after_all(packet, maps, ip, mtu)
 }
 
 /// Bytes of the longest packet for an MTU.

@@ -3,16 +3,13 @@
 use bytemuck::Pod;
 
 /// A frame that can be read and rewritten. In the kernel it lies between `data` and `data_end`; on the host
-/// in a buffer with head room. Of a frame in several buffers (larger than a page, where the driver gives such) only the
-/// first one can be read: it has the headers.
+/// in a buffer with head room.
 ///
 /// Offsets are split in two: `base` is dynamic and stays below [`MAX_OFFSET`] (implementations mask it, which
 /// is what the verifier needs), `OFFSET` is a constant.
 pub trait PacketMut {
-    /// How many bytes of the frame can be read: all of it, or its first buffer.
+    /// Length of the frame in bytes.
     fn len(&self) -> usize;
-    /// Length of the frame in bytes, all buffers together. Not for every packet: the kernel has to be asked.
-    fn full_len(&self) -> usize;
     /// Index of the interface that the frame came in on.
     fn ingress(&self) -> u32;
     /// MTU of that interface in bytes of the IP packet; 0: unknown. Not for every packet: the kernel has to be asked.
@@ -29,13 +26,7 @@ pub trait PacketMut {
     /// Cuts so many bytes off the end of the frame. False, and nothing cut, where too little would be left.
     fn cut_tail(&mut self, bytes: usize) -> bool;
 
-    /// Whether the frame has so many bytes. Asks the kernel only where the first buffer has fewer.
-    #[inline(always)]
-    fn has_bytes(&self, bytes: usize) -> bool {
-        bytes <= self.len() || bytes <= self.full_len()
-    }
-
-    /// Whether nothing of the frame can be read.
+    /// Whether the frame is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

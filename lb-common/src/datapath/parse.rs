@@ -154,7 +154,7 @@ pub(super) fn ipv4<F: Family<Address = u32>, P: PacketMut, const FIRSTS: bool>(
     let header = (version_ihl & 0xf) as usize * 4;
     let total = u16::from_be(total) as usize;
     let transport_offset = offset + header;
-    let shape = if header < Ipv4Hdr::LEN || total < header || !packet.has_bytes(offset + total) {
+    let shape = if header < Ipv4Hdr::LEN || total < header || offset + total > packet.len() {
         Shape::Malformed
     } else if FIRSTS && fragment & 0x3fff_u16.to_be() == MORE_FRAGMENTS {
         first_shape(transport_shape(packet, protocol, transport_offset, total - header, false))
@@ -186,7 +186,7 @@ pub(super) fn ipv6<F: Family<Address = [u64; 2]>, P: PacketMut, const FIRSTS: bo
     let payload = u16::from_be(payload) as usize;
     let mut transport_offset = offset + Ipv6Hdr::LEN;
     let mut shape = Shape::Whole;
-    if !packet.has_bytes(offset + Ipv6Hdr::LEN + payload) {
+    if offset + Ipv6Hdr::LEN + payload > packet.len() {
         shape = Shape::Malformed;
     }
     let mut extension = 0;

@@ -236,12 +236,11 @@ pub(super) fn send<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
     flags: Flags,
     before: impl FnOnce(&mut P, &Reverse<F, M::Cells>, &Tuple<F>),
 ) -> Outcome {
-    let length = mtu::frame_length::<F, P>(packet, ip);
-    let bytes = length as u64;
+    let bytes = packet.len() as u64;
     let Some(egress) = last_hop::egress(maps, entry.last_hop) else {
         return Outcome::Drop(Counter::DropNotReady);
     };
-    if !mtu::fits::<F, P, M, WHOLE>(packet, maps, ip, egress.mtu, length) {
+    if !mtu::fits::<F, P, M, WHOLE>(packet, maps, ip, egress.mtu) {
         return Outcome::Drop(Counter::DropTooBig);
     }
     let exceeds = WHOLE

@@ -148,11 +148,10 @@ fn send<F: Family, P: PacketMut, M: Maps, const WHOLE: bool>(
         return Outcome::Drop(Counter::DropNoNextHop);
     }
     let flow = slot.word;
-    let length = mtu::frame_length::<F, P>(packet, ip);
-    let bytes = length as u64;
+    let bytes = packet.len() as u64;
     let egress = Egress::of_member(member);
     // The flow has heard of it all the same: its sender will say the same again in shorter packets.
-    if !mtu::fits::<F, P, M, WHOLE>(packet, maps, ip, egress.mtu, length) {
+    if !mtu::fits::<F, P, M, WHOLE>(packet, maps, ip, egress.mtu) {
         return Outcome::Drop(Counter::DropTooBig);
     }
     let exceeds = WHOLE && flags.has_syn() && mss::may_exceed(packet, maps, ip, egress.mtu, egress.ifindex);

@@ -20,8 +20,6 @@ const SHORTEST: usize = 14;
 pub struct HostPacket {
     buffer: Vec<u8>,
     start: usize,
-    /// Where the first buffer ends, if not with the frame.
-    first_end: Option<usize>,
     ingress: u32,
     ingress_mtu: u16,
 }
@@ -38,7 +36,7 @@ impl HostPacket {
     pub fn with_head_room(frame: &[u8], head_room: usize) -> Self {
         let mut buffer = vec![POISON; head_room];
         buffer.extend_from_slice(frame);
-        Self { buffer, start: head_room, first_end: None, ingress: INGRESS, ingress_mtu: 0 }
+        Self { buffer, start: head_room, ingress: INGRESS, ingress_mtu: 0 }
     }
 
     /// The same frame, come in on another interface.
@@ -55,18 +53,6 @@ impl HostPacket {
         self
     }
 
-    /// The same frame in several buffers, of which the first one has so many bytes.
-    #[must_use]
-    pub fn split(mut self, bytes: usize) -> Self {
-        self.first_end = Some(self.start + bytes);
-        self
-    }
-
-    /// Where the bytes end that can be read.
-    fn end(&self) -> usize {
-        self.first_end.map_or(self.buffer.len(), |end| end.min(self.buffer.len()))
-    }
-
     /// The frame's bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -76,16 +62,12 @@ impl HostPacket {
     /// Where `size` bytes at `base + offset` lie in the buffer; the base is masked as the kernel's side does.
     fn place(&self, base: usize, offset: usize, size: usize) -> Option<core::ops::Range<usize>> {
         let start = self.start + (base & (MAX_OFFSET - 1)) + offset;
-        (start + size <= self.end()).then_some(start..start + size)
+        (start + size <= self.buffer.len()).then_some(start..start + size)
     }
 }
 
 impl PacketMut for HostPacket {
     fn len(&self) -> usize {
-        self.end() - self.start
-    }
-
-    fn full_len(&self) -> usize {
         self.buffer.len() - self.start
     }
 
@@ -110,13 +92,12 @@ impl PacketMut for HostPacket {
 
     fn read_far<T: Pod>(&self, offset: usize) -> Option<T> {
         let start = self.start + (offset & (MAX_FAR_OFFSET - 1));
-        let end = start + size_of::<T>();
-        self.buffer.get(start..end).filter(|_| end <= self.end()).map(bytemuck::pod_read_unaligned)
+        self.buffer.get(start..start + size_of::<T>()).map(bytemuck::pod_read_unaligned)
     }
 
     fn adjust_head(&mut self, delta: i32) -> bool {
         let Some(start) = self.start.checked_add_signed(delta as isize) else { return false };
-        if start + SHORTEST > self.end() {
+        if start + SHORTEST > self.buffer.len() {
             return false;
         }
         self.start = start;

@@ -168,29 +168,3 @@ fn an_interface_whose_mtu_changes_is_another_last_hop() {
     known.sort_unstable();
     assert_eq!(known, [NARROW, USUAL]);
 }
-
-/// A frame of this packet that came in several buffers, by an interface that takes jumbo frames.
-fn in_buffers(frame: &[u8]) -> HostPacket {
-    HostPacket::new(frame).mtu(9000).split(3500)
-}
-
-#[test]
-fn of_a_frame_in_several_buffers_all_bytes_count() {
-    for net in Net::BOTH {
-        let bed = behind(net, 8000);
-        let flow = tcp(net, &bed, 1);
-        let udp = bed.open_udp(net.client(2), net.vip());
-        for (frame, member) in [(flow.request(ACK), 1), (udp.datagram(), 2)] {
-            let before = bed.gateway.maps.stats(member).bytes_in;
-            let fits = sized(frame.clone(), 8000).build();
-            bed.send_packet(in_buffers(&fits)).sends(&[]);
-            let counted = bed.gateway.maps.stats(member).bytes_in - before;
-            assert_eq!(counted, fits.len() as u64, "the whole frame");
-            // Its transport checksum covers what can't be read here; the sender is told all the same.
-            let too_long = sized(frame.clone(), 8001).build();
-            bed.send_packet(in_buffers(&too_long)).refuses(Counter::DropTooBig);
-            // What ends before its headers say so is as wrong as in one buffer.
-            bed.send_packet(in_buffers(&fits[..fits.len() - 1])).drops(Counter::DropMalformed);
-        }
-    }
-}

@@ -400,7 +400,7 @@ fn explain(driver: &str, said: Option<&str>, error: &io::Error, mtu: u32) -> (St
                 .to_owned(),
         ),
         (_, Some(libc::EINVAL | libc::ERANGE | libc::EOPNOTSUPP)) if mtu > 3498 => Some(format!(
-            "its MTU is {mtu}, and this driver gives XDP frames in one page only: lower the MTU to 3498 or less"
+            "its MTU is {mtu}, and native XDP needs a frame to fit one page: lower the MTU to 3498 or less"
         )),
         (_, Some(libc::EINVAL)) if mtu > 1500 => Some(format!("its MTU is {mtu}: try 1500")),
         (_, Some(libc::EOPNOTSUPP)) => Some("xdpMode: generic works on any interface".to_owned()),

@@ -78,14 +78,6 @@ pub(crate) fn load_xdp(instructions: &[u64]) -> Result<OwnedFd> {
     load(instructions, BPF_XDP, 0)
 }
 
-/// The same for a program that takes frames in several buffers.
-///
-/// # Errors
-/// As [`load_xdp`].
-pub(crate) fn load_xdp_with_frags(instructions: &[u64]) -> Result<OwnedFd> {
-    load(instructions, BPF_XDP, HAS_FRAGS)
-}
-
 fn load(instructions: &[u64], expected_attach_type: u32, prog_flags: u32) -> Result<OwnedFd> {
     let mut log = vec![0_u8; LOG];
     let attr = ProgLoad {

@@ -19,7 +19,7 @@ use nix::{
     unistd::Pid,
 };
 
-pub(crate) use instructions::{load_xdp, load_xdp_with_frags};
+pub(crate) use instructions::load_xdp;
 pub(crate) use live::{LinkEnds, Sink};
 pub use memory::{KernelTables, MappedArray, MappedCells};
 pub use mirror::mirror_element;

@@ -52,7 +52,7 @@ impl KernelProgram {
         let bytes = without_identification(frame);
         let load = |callee| {
             writer(&bytes, frame, self.programs(), callee)
-                .load_xdp_like_callee()
+                .load_xdp()
                 .context("the kernel refuses the program that writes frames")
         };
         let (whole, alone) = (load(self.entry_index())?, load(NOTHING)?);

@@ -124,7 +124,7 @@ impl Cluster {
     fn plug_in(&self, run: &RunDir, pod: &Pod, number: u8) -> Result<Link> {
         let ns = Netns::create(run, &pod.name)?;
         let (near, far) = (mac(4, self.plan.number, number, 0), mac(4, self.plan.number, number, 1));
-        let (link, node_link) = veth((&ns, "eth0", far), (&self.node, &node_end(number), near))?;
+        let (link, node_link) = veth((&ns, "eth0", far), (&self.node, &format!("pod{number}"), near))?;
         let segment = Segment::pod(self.plan.number, number);
         configure(&node_link, segment.interface(ROUTER))?;
         configure(&link, segment.interface(HOST))?;
@@ -250,15 +250,6 @@ impl Cluster {
         self.downlink.set_mtu(mtu)
     }
 
-    /// Sets the MTU of both ends of each pod's link.
-    pub(super) fn set_pod_mtu(&self, mtu: u32) -> Result<()> {
-        for (number, state) in (1..).zip(&self.pods) {
-            state.link.set_mtu(mtu)?;
-            Link::find(&self.node, &node_end(number))?.set_mtu(mtu)?;
-        }
-        Ok(())
-    }
-
     fn pod(&self, name: &str) -> Result<&PodState> {
         let found = self.pods.iter().find(|state| state.pod.name == name);
         found.with_context(|| format!("cluster {} has no pod {name}", self.plan.name))
@@ -269,9 +260,4 @@ impl Cluster {
         let found = self.pods.iter_mut().find(|state| state.pod.name == name);
         found.with_context(|| format!("cluster {cluster} has no pod {name}"))
     }
-}
-
-/// The node's end of the link of its `number`th pod.
-fn node_end(number: u8) -> String {
-    format!("pod{number}")
 }

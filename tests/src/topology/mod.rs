@@ -393,23 +393,6 @@ impl Bed {
         Link::find(&self.gateway, &format!("eth{arm}"))?.set_mtu(mtu)
     }
 
-    /// Sets the MTU of all links between the client and the pods that are there, both ends of each.
-    ///
-    /// # Errors
-    /// When a driver refuses the size.
-    pub fn set_mtu_everywhere(&self, mtu: u32) -> Result<()> {
-        Link::find(&self.client_ns, "eth0")?.set_mtu(mtu)?;
-        Link::find(&self.cen, "client")?.set_mtu(mtu)?;
-        for arm in 0..self.gateway_links.len() {
-            self.set_gateway_mtu(arm, mtu)?;
-        }
-        for cluster in self.clusters().iter() {
-            cluster.set_mtu(mtu)?;
-            cluster.set_pod_mtu(mtu)?;
-        }
-        Ok(())
-    }
-
     /// Sets the MTU of both ends of a cluster's uplink.
     ///
     /// # Errors

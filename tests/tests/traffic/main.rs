@@ -11,7 +11,6 @@
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
 //! - [`fragments`]: datagrams that are larger than a frame;
-//! - [`jumbo`]: frames larger than a page;
 //! - [`limits`]: how many flows a client's network begins, by `newFlowLimit`;
 //! - [`manifests`]: edits, good and bad;
 //! - [`mtu`]: links of the gateway's own that take less than others;
@@ -28,7 +27,6 @@ mod flow_log;
 mod fragments;
 mod headers;
 mod icmp;
-mod jumbo;
 mod limits;
 mod manifests;
 mod mtu;
