@@ -1,4 +1,4 @@
-//! Kanmon's XDP program: entry points only. What happens to a packet is in `lb_common::datapath`, which this
+//! Kanmon's XDP program: entry points only; [`redirects`] counts what is lost after them. What happens to a packet is in `lb_common::datapath`, which this
 //! crate compiles for the kernel; [`kernel`] and [`packet`] are the glue, [`maps`] are the maps.
 #![no_std]
 #![no_main]
@@ -9,6 +9,7 @@
 mod kernel;
 mod maps;
 mod packet;
+mod redirects;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::datapath::{self, V4, V6, Verdict};

@@ -90,6 +90,9 @@ pub(crate) static EVENTS: RingBuf<(), { 256 * 1024 }> = RingBuf::new();
 
 #[btf_map]
 pub(crate) static EGRESS: DevMapHash<64> = DevMapHash::new();
+/// The kernel's id of [`EGRESS`], by which [`crate::redirects`] tells our redirects from others'.
+#[btf_map]
+pub(crate) static EGRESS_ID: Array<u32, 1> = Array::new();
 #[btf_map]
 pub(crate) static PROGRAMS: ProgramArray<32> = ProgramArray::new();
 

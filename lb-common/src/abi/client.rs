@@ -12,7 +12,7 @@ use super::{MAX_MEMBER_INDEX, assert_layout};
 /// | 1 | clients stay with their backends |
 /// | 2–31 | nanoseconds for each flow that a client's network begins; 0: it may begin any number |
 /// | 32–55 | for how long after its last new flow a client stays, in ticks |
-/// | 56–63 | 0 |
+/// | 56–63 | trailing bits of an address that don't tell clients' networks apart, exclusive-or with as many as there are by default ([`Self::BEYOND_V4`], [`Self::BEYOND_V6`]) |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientWord(pub u64);
 
@@ -20,6 +20,10 @@ impl ClientWord {
     const RANGES: u64 = 1;
     const STAYS: u64 = 2;
     const INTERVAL: u64 = 0xffff_fffc;
+    /// Trailing bits that don't tell networks apart by default: of IPv4 none, a network is one address.
+    pub const BEYOND_V4: u8 = 0;
+    /// Of IPv6 half of them: a network is a /64, which one client has to itself.
+    pub const BEYOND_V6: u8 = 64;
     /// The longest time, in ticks: about 52 days.
     pub const MAX_STAY: u32 = (1 << 24) - 1;
 
@@ -41,6 +45,19 @@ impl ClientWord {
     #[must_use]
     pub const fn with_interval(self, nanoseconds: u32) -> Self {
         Self(self.0 & !Self::INTERVAL | (nanoseconds as u64) << 2 & Self::INTERVAL)
+    }
+
+    /// The same, and these are bits 56–63: trailing bits of an address, exclusive-or with the family's default.
+    #[must_use]
+    pub const fn with_beyond(self, bits: u8) -> Self {
+        Self(self.0 << 8 >> 8 | (bits as u64) << 56)
+    }
+
+    /// Bits 56–63; see [`Self::with_beyond`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn beyond(self) -> u8 {
+        (self.0 >> 56) as u8
     }
 
     /// Nanoseconds for each flow that a client's network begins; 0: it may begin any number.

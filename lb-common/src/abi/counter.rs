@@ -141,6 +141,9 @@ counters! {
     FragmentDisplaced = 50, "fragment_displaced";
     /// Dropped: would begin a flow, and its client's network has begun as many as the service allows.
     DropNewFlowLimit = 51, "drop_new_flow_limit";
+    /// A packet that was sent on to another interface was lost there: the kernel refused the redirect after the program's
+    /// verdict.
+    RedirectFailed = 52, "redirect_failed";
 }
 
 /// Room for counters in [`CpuCounters`].

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendKeyV4, BackendKeyV6, Config, MAX_SNAT_ADDRESSES, Refusal, ServiceKeyV4, ServiceKeyV6,
-        SourceV4, SourceV6, VipKeyV4, VipKeyV6, address_check,
+        BackendKeyV4, BackendKeyV6, ClientWord, Config, MAX_SNAT_ADDRESSES, Refusal, ServiceKeyV4,
+        ServiceKeyV6, SourceV4, SourceV6, VipKeyV4, VipKeyV6, address_check,
     },
     hash::{self, FlowHash, HashKey},
 };
@@ -145,8 +145,8 @@ pub trait Family: Sized + Copy {
     const LONGEST_ERROR: u32;
     /// ICMP's type and code of a refusal.
     fn icmp_error(refusal: Refusal) -> [u8; 2];
-    /// The network that a client's address stands for where its flows are limited: what one client has to itself.
-    fn network(address: Self::Address) -> Self::Address;
+    /// The network that a client's address stands for where its flows are limited; `beyond` is [`ClientWord::beyond`].
+    fn network(address: Self::Address, beyond: u8) -> Self::Address;
     /// The address as two words whose bytes in memory are in network order, IPv4 in the first four.
     fn raw(address: Self::Address) -> [u64; 2];
     /// The address of such words.
@@ -425,8 +425,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn network(address: u32) -> u32 {
-        address
+    fn network(address: u32, beyond: u8) -> u32 {
+        address & (u32::MAX << ((beyond ^ ClientWord::BEYOND_V4) & 31)).to_be()
     }
 
     #[inline(always)]
@@ -714,8 +714,14 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn network(address: [u64; 2]) -> [u64; 2] {
-        [address[0], 0]
+    fn network(address: [u64; 2], beyond: u8) -> [u64; 2] {
+        let beyond = (beyond ^ ClientWord::BEYOND_V6) as u64 & 127;
+        // Without a branch, which the verifier would follow. 0: all of them lie in the second word.
+        let is_long = beyond >> 6;
+        let mask = u64::MAX << (beyond & 63);
+        let first = mask | is_long.wrapping_sub(1);
+        let second = mask & is_long.wrapping_sub(1);
+        [address[0] & first.to_be(), address[1] & second.to_be()]
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! How many flows a client's network may begin in a second, for services that limit it (`newFlowLimit`).
 //!
-//! A network is one address over IPv4, a /64 over IPv6. It may begin the flows of a second at once; then they come back
+//! A network is one address over IPv4, a /64 over IPv6, unless the service asks for prefixes of another length. It may begin the flows of a second at once; then they come back
 //! one by one. The table is small, and who has used least of his share makes room: a network that floods stays in it,
 //! one that is forgotten begins anew with all its flows.
 

@@ -135,8 +135,9 @@ fn admitted<F: Family, M: Maps>(
     identity.ports &= super::port_word(Ports { source: port_mask, destination: !0 });
     let ring_hash = hash_half::<F>(&config.ring_key, &identity, false);
     let mut network = NO_LIMIT;
-    if sources::asked(maps, service).interval() != 0 {
-        identity.source = F::network(identity.source);
+    let asked = sources::asked(maps, service);
+    if asked.interval() != 0 {
+        identity.source = F::network(identity.source, asked.beyond());
         identity.ports = super::port_word(Ports { source: 0, ..ports });
         network = hash_half::<F>(&config.flow_key, &identity, false);
     }

@@ -359,7 +359,7 @@ impl Gateway {
         let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
         let asked = ClientWord(descriptor.clients);
         let clients = ClientWord::new(ranges.is_some(), asked.stay() as u32);
-        let clients = clients.with_interval(asked.interval() as u32).0;
+        let clients = clients.with_interval(asked.interval() as u32).with_beyond(asked.beyond()).0;
         self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
     }
 
@@ -367,7 +367,8 @@ impl Gateway {
     pub fn set_stay(&mut self, service: u32, ticks: u32) {
         let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
         let asked = ClientWord(descriptor.clients);
-        let clients = ClientWord::new(asked.has_ranges(), ticks).with_interval(asked.interval() as u32).0;
+        let clients = ClientWord::new(asked.has_ranges(), ticks).with_interval(asked.interval() as u32);
+        let clients = clients.with_beyond(asked.beyond()).0;
         self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
     }
 
@@ -375,6 +376,14 @@ impl Gateway {
     pub fn set_interval(&mut self, service: u32, nanoseconds: u32) {
         let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
         let clients = ClientWord(descriptor.clients).with_interval(nanoseconds).0;
+        self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
+    }
+
+    /// Says how many trailing bits of an address don't tell clients' networks apart, exclusive-or with the family's default
+    /// (see [`ClientWord::beyond`]).
+    pub fn set_beyond(&mut self, service: u32, bits: u8) {
+        let descriptor: ServiceDescriptor = self.maps.descriptors.read(service);
+        let clients = ClientWord(descriptor.clients).with_beyond(bits).0;
         self.maps.descriptors.write(service, &ServiceDescriptor { clients, ..descriptor });
     }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use lb_common::{
-    abi::{Counter, LimitWord},
+    abi::{ClientWord, Counter, LimitWord},
     datapath::Verdict,
     host::{ACK, Frame, SYN},
 };
@@ -43,6 +43,38 @@ fn a_network_begins_the_flows_of_a_second_at_once_and_then_one_by_one() {
             bed.open(client(net, 1, n), net.vip());
         });
         bed.send(&Frame::tcp(client(net, 1, 30), net.vip(), SYN)).drops(Counter::DropNewFlowLimit);
+    }
+}
+
+#[test]
+fn a_network_is_as_large_as_its_service_says() {
+    // Bits that don't count, and the addresses of one network and of its neighbour in the last word that has some.
+    for (net, beyond, own, other) in [
+        (Net::V4, 8, ["198.51.100.7", "198.51.100.250"], "198.51.101.7"),
+        (Net::V4, 1, ["198.51.100.6", "198.51.100.7"], "198.51.100.8"),
+        (Net::V4, 31, ["128.0.0.1", "223.255.255.254"], "100.0.0.1"),
+        (Net::V6, 72, ["2001:db8:0:aa00::1", "2001:db8:0:aaff:1::1"], "2001:db8:0:ab00::1"),
+        (Net::V6, 0, ["2001:db8::1", "2001:db8::1"], "2001:db8::2"),
+        (Net::V6, 16, ["2001:db8::1", "2001:db8::ffff"], "2001:db8::1:1"),
+        (Net::V6, 127, ["2001:db8::1", "3fff::1"], "9001::1"),
+    ] {
+        let mut bed = limited(net);
+        bed.gateway.set_beyond(0, beyond ^ if net == Net::V4 { 0 } else { ClientWord::BEYOND_V6 });
+        let at = |address: &str, port: u16| SocketAddr::new(address.parse().unwrap(), port);
+        for n in 0..10_u16 {
+            bed.open(at(own[usize::from(n % 2)], 2000 + n), net.vip());
+        }
+        for address in own {
+            bed.send(&Frame::tcp(at(address, 3000), net.vip(), SYN)).drops(Counter::DropNewFlowLimit);
+        }
+        let others = Frame::tcp(at(other, 3000), net.vip(), SYN);
+        let counted = bed.gateway.maps.counter(Counter::DropNewFlowLimit);
+        bed.send_unchecked(&others);
+        assert_eq!(
+            bed.gateway.maps.counter(Counter::DropNewFlowLimit),
+            counted,
+            "{other} is another network"
+        );
     }
 }
 

@@ -365,8 +365,9 @@ impl State {
         self.publish();
     }
 
-    /// Asks for the next hops of all that has or gets flows.
+    /// Asks for the next hops of all that has or gets flows, and for the node's own way to the VIPs.
     fn resolve(&self) {
+        self.core.network.set_vips(self.desired.services.keys().map(|id| id.vip).collect());
         let wanted = self.desired.services.values().flat_map(|service| &service.endpoints);
         let mut addresses: BTreeSet<IpAddr> = wanted.map(|endpoint| endpoint.backend.address).collect();
         addresses.extend(self.model.backend_addresses());

@@ -26,6 +26,8 @@ pub(super) struct Facts {
     /// Bytes by map.
     pub(super) memory: BTreeMap<String, u64>,
     pub(super) snat: view::Snat,
+    /// Why redirects that fail are not counted.
+    pub(super) redirects_uncounted: Option<String>,
 }
 
 /// What the loop knows after a plan.

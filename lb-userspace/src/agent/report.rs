@@ -22,7 +22,7 @@ use crate::bpf::Memory;
 use crate::cluster::Connection;
 use crate::desired::{BackendId, Endpoint, Protocol, Service, ServiceId};
 use crate::health::Verdict;
-use crate::network::NextHop;
+use crate::network::{NextHop, NodeClients};
 use crate::plan::{MemberInfo, ServiceInfo};
 use crate::status::protocol::{Change, FlowFilter};
 use crate::status::server::Source;
@@ -33,6 +33,7 @@ pub(super) struct Report {
     pub(super) facts: Facts,
     pub(super) published: watch::Receiver<Arc<Published>>,
     pub(super) passes: watch::Receiver<Arc<Pass>>,
+    pub(super) node_clients: watch::Receiver<Arc<NodeClients>>,
     pub(super) memory: Arc<Memory>,
     pub(super) config: Config,
     pub(super) keeper: Keeper,
@@ -61,8 +62,10 @@ impl Source for Report {
             flows: flow_totals(&self.passes.borrow(), facts.capacity),
             memory: facts.memory,
             counters: self.memory.counters().iter().map(|(c, sum)| (c.name().to_owned(), sum)).collect(),
+            redirects_uncounted: facts.redirects_uncounted,
             snat: facts.snat,
             drained: drains::rows(&published, &self.passes.borrow()),
+            node_is_no_client: node_is_no_client(&self.node_clients.borrow()),
             problems: published.problems.clone(),
         }
     }
@@ -330,6 +333,11 @@ fn blank(endpoint: &Endpoint, service: &str, vip: IpAddr) -> view::Backend {
         next_hop: None,
         reason: None,
     }
+}
+
+fn node_is_no_client(clients: &NodeClients) -> Vec<view::NodeIsNoClient> {
+    let refused = clients.iter().filter_map(|(vip, why)| Some((vip, why.as_ref()?)));
+    refused.map(|(vip, why)| view::NodeIsNoClient { vip: *vip, reason: why.to_string() }).collect()
 }
 
 fn clusters(published: &Published) -> Vec<view::Cluster> {

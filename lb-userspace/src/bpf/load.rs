@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{DevMapHash, HashMap, Map, MapData, MapError, MapInfo, MapType, ProgramArray, RingBuf};
-use aya::programs::{ProgramError, ProgramFd, Xdp};
+use aya::maps::{
+    Array, DevMapHash, HashMap, Map, MapData, MapError, MapInfo, MapType, ProgramArray, RingBuf,
+};
+use aya::programs::{ProgramError, ProgramFd, RawTracePoint, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use lb_common::abi::Config;
 
@@ -49,6 +51,12 @@ const CALLED_PROGRAMS: [&str; 18] = [
     "kanmon_any",
 ];
 
+/// The program that counts redirects which fail, and the map by which it knows ours.
+const REDIRECTS_PROGRAM: &str = "kanmon_redirects";
+const EGRESS_ID: &str = "EGRESS_ID";
+/// The tracepoint that tells of them.
+const REDIRECT_ERROR: &str = "xdp_redirect_err";
+
 /// The loaded packet program with its maps. Dropping it closes descriptors and nothing else: what is pinned
 /// and attached stays so.
 pub struct Kernel {
@@ -63,6 +71,8 @@ pub struct Kernel {
     /// Where this program version's array is pinned.
     pub(super) program_array: PathBuf,
     adopted: bool,
+    /// Why redirects that fail are not counted; `None`: they are, as long as this lives.
+    redirects_uncounted: Option<String>,
     /// Held as long as the maps are.
     _lock: AgentLock,
     /// Keeps the programs open.
@@ -171,6 +181,12 @@ impl Kernel {
         self.adopted
     }
 
+    /// Why redirects that fail after the program's verdict are not counted; `None`: they are.
+    #[must_use]
+    pub fn redirects_uncounted(&self) -> Option<&str> {
+        self.redirects_uncounted.as_deref()
+    }
+
     /// The table sizes.
     #[must_use]
     pub const fn sizes(&self) -> &TableSizes {
@@ -218,6 +234,10 @@ fn load(pins: &PinDir, sizes: TableSizes, lock: AgentLock, adopted: bool) -> Res
     }
     let Programs { mut ebpf, entry, called } =
         load_programs(pins, &layouts, true).or_else(|error| without_displaced(pins, &layouts, error))?;
+    let redirects_uncounted = count_redirects(&mut ebpf).err().map(|error| error.to_string());
+    if let Some(why) = &redirects_uncounted {
+        tracing::warn!("packets that are lost after the program's verdict are not counted: {why}");
+    }
     let memory = map_arrays(&mut ebpf, &layouts)?;
     let mut config = memory.read_config();
     if config == bytemuck::Zeroable::zeroed() {
@@ -240,6 +260,7 @@ fn load(pins: &PinDir, sizes: TableSizes, lock: AgentLock, adopted: bool) -> Res
         entry,
         program_array,
         adopted,
+        redirects_uncounted,
         _lock: lock,
         _ebpf: ebpf,
     })
@@ -276,6 +297,23 @@ fn load_programs(pins: &PinDir, layouts: &[MapLayout], tell_displaced: bool) -> 
         called.push(load_program(&mut ebpf, name)?);
     }
     Ok(Programs { ebpf, entry, called })
+}
+
+/// Attaches the program that counts redirects which fail. It serves nothing but a counter, and so stops nobody where the
+/// kernel refuses it.
+fn count_redirects(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let missing = |name| move || LoadError::Missing(name);
+    let Some(Map::DevMapHash(egress)) = ebpf.map("EGRESS") else { return Err(LoadError::Missing("EGRESS")) };
+    let id = egress.info().map_err(|source| LoadError::Map { name: "EGRESS", source })?.id();
+    let failed = |source| LoadError::Map { name: EGRESS_ID, source };
+    let map = ebpf.map_mut(EGRESS_ID).ok_or_else(missing(EGRESS_ID))?;
+    Array::<_, u32>::try_from(map).and_then(|mut array| array.set(0, id, 0)).map_err(failed)?;
+    let failed = |source| LoadError::Program { name: REDIRECTS_PROGRAM, source };
+    let program = ebpf.program_mut(REDIRECTS_PROGRAM).ok_or_else(missing(REDIRECTS_PROGRAM))?;
+    let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    program.attach(REDIRECT_ERROR).map_err(failed)?;
+    Ok(())
 }
 
 /// Loads what the verifiers of old kernels (6.1) can follow too, after they refused the whole.

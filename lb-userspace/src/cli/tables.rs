@@ -83,6 +83,14 @@ pub(super) fn status(status: &Status) -> String {
             table.add_row([Cell::new(name), number(*count)]);
         }
     });
+    if let Some(why) = &status.redirects_uncounted {
+        let _ = writeln!(text, "\nredirect_failed does not count: {why}");
+    }
+    section(&mut text, "NOT FROM THIS NODE (everybody else can connect)", &["VIP", "WHY"], |table| {
+        for no_client in &status.node_is_no_client {
+            table.add_row([Cell::new(no_client.vip), Cell::new(&no_client.reason)]);
+        }
+    });
     section(&mut text, "PROBLEMS", &["CLUSTER", "OBJECT", "REASON", "MESSAGE"], |table| {
         for problem in &status.problems {
             table.add_row([

@@ -37,16 +37,16 @@ pub use health_check::{HealthCheck, HealthCheckKind};
 pub use index::slices_by_service;
 pub use mcs_crds::{Revision, mcs_crds, mcs_crds_yaml};
 pub use policies::judge_policies;
-pub use policy::{Area, FlowLogging, Locality, OutlierDetection, Policy};
+pub use policy::{Area, FlowLogging, Locality, NewFlowLimit, OutlierDetection, Policy};
 pub use problems::cluster_place;
 pub use resources::{
     AddressAllocation, AddressAllocationSpec, AddressAllocationStatus, AddressPool, AddressPoolSpec,
-    AddressPoolStatus, AreaStatus, CLUSTER_SET_LABEL, Discovery, Distribute, Failover, FlowLog, GROUP_LABEL,
-    GatewayState, HealthCheckSpec, HealthCheckType, KubeconfigSecretRef, LabelExpression, LabelOperator,
-    LabelSelector, LoadBalancingPolicy, LoadBalancingPolicySpec, LoadBalancingPolicyStatus, LocalSource,
-    LocalitySpec, MemberCluster, MemberClusterSpec, MemberClusterStatus, MemberSource, MemberState,
-    OutlierDetectionSpec, PolicyGatewayState, PoolScope, ServiceReference, TargetRef, WeightedPlace,
-    ZonePreference, allocation_name,
+    AddressPoolStatus, AreaStatus, CLUSTER_SET_LABEL, ClientPrefix, Discovery, Distribute, Failover, FlowLog,
+    GROUP_LABEL, GatewayState, HealthCheckSpec, HealthCheckType, KubeconfigSecretRef, LabelExpression,
+    LabelOperator, LabelSelector, LoadBalancingPolicy, LoadBalancingPolicySpec, LoadBalancingPolicyStatus,
+    LocalSource, LocalitySpec, MemberCluster, MemberClusterSpec, MemberClusterStatus, MemberSource,
+    MemberState, OutlierDetectionSpec, PolicyGatewayState, PoolScope, ServiceReference, TargetRef,
+    WeightedPlace, ZonePreference, allocation_name,
 };
 pub use sources::SourceRanges;
 pub use types::{

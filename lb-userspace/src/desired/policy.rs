@@ -28,8 +28,32 @@ pub struct Policy {
     pub slow_start: Duration,
     /// What the flow log notes of its connections.
     pub flow_log: FlowLogging,
-    /// How many flows each client's network may begin in a second; `None`: any number.
-    pub new_flow_limit: Option<u32>,
+    /// How many flows each client's network may begin; `None`: any number.
+    pub new_flow_limit: Option<NewFlowLimit>,
+}
+
+/// How many flows each client's network may begin, and what a network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewFlowLimit {
+    /// Flows a second, at least 1.
+    pub per_second: u32,
+    /// Bits of an IPv4 address that tell networks apart, 1 to 32.
+    pub ipv4_prefix: u8,
+    /// Bits of an IPv6 address that do, 1 to 128.
+    pub ipv6_prefix: u8,
+}
+
+impl NewFlowLimit {
+    /// The prefix of an IPv4 network where none is said: one address.
+    pub const IPV4_PREFIX: u8 = 32;
+    /// That of an IPv6 network: what one client has to itself.
+    pub const IPV6_PREFIX: u8 = 64;
+
+    /// So many flows a second, of networks as they are where nothing is said.
+    #[must_use]
+    pub const fn per_second(per_second: u32) -> Self {
+        Self { per_second, ipv4_prefix: Self::IPV4_PREFIX, ipv6_prefix: Self::IPV6_PREFIX }
+    }
 }
 
 /// What the flow log notes of a service's connections.

@@ -87,6 +87,30 @@ pub enum NextHopError {
     },
 }
 
+/// Why the node itself can't connect to an address that the packet program serves: the program sees frames that come in, so
+/// a connection of the node's own has to leave it and be sent back by a router.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoClient {
+    /// The address is the node's own.
+    #[error("the address is this node's own: connections that begin here never leave it")]
+    Local,
+    /// No router is on the way.
+    #[error(
+        "the route from here leads straight out of {interface}, where somebody would have to answer for the address; \
+         route it by a router that sends it back to this gateway"
+    )]
+    NoRouter {
+        /// Name of the interface.
+        interface: String,
+    },
+    /// It leads nowhere.
+    #[error("from here there is {0}")]
+    NoRoute(NextHopError),
+}
+
+/// For every VIP that was asked for, why the node itself is no client of it; `None` where a router is on the way.
+pub type NodeClients = BTreeMap<IpAddr, Option<NoClient>>;
+
 /// The next hop of every address that was asked for, or why there is none.
 pub type NextHops = BTreeMap<IpAddr, Result<NextHop, NextHopError>>;
 
@@ -128,7 +152,7 @@ pub fn is_local(addresses: &[LocalAddress], address: IpAddr) -> bool {
     addresses.iter().any(|local| local.address == address)
 }
 
-/// Addresses to resolve.
+/// Addresses to look up.
 pub type Destinations = BTreeSet<IpAddr>;
 
 #[cfg(test)]

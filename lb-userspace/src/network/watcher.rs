@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::netlink::{Monitor, Netlink, NetlinkError, Notice, parse_address, plain, with_driver};
 use super::next_hop::{Neighbour, NeighbourKey, Path, Surroundings, assemble, covered, neighbour};
-use super::{Destinations, Link, LocalAddresses, NextHopError, NextHops};
+use super::{Destinations, Link, LocalAddresses, NextHopError, NextHops, NoClient, NodeClients};
 
 /// Changes come in bursts: this long after the first of them they are acted on together.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -29,11 +29,27 @@ const LOOKUPS: usize = 32;
 /// A running watcher. Dropping it stops watching and leaves the neighbours to the kernel's care, so that a
 /// packet program which stays attached goes on forwarding.
 pub struct NetworkWatcher {
-    destinations: watch::Sender<Destinations>,
+    wanted: watch::Sender<Wanted>,
     next_hops: watch::Receiver<Arc<NextHops>>,
+    node_clients: watch::Receiver<Arc<NodeClients>>,
     addresses: watch::Receiver<Arc<LocalAddresses>>,
     links: watch::Receiver<Arc<Vec<Link>>>,
     task: JoinHandle<()>,
+}
+
+/// What is asked of the routes.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    /// Whose next hops are kept up to date.
+    backends: Destinations,
+    /// Whose routes say whether the node itself can be a client.
+    vips: Destinations,
+}
+
+impl Wanted {
+    fn contains(&self, address: &IpAddr) -> bool {
+        self.backends.contains(address) || self.vips.contains(address)
+    }
 }
 
 impl Drop for NetworkWatcher {
@@ -55,8 +71,9 @@ impl NetworkWatcher {
         // Subscribing before asking leaves no gap for a change to hide in.
         let monitor = Monitor::open()?;
         let netlink = Netlink::open()?;
-        let (destinations, wanted) = watch::channel(Destinations::new());
+        let (wanted_sender, wanted) = watch::channel(Wanted::default());
         let (next_hops_sender, next_hops) = watch::channel(Arc::default());
+        let (node_clients_sender, node_clients) = watch::channel(Arc::default());
         let (addresses_sender, addresses) = watch::channel(Arc::default());
         let (links_sender, links) = watch::channel(Arc::default());
         let mut state = State {
@@ -66,26 +83,44 @@ impl NetworkWatcher {
                 ..Surroundings::default()
             },
             addresses: LocalAddresses::new(),
+            wanted: Wanted::default(),
             paths: BTreeMap::new(),
             asked: HashSet::new(),
             stale: Destinations::new(),
             next_hops: next_hops_sender,
+            node_clients: node_clients_sender,
             addresses_out: addresses_sender,
             links_out: links_sender,
         };
         state.read_everything().await?;
         state.publish_node();
         let task = tokio::spawn(watch_network(state, monitor, wanted));
-        Ok(Self { destinations, next_hops, addresses, links, task })
+        Ok(Self { wanted: wanted_sender, next_hops, node_clients, addresses, links, task })
     }
 
     /// Replaces the set of addresses to resolve.
     pub fn set_addresses(&self, addresses: Destinations) {
-        self.destinations.send_if_modified(|current| {
-            let differs = *current != addresses;
-            *current = addresses;
+        self.wanted.send_if_modified(|current| {
+            let differs = current.backends != addresses;
+            current.backends = addresses;
             differs
         });
+    }
+
+    /// Replaces the set of VIPs whose routes [`Self::node_clients`] tells of. Their neighbours are left alone.
+    pub fn set_vips(&self, vips: Destinations) {
+        self.wanted.send_if_modified(|current| {
+            let differs = current.vips != vips;
+            current.vips = vips;
+            differs
+        });
+    }
+
+    /// Whether the node itself can be a client of each VIP, kept up to date. A VIP has no entry until its route has been
+    /// looked up.
+    #[must_use]
+    pub fn node_clients(&self) -> watch::Receiver<Arc<NodeClients>> {
+        self.node_clients.clone()
     }
 
     /// The next hops, kept up to date. An address has no entry until its route has been looked up, a few
@@ -153,6 +188,7 @@ struct State {
     netlink: Netlink,
     surroundings: Surroundings,
     addresses: LocalAddresses,
+    wanted: Wanted,
     /// Every address that is wanted and has been looked up.
     paths: BTreeMap<IpAddr, Result<Path, NextHopError>>,
     /// Neighbours that the kernel was asked to resolve.
@@ -160,11 +196,12 @@ struct State {
     /// Addresses whose route must be looked up.
     stale: Destinations,
     next_hops: watch::Sender<Arc<NextHops>>,
+    node_clients: watch::Sender<Arc<NodeClients>>,
     addresses_out: watch::Sender<Arc<LocalAddresses>>,
     links_out: watch::Sender<Arc<Vec<Link>>>,
 }
 
-async fn watch_network(mut state: State, mut monitor: Monitor, mut wanted: watch::Receiver<Destinations>) {
+async fn watch_network(mut state: State, mut monitor: Monitor, mut wanted: watch::Receiver<Wanted>) {
     let mut reassert = interval(REASSERT);
     reassert.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut act_at: Option<Instant> = None;
@@ -176,7 +213,7 @@ async fn watch_network(mut state: State, mut monitor: Monitor, mut wanted: watch
                 if changed.is_err() {
                     return;
                 }
-                relevant = state.want(&wanted.borrow_and_update());
+                relevant = state.want(wanted.borrow_and_update().clone());
             }
             notice = monitor.next() => match notice {
                 Some(Notice::Message(message)) => relevant = state.learn(message),
@@ -226,13 +263,14 @@ impl State {
     }
 
     /// Takes a new set of wanted addresses; returns whether there is something to do.
-    fn want(&mut self, wanted: &Destinations) -> bool {
-        let before = self.paths.len();
+    fn want(&mut self, wanted: Wanted) -> bool {
+        let differs = self.wanted.backends != wanted.backends || self.wanted.vips != wanted.vips;
         self.paths.retain(|address, _| wanted.contains(address));
-        let removed = before != self.paths.len();
         self.stale.retain(|address| wanted.contains(address));
-        self.stale.extend(wanted.iter().filter(|address| !self.paths.contains_key(*address)));
-        removed || !self.stale.is_empty()
+        let all = wanted.backends.iter().chain(&wanted.vips);
+        self.stale.extend(all.filter(|address| !self.paths.contains_key(*address)));
+        self.wanted = wanted;
+        differs || !self.stale.is_empty()
     }
 
     /// Takes a notification; returns whether there is something to do.
@@ -315,14 +353,14 @@ impl State {
         self.settle_neighbours().await;
         self.publish_node();
         self.publish_next_hops();
+        self.publish_node_clients();
     }
 
     /// Asks for the neighbours that are needed and gives back those that no longer are.
     async fn settle_neighbours(&mut self) {
         let needed: HashSet<_> = self
-            .paths
-            .values()
-            .flatten()
+            .paths_of(&self.wanted.backends)
+            .filter_map(|(_, path)| path.as_ref().ok())
             .map(|path| path.neighbour)
             .filter(|key| self.leads_out(*key))
             .collect();
@@ -381,10 +419,30 @@ impl State {
             Ok(path) => assemble(path, &self.surroundings),
             Err(error) => Err(error.clone()),
         };
-        publish(
-            &self.next_hops,
-            self.paths.iter().map(|(address, path)| (*address, next_hop(path))).collect(),
-        );
+        let next_hops = self.paths_of(&self.wanted.backends);
+        publish(&self.next_hops, next_hops.map(|(address, path)| (address, next_hop(path))).collect());
+    }
+
+    fn publish_node_clients(&self) {
+        let no_client = |(vip, path): (IpAddr, &Result<Path, NextHopError>)| match path {
+            Ok(path) if path.neighbour.address != vip => (vip, None),
+            Ok(path) => {
+                let link = self.surroundings.links.get(&path.neighbour.ifindex);
+                let interface = link.map(|link| link.name.clone()).unwrap_or_default();
+                (vip, Some(NoClient::NoRouter { interface }))
+            }
+            Err(NextHopError::Local) => (vip, Some(NoClient::Local)),
+            Err(error) => (vip, Some(NoClient::NoRoute(error.clone()))),
+        };
+        publish(&self.node_clients, self.paths_of(&self.wanted.vips).map(no_client).collect());
+    }
+
+    /// Those of the addresses that have been looked up.
+    fn paths_of(
+        &self,
+        addresses: &Destinations,
+    ) -> impl Iterator<Item = (IpAddr, &Result<Path, NextHopError>)> {
+        addresses.iter().filter_map(|address| Some((*address, self.paths.get(address)?)))
     }
 }
 

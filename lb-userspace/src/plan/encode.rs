@@ -13,7 +13,7 @@ use lb_common::clock::TICK_NS;
 use lb_common::hash::{filter_index_v4, filter_index_v6};
 
 use super::target::Reaction;
-use crate::desired::{BackendId, Protocol, ServiceId};
+use crate::desired::{BackendId, NewFlowLimit, Protocol, ServiceId};
 
 /// Key of `SERVICES_V4` or `SERVICES_V6`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -201,15 +201,22 @@ pub(super) fn reaction(reaction: &Reaction) -> ReactionWord {
 }
 
 /// What a descriptor says of clients. Who stays does so through the last tick of that time; a longer time than the map
-/// can hold is the longest. More flows a second than there are nanoseconds are as many.
+/// can hold is the longest. More flows a second than there are nanoseconds are as many; the prefix of networks is that for the
+/// VIP's family.
 pub(super) fn clients(
     has_ranges: bool,
     affinity: Option<Duration>,
-    new_flow_limit: Option<u32>,
+    new_flow_limit: Option<NewFlowLimit>,
+    vip: IpAddr,
 ) -> ClientWord {
     let ticks = affinity.map_or(0, |time| time.as_nanos().div_ceil(u128::from(TICK_NS)).max(1));
-    let interval = new_flow_limit.map_or(0, |limit| (1_000_000_000 / limit.max(1)).max(1));
-    ClientWord::new(has_ranges, u32::try_from(ticks).unwrap_or(u32::MAX)).with_interval(interval)
+    let clients = ClientWord::new(has_ranges, u32::try_from(ticks).unwrap_or(u32::MAX));
+    let Some(limit) = new_flow_limit else { return clients };
+    let beyond = match vip {
+        IpAddr::V4(_) => (32 - limit.ipv4_prefix.clamp(1, 32)) ^ ClientWord::BEYOND_V4,
+        IpAddr::V6(_) => (128 - limit.ipv6_prefix.clamp(1, 128)) ^ ClientWord::BEYOND_V6,
+    };
+    clients.with_interval((1_000_000_000 / limit.per_second.max(1)).max(1)).with_beyond(beyond)
 }
 
 /// The service that a descriptor describes; `None` if none.

@@ -34,7 +34,7 @@ impl Planner<'_> {
         let reaction = encode::reaction(&wanted.reaction);
         let flow_log = FlowLogWord::one_in(wanted.flow_log.sample_one_in);
         let reacts_anew = std::mem::replace(&mut service.reaction, reaction) != reaction;
-        let clients = encode::clients(has_ranges, wanted.affinity, wanted.new_flow_limit);
+        let clients = encode::clients(has_ranges, wanted.affinity, wanted.new_flow_limit, id.vip);
         let asks_anew = std::mem::replace(&mut service.clients, clients) != clients;
         let logs_anew = std::mem::replace(&mut service.flow_log, flow_log) != flow_log;
         let regions = &mut self.model.regions;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::Echo;
-use crate::desired::{BackendId, FlowLogging, Policy, ServiceId, SourceRanges};
+use crate::desired::{BackendId, FlowLogging, NewFlowLimit, Policy, ServiceId, SourceRanges};
 use crate::network::NextHops;
 
 /// What the maps should say.
@@ -52,8 +52,8 @@ pub struct TargetService {
     pub sources: Option<SourceRanges>,
     /// For how long after its last new flow a client stays with its backend; `None`: it doesn't.
     pub affinity: Option<Duration>,
-    /// How many flows each client's network may begin in a second; `None`: any number.
-    pub new_flow_limit: Option<u32>,
+    /// How many flows each client's network may begin; `None`: any number.
+    pub new_flow_limit: Option<NewFlowLimit>,
 }
 
 /// What the packet program does when connections of a service fail.

@@ -199,7 +199,9 @@ mod tests {
                 memory: Default::default(),
                 counters: Default::default(),
                 snat: Default::default(),
+                redirects_uncounted: None,
                 drained: Vec::new(),
+                node_is_no_client: Vec::new(),
                 problems: Vec::new(),
             }
         }

@@ -44,13 +44,28 @@ pub struct Status {
     pub memory: BTreeMap<String, u64>,
     /// Counters of the packet program, summed over CPUs, by name.
     pub counters: BTreeMap<String, u64>,
+    /// Why the counter `redirect_failed` does not count; `null`: it does.
+    #[serde(default)]
+    pub redirects_uncounted: Option<String>,
     /// What backends see instead of clients.
     pub snat: Snat,
     /// What is drained by hand.
     #[serde(default)]
     pub drained: Vec<ByHand>,
+    /// VIPs that programs on the gateway's own node can't connect to; everybody else can.
+    #[serde(default)]
+    pub node_is_no_client: Vec<NodeIsNoClient>,
     /// What is wrong now.
     pub problems: Vec<Problem>,
+}
+
+/// A VIP that programs on the gateway's own node can't connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeIsNoClient {
+    /// The VIP.
+    pub vip: IpAddr,
+    /// Why, and what would help: a sentence.
+    pub reason: String,
 }
 
 /// Something that `kanmon drain` drains.

@@ -118,6 +118,7 @@ fn words(out: &mut String) {
             ("stays for one tick", ClientWord::new(false, 1).0),
             ("stays as long as can be", ClientWord::new(false, u32::MAX).0),
             ("interval", ClientWord::default().with_interval(u32::MAX).0),
+            ("beyond a network", ClientWord::default().with_beyond(u8::MAX).0),
         ],
     );
     bits(

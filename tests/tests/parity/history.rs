@@ -169,6 +169,7 @@ impl World {
             gateway.set_source_ranges(service, source_ranges(&mut other).as_deref());
             gateway.set_stay(service, other.one_of([0, 0, 20, 4_000]));
             gateway.set_interval(service, other.one_of([0, 0, 0, 400_000_000]));
+            gateway.set_beyond(service, other.one_of([0, 0, 8, 16]));
         }
         for member in 1..=frames::members(self.profile) {
             let flags = gateway.member(member).flags;

@@ -5,11 +5,13 @@
 //! - [`addresses`]: a VIP that is the node's own address, and traffic that is not ours;
 //! - [`icmp`]: path MTU discovery, closed ports, pings;
 //! - [`affinity`]: who keeps their pod, by `sessionAffinity: ClientIP`;
+//! - [`clients`]: pods, the backend itself, and the gateway's own node as clients;
 //! - [`neighbours`]: a next hop that changes;
 //! - [`endpoints`]: readiness, probes;
 //! - [`drains`]: `kanmon drain` and `kanmon undrain`;
 //! - [`flow_log`]: `kanmon flows --follow` and `--flow-log`;
 //! - [`fragments`]: datagrams that are larger than a frame;
+//! - [`limits`]: how many flows a client's network begins, by `newFlowLimit`;
 //! - [`manifests`]: edits, good and bad;
 //! - [`mtu`]: links of the gateway's own that take less than others;
 //! - [`refusals`]: what a client hears at once of what is not served;
@@ -18,12 +20,14 @@
 
 mod addresses;
 mod affinity;
+mod clients;
 mod drains;
 mod endpoints;
 mod flow_log;
 mod fragments;
 mod headers;
 mod icmp;
+mod limits;
 mod manifests;
 mod mtu;
 mod neighbours;

@@ -1,9 +1,14 @@
 //! Links of the gateway's own that take less than others: who hears of it, and who need not.
 
-use std::{net::UdpSocket, os::fd::AsRawFd};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
+};
 
+use nix::sys::signal::Signal;
 use tests::{
     agent::Agent,
+    netns::Link,
     scenario::eventually,
     topology::{Bed, Options},
 };
@@ -11,7 +16,7 @@ use tests::{
 use super::{
     ANSWER, SOON, drops_since, grown,
     icmp::{BULK, NARROW, give_own_server, transfer},
-    small_tables,
+    request, small_tables, with_options,
 };
 
 /// A gateway with two arms: clients are where 1,500 bytes fit, backends where [`NARROW`] do.
@@ -84,4 +89,39 @@ fn who_sends_a_datagram_too_long_for_a_link_of_the_gateways_hears_its_mtu() {
     }
     assert_eq!(drops_since(&agent, &before), [("drop_too_big".to_owned(), 2)].into());
     assert_eq!(grown(&agent, &before, "refusal_sent"), 2);
+}
+
+/// A datagram of so many bytes from the client, to which there is no answer.
+fn throw(bed: &Bed, target: SocketAddr, bytes: usize) {
+    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = bed.client_ns().run(|| UdpSocket::bind(any)).unwrap();
+    socket.connect(target).unwrap();
+    socket.send(&vec![7; bytes]).unwrap();
+}
+
+#[test]
+fn a_packet_that_the_next_interface_does_not_take_after_all_is_counted() {
+    let (bed, mut agent) = with_options(Options { pods: 1, two_armed: true });
+    assert!(agent.status().unwrap()["redirects_uncounted"].is_null(), "{:?}", agent.status());
+    let before = agent.counters().unwrap();
+    request(&bed, bed.vip_udp(), 20, 10_000);
+    assert_eq!(grown(&agent, &before, "redirect_failed"), 0);
+    // Nobody tells the packet program meanwhile.
+    agent.process().signal(Signal::SIGSTOP).unwrap();
+    bed.set_gateway_mtu(1, NARROW).unwrap();
+    for vip in [bed.vip_udp(), bed.vip_udp6()] {
+        (0..5).for_each(|_| throw(&bed, vip, 1440));
+    }
+    Link::find(bed.gateway(), "eth1").unwrap().down().unwrap();
+    for vip in [bed.vip_udp(), bed.vip_udp6()] {
+        (0..5).for_each(|_| throw(&bed, vip, 100));
+    }
+    agent.process().signal(Signal::SIGCONT).unwrap();
+    // The datagrams have been through XDP when they were sent, or are about to.
+    agent
+        .wait_until("telling of 20 packets that were lost", SOON, |agent| {
+            Ok(grown(agent, &before, "redirect_failed") >= 20)
+        })
+        .unwrap();
+    assert_eq!(grown(&agent, &before, "redirect_failed"), 20);
 }

@@ -16,7 +16,7 @@ use tests::{
 use super::{ANSWER, SOON, drops_since, fronts, gateway};
 
 /// How long a client that is not answered waits: less than the second SYN takes.
-const NO_ANSWER: Duration = Duration::from_millis(700);
+pub(super) const NO_ANSWER: Duration = Duration::from_millis(700);
 
 /// The upper ten of the client's sixteen addresses in each family.
 const UPPER: [&str; 2] = ["198.51.100.16/28", "2001:db8:c::16/123"];
@@ -35,7 +35,7 @@ fn restrict(bed: &Bed, good: &str, ranges: Option<&[&str]>) {
 }
 
 /// The client's addresses of the target's family that are in one of the ranges, or are not.
-fn addresses(bed: &Bed, target: SocketAddr, ranges: &[&str], inside: bool) -> Vec<IpAddr> {
+pub(super) fn addresses(bed: &Bed, target: SocketAddr, ranges: &[&str], inside: bool) -> Vec<IpAddr> {
     let Sources::Addresses(all) = bed.client().sources(target) else { panic!("addresses") };
     let is_in = |ip: &IpAddr| ranges.iter().any(|range| range.parse::<IpNet>().unwrap().contains(ip));
     let chosen: Vec<_> = all.iter().copied().filter(|ip| is_in(ip) == inside).collect();
@@ -44,7 +44,7 @@ fn addresses(bed: &Bed, target: SocketAddr, ranges: &[&str], inside: bool) -> Ve
 }
 
 /// One request from each of these addresses.
-fn ask(bed: &Bed, target: SocketAddr, addresses: &[IpAddr], timeout: Duration) -> Tally {
+pub(super) fn ask(bed: &Bed, target: SocketAddr, addresses: &[IpAddr], timeout: Duration) -> Tally {
     let sources = Some(Sources::Addresses(addresses.into()));
     let count = addresses.len();
     let report = if target.port() == ECHO_PORT {

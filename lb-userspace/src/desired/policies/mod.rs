@@ -14,9 +14,9 @@ use std::time::Duration;
 use super::fronts::Front;
 use super::index::object_name;
 use super::members::Members;
-use super::policy::{FlowLogging, OutlierDetection, Policy};
+use super::policy::{FlowLogging, NewFlowLimit, OutlierDetection, Policy};
 use super::problems::Problems;
-use super::resources::{LoadBalancingPolicySpec, OutlierDetectionSpec, ZonePreference};
+use super::resources::{ClientPrefix, LoadBalancingPolicySpec, OutlierDetectionSpec, ZonePreference};
 use super::types::{GatewayObjects, Judgement, Knowledge, ObjectName, Place, PolicyState, Reason};
 use crate::config::parse_duration;
 
@@ -92,6 +92,7 @@ fn policy(standing: &Standing<'_>) -> Policy {
         slow_start,
         flow_log,
         new_flow_limit,
+        new_flow_limit_prefix,
         ..
     } = standing.spec;
     let default = Policy::default();
@@ -109,7 +110,18 @@ fn policy(standing: &Standing<'_>) -> Policy {
             counters: log.counters,
             sample_one_in: log.sample_one_in.unwrap_or(default.flow_log.sample_one_in),
         }),
-        new_flow_limit: *new_flow_limit,
+        new_flow_limit: new_flow_limit.map(|limit| flow_limit(limit, new_flow_limit_prefix.as_ref())),
+        ..default
+    }
+}
+
+fn flow_limit(per_second: u32, prefix: Option<&ClientPrefix>) -> NewFlowLimit {
+    let default = NewFlowLimit::per_second(per_second);
+    let length =
+        |said: Option<u32>, default: u8| said.and_then(|length| u8::try_from(length).ok()).unwrap_or(default);
+    NewFlowLimit {
+        ipv4_prefix: length(prefix.and_then(|prefix| prefix.ipv4), default.ipv4_prefix),
+        ipv6_prefix: length(prefix.and_then(|prefix| prefix.ipv6), default.ipv6_prefix),
         ..default
     }
 }

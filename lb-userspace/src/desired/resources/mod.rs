@@ -21,9 +21,9 @@ pub use member::{
 };
 pub(super) use policy::parse_statuses;
 pub use policy::{
-    AreaStatus, Distribute, Failover, FlowLog, HealthCheckSpec, HealthCheckType, LoadBalancingPolicy,
-    LoadBalancingPolicySpec, LoadBalancingPolicyStatus, LocalitySpec, OutlierDetectionSpec,
-    PolicyGatewayState, TargetRef, WeightedPlace, ZonePreference,
+    AreaStatus, ClientPrefix, Distribute, Failover, FlowLog, HealthCheckSpec, HealthCheckType,
+    LoadBalancingPolicy, LoadBalancingPolicySpec, LoadBalancingPolicyStatus, LocalitySpec,
+    OutlierDetectionSpec, PolicyGatewayState, TargetRef, WeightedPlace, ZonePreference,
 };
 pub use pool::{
     AddressPool, AddressPoolSpec, AddressPoolStatus, LabelExpression, LabelOperator, LabelSelector, PoolScope,

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::super::{
     Area, Desired, FlowLogging, HealthCheckKind, Judgement, Knowledge, LoadBalancingPolicy, Locality,
-    OutlierDetection, Policy, Reason, Severity,
+    NewFlowLimit, OutlierDetection, Policy, Reason, Severity,
 };
 use super::{World, front, front_with, member, name, slice, tcp, udp};
 
@@ -80,7 +80,7 @@ fn every_field_reaches_the_service() {
     let spec = "locality: {overprovisioningPercent: 120, failbackDelay: 90s}\nzonePreference: Prefer\n\
                 outlierDetection: {consecutiveErrors: 1, interval: 1s, baseEjectionTime: 10m}\n\
                 drainTimeout: 1h30m\nretryOnReset: false\nslowStart: 30s\n\
-                flowLog: {counters: true, sampleOneIn: 10}\nnewFlowLimit: 1000";
+                flowLog: {counters: true, sampleOneIn: 10}\nnewFlowLimit: 1000\nnewFlowLimitPrefix: {ipv4: 24}";
     let desired = world(&policy("p", spec)).merge();
     let expected = Policy {
         name: Some(name("demo/p")),
@@ -98,7 +98,7 @@ fn every_field_reaches_the_service() {
         retry_on_reset: false,
         slow_start: Duration::from_secs(30),
         flow_log: FlowLogging { counters: true, sample_one_in: 10 },
-        new_flow_limit: Some(1000),
+        new_flow_limit: Some(NewFlowLimit { per_second: 1000, ipv4_prefix: 24, ipv6_prefix: 64 }),
     };
     assert_eq!(asked(&desired), &expected);
     assert_eq!(told(&desired, "demo/p"), WELL);

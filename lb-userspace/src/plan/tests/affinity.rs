@@ -7,6 +7,7 @@ use lb_common::abi::ClientWord;
 
 use super::super::Step;
 use super::{Agent, LIMITS, service, target};
+use crate::desired::NewFlowLimit;
 
 fn clients(agent: &Agent) -> ClientWord {
     ClientWord(agent.machine.snapshot().descriptors.values().next().expect("a service").clients)
@@ -59,10 +60,14 @@ fn a_limit_of_new_flows_is_an_interval_and_leaves_the_rest_alone() {
     target.services.get_mut(&service(0)).unwrap().affinity = Some(Duration::from_secs(60));
     agent.settle(&target);
     for (limit, interval) in [(1, 1_000_000_000), (1000, 1_000_000), (100_000_000, 10)] {
-        target.services.get_mut(&service(0)).unwrap().new_flow_limit = Some(limit);
+        target.services.get_mut(&service(0)).unwrap().new_flow_limit = Some(NewFlowLimit::per_second(limit));
         assert_eq!(agent.run(&target).steps.len(), 1, "{limit} a second");
         assert_eq!(clients(&agent), ClientWord::new(false, 224).with_interval(interval));
     }
+    let limit = NewFlowLimit { ipv4_prefix: 24, ..NewFlowLimit::per_second(100_000_000) };
+    target.services.get_mut(&service(0)).unwrap().new_flow_limit = Some(limit);
+    assert_eq!(agent.run(&target).steps.len(), 1, "networks of another size");
+    assert_eq!(clients(&agent), ClientWord::new(false, 224).with_interval(10).with_beyond(8));
     agent.restart();
     assert_eq!(agent.run(&target).steps, [], "the next agent finds it");
     target.services.get_mut(&service(0)).unwrap().new_flow_limit = None;

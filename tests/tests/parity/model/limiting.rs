@@ -1,8 +1,8 @@
 //! Who may begin a flow at all, and how often (docs/adr/0018-mtu.md, 0020-floods.md).
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_common::abi::{Counter, UDP, vip_flags};
+use lb_common::abi::{ClientWord, Counter, UDP, vip_flags};
 
 use super::{
     Turn,
@@ -13,14 +13,15 @@ use super::{
 /// A network may begin the flows of so many nanoseconds at once.
 const BURST: u64 = 1_000_000_000;
 
-/// What one client has to itself: an address, or an IPv6 /64.
-fn network(client: IpAddr) -> IpAddr {
+/// The network that a client stands for, of a prefix as long as the service asks for: by default an address, or an IPv6 /64.
+fn network(client: IpAddr, asked: ClientWord) -> IpAddr {
+    let beyond = u32::from(match client {
+        IpAddr::V4(_) => asked.beyond() ^ ClientWord::BEYOND_V4,
+        IpAddr::V6(_) => asked.beyond() ^ ClientWord::BEYOND_V6,
+    });
     match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() >> (beyond % 32) << (beyond % 32)).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> (beyond % 128) << (beyond % 128)).into(),
     }
 }
 
@@ -41,11 +42,12 @@ impl Turn<'_> {
 
     /// Whether a client's network may begin one more flow of a service, which is noted.
     pub(super) fn is_within_limit(&mut self, service: u32, client: IpAddr) -> bool {
-        let interval = self.agent.clients(service).interval();
+        let asked = self.agent.clients(service);
+        let interval = asked.interval();
         if interval == 0 {
             return true;
         }
-        let full = self.model.limits.entry((service, network(client))).or_default();
+        let full = self.model.limits.entry((service, network(client, asked))).or_default();
         let after = self.now.max(*full) + interval;
         if after - self.now > BURST {
             return false;

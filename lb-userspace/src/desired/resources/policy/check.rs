@@ -39,6 +39,10 @@ pub(in super::super) mod rules {
          !has(self.locality.distribute)",
         "zonePreference and locality.distribute exclude each other: the shares say what each zone gets",
     );
+    pub(in super::super) const PREFIX_OF_LIMIT: Rule = Rule::new(
+        "!has(self.newFlowLimitPrefix) || has(self.newFlowLimit)",
+        "newFlowLimitPrefix needs newFlowLimit",
+    );
     pub(in super::super) const ONLY_SERVICES: Rule = Rule::new(
         "(!has(self.group) || self.group == '') && self.kind == 'Service'",
         "only Services can be targets: say `group: \"\"` and `kind: Service`",
@@ -157,6 +161,14 @@ impl LoadBalancingPolicySpec {
         let sample = self.flow_log.as_ref().and_then(|log| log.sample_one_in);
         at.field("flowLog.sampleOneIn").number(sample, 1..=1_000_000);
         at.field("newFlowLimit").number(self.new_flow_limit, 1..=100_000_000);
+        if let Some(prefix) = &self.new_flow_limit_prefix {
+            at.field("newFlowLimitPrefix.ipv4").number(prefix.ipv4, 1..=32);
+            at.field("newFlowLimitPrefix.ipv6").number(prefix.ipv6, 1..=128);
+        }
+        at.hold(
+            rules::PREFIX_OF_LIMIT,
+            self.new_flow_limit_prefix.is_none() || self.new_flow_limit.is_some(),
+        );
     }
 }
 

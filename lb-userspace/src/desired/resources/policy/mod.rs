@@ -64,7 +64,7 @@ const STATUSES: &str = r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?$";
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = plain_integers)]
-#[schemars(extend("x-kubernetes-validations" = [rules::ZONES_OR_SHARES.cel()]))]
+#[schemars(extend("x-kubernetes-validations" = [rules::ZONES_OR_SHARES.cel(), rules::PREFIX_OF_LIMIT.cel()]))]
 pub struct LoadBalancingPolicySpec {
     /// The Services that it is for, of its own namespace. Of several policies for one Service the oldest counts.
     #[schemars(
@@ -104,11 +104,14 @@ pub struct LoadBalancingPolicySpec {
     /// What is noted of each connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flow_log: Option<FlowLog>,
-    /// How many new connections a second each gateway takes from one client (an IPv4 address, or an IPv6 /64) for each
-    /// port of a Service; so many may come at once. Unset: any number.
+    /// How many new connections a second each gateway takes from one client (an IPv4 address, or an IPv6 /64, unless
+    /// `newFlowLimitPrefix` says otherwise) for each port of a Service; so many may come at once. Unset: any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000_000))]
     pub new_flow_limit: Option<u32>,
+    /// Which clients share a `newFlowLimit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_flow_limit_prefix: Option<ClientPrefix>,
 }
 
 impl LoadBalancingPolicySpec {
@@ -119,6 +122,21 @@ impl LoadBalancingPolicySpec {
             |target: &TargetRef| ObjectName { namespace: namespace.to_owned(), name: target.name.clone() };
         self.target_refs.iter().map(target).collect()
     }
+}
+
+/// Which clients count as one: those whose addresses begin with the same bits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = plain_integers)]
+pub struct ClientPrefix {
+    /// Of IPv4 addresses, for example 24. Unset: 32, each address by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 32))]
+    pub ipv4: Option<u32>,
+    /// Of IPv6 addresses, for example 56. Unset: 64, which one client has to itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 128))]
+    pub ipv6: Option<u32>,
 }
 
 /// What a policy is for.

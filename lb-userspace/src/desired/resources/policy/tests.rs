@@ -61,7 +61,7 @@ fn what_makes_sense_is_taken() {
         json!({"healthCheck": {"interval": "100ms"}}),
         json!({"outlierDetection": {"consecutiveErrors": 1, "interval": "1s", "baseEjectionTime": "1m"}}),
         json!({"outlierDetection": {"baseEjectionTime": "10m"}}),
-        json!({"drainTimeout": "1h30m", "slowStart": "30s", "retryOnReset": false, "newFlowLimit": 1000,
+        json!({"drainTimeout": "1h30m", "slowStart": "30s", "retryOnReset": false, "newFlowLimit": 1000, "newFlowLimitPrefix": {"ipv4": 24, "ipv6": 56},
             "flowLog": {"counters": true, "sampleOneIn": 100}}),
         json!({"clusterSelector": {"matchLabels": {"location": "r1"}}}),
     ] {
@@ -250,6 +250,16 @@ fn an_ejection_is_no_longer_than_the_longest() {
 fn numbers_and_selectors_have_their_limits() {
     for (fields, at, message) in [
         (json!({"newFlowLimit": 0}), ".newFlowLimit", "must be 1 to 100000000"),
+        (
+            json!({"newFlowLimit": 1, "newFlowLimitPrefix": {"ipv4": 33}}),
+            ".newFlowLimitPrefix.ipv4",
+            "must be 1 to 32",
+        ),
+        (
+            json!({"newFlowLimit": 1, "newFlowLimitPrefix": {"ipv6": 0}}),
+            ".newFlowLimitPrefix.ipv6",
+            "must be 1 to 128",
+        ),
         (json!({"flowLog": {"sampleOneIn": 0}}), ".flowLog.sampleOneIn", "must be 1 to 1000000"),
         (
             json!({"locality": {"overprovisioningPercent": 99}}),
@@ -259,6 +269,8 @@ fn numbers_and_selectors_have_their_limits() {
     ] {
         assert_beyond_limits(&fields, at, message);
     }
+    let prefix = json!({"newFlowLimitPrefix": {"ipv4": 24}});
+    assert_refused(&prefix, "", "newFlowLimitPrefix needs newFlowLimit");
     let selector = json!({"matchExpressions": [{"key": "a", "operator": "In"}]});
     let message = "In and NotIn need values, Exists and DoesNotExist have none";
     assert_refused(&json!({"clusterSelector": selector}), ".clusterSelector.matchExpressions[0]", message);
