@@ -53,12 +53,13 @@ pub(super) fn blocked(
     for service in desired.services.values() {
         for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.takes_new_flows()) {
             let address = SocketAddr::new(endpoint.backend.address, endpoint.backend.port);
-            let answer = match (next_hops.get(&address.ip()), verdicts.of_endpoint(endpoint, &service.health_check)) {
-                (Some(Err(error)), _) => Answer::Failed(error.to_string()),
-                (_, Verdict::Unhealthy { reason }) => Answer::Failed(reason.to_string()),
-                (_, Verdict::Healthy) => Answer::Answered,
-                (_, Verdict::Unknown) => Answer::Unknown,
-            };
+            let answer =
+                match (next_hops.get(&address.ip()), verdicts.of_endpoint(endpoint, &service.health_check)) {
+                    (Some(Err(error)), _) => Answer::Failed(error.to_string()),
+                    (_, Verdict::Unhealthy { reason }) => Answer::Failed(reason.to_string()),
+                    (_, Verdict::Healthy) => Answer::Answered,
+                    (_, Verdict::Unknown) => Answer::Unknown,
+                };
             let known = answers.entry(&endpoint.cluster).or_default();
             // Two services may check a pod in two ways: one that passes is enough to know that it is reached.
             match known.get(&address) {

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::json;
 
 use super::Output;
+use super::tables::plain;
 use crate::config::{self, Options};
 use crate::desired::{Network, NetworkKind, Site, parse_cidr};
 use crate::network::snat::DEFAULT_NODE_PORTS;
@@ -75,11 +75,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode> {
 
 /// A line a check, and their sum.
 fn table(report: &Report) -> String {
-    let mut table = Table::new();
-    table
-        .load_preset(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(["STATUS", "CHECK", "SUBJECT", "FOUND"]);
+    let mut table = plain(&["STATUS", "CHECK", "SUBJECT", "FOUND"]);
     for finding in &report.findings {
         let found = match &finding.fix {
             Some(fix) => format!("{}. To do: {fix}", finding.message),
@@ -89,8 +85,7 @@ fn table(report: &Report) -> String {
     }
     let count = |status| report.count(status);
     format!(
-        "{}\n{} ok, {} warnings, {} failed\n",
-        table.trim_fmt(),
+        "{table}\n{} ok, {} warnings, {} failed\n",
         count(Status::Ok),
         count(Status::Warning),
         count(Status::Failed)

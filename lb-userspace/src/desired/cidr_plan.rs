@@ -98,7 +98,7 @@ pub fn overlaps(a: &IpNet, b: &IpNet) -> bool {
 
 /// Whether two networks must not share an address.
 fn exclude(a: &Network, b: &Network) -> bool {
-    use NetworkKind::{Node, Pod, Service, Vip, VSwitch, Vpc};
+    use NetworkKind::{Node, Pod, Service, VSwitch, Vip, Vpc};
     if a.site != b.site {
         return true;
     }
@@ -123,7 +123,7 @@ mod tests {
 
     /// The plan of story S1.
     fn plan() -> Vec<Network> {
-        use NetworkKind::{Node, Pod, Service, Vip, VSwitch, Vpc};
+        use NetworkKind::{Node, Pod, Service, VSwitch, Vip, Vpc};
         [
             ("hangzhou", Vpc, "20.0.0.0/8"),
             ("hangzhou", VSwitch, "20.0.0.0/16"),

@@ -52,9 +52,8 @@ mod tests {
     #[test]
     fn a_member_is_blocked_only_if_every_endpoint_is_known_to_fail() {
         let failed = Answer::Failed("no answer within 1s".to_owned());
-        let of = |answers: &[&Answer]| {
-            blocked((1..).zip(answers).map(|(host, answer)| (address(host), *answer)))
-        };
+        let of =
+            |answers: &[&Answer]| blocked((1..).zip(answers).map(|(host, answer)| (address(host), *answer)));
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[&failed, &Answer::Answered]), None);
         assert_eq!(of(&[&failed, &Answer::Unknown]), None);

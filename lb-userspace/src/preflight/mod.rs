@@ -12,6 +12,8 @@ mod checks;
 pub mod facts;
 mod finding;
 mod gather;
+#[cfg(test)]
+mod tests;
 
 pub use facts::Facts;
 pub use finding::{Finding, Report, Status};

@@ -89,7 +89,8 @@ fn judge(
 /// Whether its networks can be reached from here, and are its own. What merely is doubtful takes no endpoint away.
 fn network(standing: &Standing, desired: &Desired, programmed: &Programmed) -> Judgement {
     let name = standing.object.metadata.name.as_deref().unwrap_or_default();
-    let overlap = overlap(standing, desired, Some(Severity::Error)).or_else(|| overlap(standing, desired, None));
+    let overlap =
+        overlap(standing, desired, Some(Severity::Error)).or_else(|| overlap(standing, desired, None));
     let blocked = || {
         let message = programmed.blocked.get(name)?;
         Some(verdict("NetworkValid", Some(false), "ProbeBlocked", message.as_str()))

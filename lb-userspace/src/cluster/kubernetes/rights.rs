@@ -78,9 +78,9 @@ pub fn of_gateway(secret_namespaces: &[String]) -> Vec<Right> {
 /// What the agent does in a member cluster.
 #[must_use]
 pub fn of_member() -> Vec<Right> {
-    let reads = MEMBER_READS.iter().flat_map(|(group, resource)| {
-        CHANGES.iter().map(move |verb| right(verb, group, resource, None))
-    });
+    let reads = MEMBER_READS
+        .iter()
+        .flat_map(|(group, resource)| CHANGES.iter().map(move |verb| right(verb, group, resource, None)));
     reads.chain(of_writes()).collect()
 }
 

@@ -28,8 +28,8 @@ use super::{rights, strip};
 use crate::cluster::Snapshot;
 use crate::config::{GatewayAccess, KubernetesSettings};
 use crate::desired::{
-    AddressPool, ClusterObjects, GatewayObjects, LoadBalancingPolicy, MemberCluster, Problem,
-    Reason, Severity,
+    AddressPool, ClusterObjects, GatewayObjects, LoadBalancingPolicy, MemberCluster, Problem, Reason,
+    Severity,
 };
 
 /// An API server that says nothing for so long does not answer.
@@ -180,7 +180,8 @@ async fn ask_gateway(
         let mut secrets = Vec::new();
         for namespace in &settings.secret_namespaces {
             // One that may not be read is told as a missing right.
-            secrets.extend(list(Api::<Secret>::namespaced(client.clone(), namespace)).await.unwrap_or_default());
+            secrets
+                .extend(list(Api::<Secret>::namespaced(client.clone(), namespace)).await.unwrap_or_default());
         }
         let services: Vec<Service> = list(Api::all(client.clone())).await.unwrap_or_default();
         let objects = GatewayObjects {
@@ -206,7 +207,8 @@ async fn ask_member(access: &Access) -> Result<Seen, Fault> {
     answer.missing_rights =
         rights::missing(&client, &rights::of_member()).await.map_err(|error| Fault::of(&error))?;
     let mut unread = Vec::new();
-    let mut note = |what: &str, fault: Fault| unread.push(format!("its {what} cannot be read: {}", fault.message));
+    let mut note =
+        |what: &str, fault: Fault| unread.push(format!("its {what} cannot be read: {}", fault.message));
     let services = list(Api::<Service>::all(client.clone())).await.unwrap_or_else(|fault| {
         note("Services", fault);
         Vec::new()
@@ -261,7 +263,12 @@ async fn introduce(client: &Client) -> Result<Answer, Fault> {
     let version: Version = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
     let server = date.and_then(|date| jiff::fmt::rfc2822::parse(&date).ok());
     let ahead = server.map(|server| server.timestamp().as_second() - jiff::Timestamp::now().as_second());
-    Ok(Answer { numbers: version.numbers(), version: version.text, ahead_seconds: ahead, ..Answer::default() })
+    Ok(Answer {
+        numbers: version.numbers(),
+        version: version.text,
+        ahead_seconds: ahead,
+        ..Answer::default()
+    })
 }
 
 /// What of ours the server does not serve: what everybody may ask who may log in.
@@ -278,5 +285,5 @@ async fn missing_definitions(client: &Client) -> Vec<String> {
         })
         .unwrap_or_default();
     let lacks = |name: &&str| !served.iter().any(|served| served == name);
-    DEFINITIONS.iter().filter(lacks).map(|name| format!("{name}.kanmon.dev")).collect()
+    DEFINITIONS.into_iter().filter(lacks).map(|name| format!("{name}.kanmon.dev")).collect()
 }

@@ -23,21 +23,16 @@ pub(in super::super) fn check(host: &Host) -> Vec<Finding> {
             findings.push(Finding::ok(check, "this machine", good));
         }
     }
-    findings.push(match host.jit {
-        Some(true) => Finding::ok("jit", "this machine", "programs are compiled"),
-        Some(false) => Finding::failed(
+    // Another network namespace than the first does not show it.
+    findings.extend(host.jit.map(|jit| match jit {
+        true => Finding::ok("jit", "this machine", "programs are compiled"),
+        false => Finding::failed(
             "jit",
             "this machine",
             "net.core.bpf_jit_enable is 0: programs are interpreted, at many times the cost, and some are refused",
             "sysctl -w net.core.bpf_jit_enable=1",
         ),
-        None => Finding::warning(
-            "jit",
-            "this machine",
-            "net.core.bpf_jit_enable can't be read",
-            "run this as root",
-        ),
-    });
+    }));
     let (directory, kind) = &host.pins;
     findings.push(match kind.as_deref() {
         Some(BPFFS) => Finding::ok("pins", directory, "is in a BPF file system"),
@@ -55,10 +50,7 @@ pub(in super::super) fn check(host: &Host) -> Vec<Finding> {
 /// knows; which one it is can be seen.
 pub(in super::super) fn check_fabric(vendor: Option<&str>) -> Vec<Finding> {
     const CLOUDS: [(&str, &str); 4] = [
-        (
-            "Amazon EC2",
-            "aws ec2 modify-instance-attribute --no-source-dest-check --instance-id ID",
-        ),
+        ("Amazon EC2", "aws ec2 modify-instance-attribute --no-source-dest-check --instance-id ID"),
         (
             "Alibaba Cloud",
             "point the VPC route table's entry for the VIPs at this instance's ENI, and switch the ENI's source/\
@@ -72,7 +64,9 @@ pub(in super::super) fn check_fabric(vendor: Option<&str>) -> Vec<Finding> {
         Some((name, fix)) => Finding::warning(
             "source-check",
             "the fabric",
-            format!("{name} drops what this machine sends from a VIP, unless told otherwise; it can't be seen from here"),
+            format!(
+                "{name} drops what this machine sends from a VIP, unless told otherwise; it can't be seen from here"
+            ),
             *fix,
         ),
         None => Finding::ok("source-check", "the fabric", "no cloud that is known to check source addresses"),

@@ -6,9 +6,34 @@ use crate::config::XdpMode;
 
 /// Drivers with native XDP in Linux 6.1, which is the oldest that is supported.
 const NATIVE: &[&str] = &[
-    "atlantic", "bnxt_en", "bond", "cpsw", "dpaa2-eth", "ena", "fsl_dpa", "fsl_enetc", "hv_netvsc", "i40e", "ice",
-    "igb", "igc", "ixgbe", "ixgbevf", "mana", "mlx4_en", "mlx5_core", "mvneta", "mvpp2", "nfp", "qede", "sfc",
-    "stmmaceth", "thunder-nicvf", "tun", "veth", "virtio_net",
+    "atlantic",
+    "bnxt_en",
+    "bond",
+    "cpsw",
+    "dpaa2-eth",
+    "ena",
+    "fsl_dpa",
+    "fsl_enetc",
+    "hv_netvsc",
+    "i40e",
+    "ice",
+    "igb",
+    "igc",
+    "ixgbe",
+    "ixgbevf",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mvneta",
+    "mvpp2",
+    "nfp",
+    "qede",
+    "sfc",
+    "stmmaceth",
+    "thunder-nicvf",
+    "tun",
+    "veth",
+    "virtio_net",
 ];
 /// Kinds of device that never will: they have no driver of their own that could run it.
 const NEVER: &[&str] = &["bridge", "dummy", "ifb", "ipvlan", "macvlan", "vlan", "vxlan", "wireguard"];
@@ -44,7 +69,11 @@ fn state(name: &str, link: &LinkFacts) -> Finding {
     } else if !link.up {
         Finding::failed("interface", name, "is down", format!("ip link set {name} up"))
     } else {
-        Finding::ok("interface", name, format!("is up, driver {}, MTU {}", or_unknown(&link.driver), link.mtu))
+        Finding::ok(
+            "interface",
+            name,
+            format!("is up, driver {}, MTU {}", or_unknown(&link.driver), link.mtu),
+        )
     }
 }
 

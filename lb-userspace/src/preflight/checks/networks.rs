@@ -12,7 +12,8 @@ pub(in super::super) fn check(networks: &Networks) -> Vec<Finding> {
         .map(|(object, what)| Finding::failed("cidr", object, what, "correct the manifest"))
         .collect();
     findings.extend(conflicts(&networks.known).into_iter().map(|(a, b)| {
-        let fix = "give each site networks of its own; the network between them can route an address to one only";
+        let fix =
+            "give each site networks of its own; the network between them can route an address to one only";
         Finding::failed("cidr", b.site.to_string(), format!("the {b} overlaps the {a}"), fix)
     }));
     if findings.is_empty() {

@@ -46,9 +46,14 @@ fn routes(paths: &Paths) -> impl Iterator<Item = Finding> {
         let subject = route.network.site.to_string();
         let network = format!("{} network {}", route.network.kind, route.network.cidr);
         match &route.leads {
-            Ok((interface, _)) => Finding::ok("route", subject, format!("the {network} is reached by {interface}")),
+            Ok((interface, _)) => {
+                Finding::ok("route", subject, format!("the {network} is reached by {interface}"))
+            }
             Err(error) => {
-                let fix = format!("ip route add {} via ROUTER, and the same in the network between", route.network.cidr);
+                let fix = format!(
+                    "ip route add {} via ROUTER, and the same in the network between",
+                    route.network.cidr
+                );
                 Finding::failed("route", subject, format!("the {network}: {error}"), fix)
             }
         }
@@ -103,13 +108,18 @@ fn way_back(subject: &str, probes: &[&Probe]) -> Vec<Finding> {
             Some((probe, Answer::Failed(reason))) => Finding::failed(
                 "way-back",
                 subject,
-                format!("{} answers this gateway, but not its SNAT address {address}: {reason}", probe.endpoint),
+                format!(
+                    "{} answers this gateway, but not its SNAT address {address}: {reason}",
+                    probe.endpoint
+                ),
                 format!("route {address} to this gateway in the member's network, and let it in"),
             ),
             _ => Finding::warning(
                 "way-back",
                 subject,
-                format!("SNAT address {address} is no address of this machine, so nothing can be sent from it"),
+                format!(
+                    "SNAT address {address} is no address of this machine, so nothing can be sent from it"
+                ),
                 format!("see that {address} is routed here"),
             ),
         }
@@ -118,14 +128,18 @@ fn way_back(subject: &str, probes: &[&Probe]) -> Vec<Finding> {
 }
 
 fn mtu(subject: &str, probes: &[&Probe]) -> Option<Finding> {
-    let smallest = probes.iter().filter_map(|probe| Some((probe.path_mtu?, probe))).min_by_key(|(mtu, _)| *mtu)?;
+    let smallest =
+        probes.iter().filter_map(|probe| Some((probe.path_mtu?, probe))).min_by_key(|(mtu, _)| *mtu)?;
     let (mtu, probe) = smallest;
     let first = probe.first_mtu.unwrap_or(mtu);
     Some(if mtu < LEAST_MTU {
         Finding::failed(
             "mtu",
             subject,
-            format!("packets of {mtu} bytes at most reach {}, and IPv6 needs {LEAST_MTU}", probe.endpoint.ip()),
+            format!(
+                "packets of {mtu} bytes at most reach {}, and IPv6 needs {LEAST_MTU}",
+                probe.endpoint.ip()
+            ),
             "raise the MTU of the tunnel or link in between",
         )
     } else if mtu < first {
@@ -142,7 +156,8 @@ fn mtu(subject: &str, probes: &[&Probe]) -> Option<Finding> {
 
 fn vip_route(vip: IpAddr, arrival: &Arrival) -> Finding {
     let subject = format!("VIP {vip}");
-    let fix = format!("route it to this gateway: a static route, or an entry of the VPC's route table, for {vip}");
+    let fix =
+        format!("route it to this gateway: a static route, or an entry of the VPC's route table, for {vip}");
     match arrival {
         Arrival::Here => Finding::ok("vip-route", subject, "the network brings it to this gateway"),
         Arrival::Own => Finding::ok("vip-route", subject, "is an address of this gateway"),

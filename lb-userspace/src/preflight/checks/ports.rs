@@ -23,7 +23,8 @@ pub(in super::super) fn check(ports: &Ports) -> Vec<Finding> {
                         .to_owned()
                 }
             };
-            let of_nodes = matches!(&error, PortRangeError::Overlap { with, .. } if with.contains("NodePorts"));
+            let of_nodes =
+                matches!(&error, PortRangeError::Overlap { with, .. } if with.contains("NodePorts"));
             let check = if of_nodes { "node-ports" } else { "snat-ports" };
             let text = error.to_string();
             let message = text.strip_suffix(&format!("; {fix}")).unwrap_or(&text);

@@ -19,7 +19,8 @@ fn check_one(server: &Server) -> Vec<Finding> {
     let name = &server.name;
     match &server.answer {
         Err(error) => {
-            let fix = "check its address, the network to it, and the kubeconfig (`kanmon remote-secret create`)";
+            let fix =
+                "check its address, the network to it, and the kubeconfig (`kanmon remote-secret create`)";
             vec![Finding::failed("api-server", name, error, fix)]
         }
         Ok(answer) => {

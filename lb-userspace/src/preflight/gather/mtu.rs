@@ -42,7 +42,8 @@ fn try_measure(address: IpAddr) -> io::Result<(u32, u32)> {
     while Instant::now() < end && known == first {
         sleep(LOOK);
         known = get(&socket, level, mtu)?;
-        if matches!(socket.take_error(), Ok(Some(error)) if error.kind() == io::ErrorKind::ConnectionRefused) {
+        if matches!(socket.take_error(), Ok(Some(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
+        {
             break;
         }
     }

@@ -39,7 +39,8 @@ pub(super) fn networks(
         }
     }
     networks.outside.extend(refused(desired));
-    let unread = survey.snapshot.problems.iter().map(|problem| (problem.object.clone(), problem.message.clone()));
+    let unread =
+        survey.snapshot.problems.iter().map(|problem| (problem.object.clone(), problem.message.clone()));
     networks.unreadable.extend(unread);
     networks
 }
@@ -47,7 +48,9 @@ pub(super) fn networks(
 /// Endpoints that the agent refuses because their member does not declare their network.
 fn refused(desired: &Desired) -> Vec<(String, String)> {
     let problems = desired.problems.iter().filter(|problem| problem.reason == Reason::OutsideMemberNetwork);
-    problems.map(|problem| (problem.cluster.clone(), format!("{}: {}", problem.object, problem.message))).collect()
+    problems
+        .map(|problem| (problem.cluster.clone(), format!("{}: {}", problem.object, problem.message)))
+        .collect()
 }
 
 impl Networks {

@@ -32,7 +32,8 @@ pub(super) async fn paths(
     snat_addresses: Vec<IpAddr>,
 ) -> Result<Paths> {
     let to_members = networks.iter().filter(|network| {
-        matches!(network.kind, NetworkKind::Pod | NetworkKind::Node) && matches!(network.site, Site::Member(_))
+        matches!(network.kind, NetworkKind::Pod | NetworkKind::Node)
+            && matches!(network.site, Site::Member(_))
     });
     let wanted: Vec<(Network, IpAddr)> =
         to_members.map(|network| (network.clone(), first_host(network))).collect();
@@ -47,7 +48,8 @@ pub(super) async fn paths(
         wanted.into_iter().map(|(network, address)| Route { leads: leads(&address), network }).collect();
 
     let endpoints = endpoints(desired);
-    let members = survey.snapshot.gateway.members.iter().filter(|member| member.spec.state == MemberState::Active);
+    let members =
+        survey.snapshot.gateway.members.iter().filter(|member| member.spec.state == MemberState::Active);
     let without_endpoints = members
         .filter_map(|member| member.metadata.name.clone())
         .filter(|name| !endpoints.contains_key(name))
@@ -84,7 +86,8 @@ fn endpoints(desired: &Desired) -> BTreeMap<String, Vec<SocketAddr>> {
 async fn probe(member: String, endpoint: SocketAddr, snat: &[IpAddr], own: &BTreeSet<IpAddr>) -> Probe {
     let of_family = snat.iter().copied().filter(|address| address.is_ipv4() == endpoint.is_ipv4());
     let from_snat = of_family.map(|address| async move {
-        let answer = if own.contains(&address) { connect(endpoint, Some(address)).await } else { Answer::Unknown };
+        let answer =
+            if own.contains(&address) { connect(endpoint, Some(address)).await } else { Answer::Unknown };
         (address, answer)
     });
     let path = spawn_blocking(move || mtu::measure(endpoint.ip()));
