@@ -14,5 +14,6 @@ pub mod locality;
 pub mod maglev;
 pub mod network;
 pub mod plan;
+pub mod preflight;
 pub mod remote_secret;
 pub mod status;

@@ -20,7 +20,7 @@ use super::log;
 use super::policies;
 use super::pressure::Pressure;
 use super::problems;
-use super::programmed::programmed;
+use super::programmed::{blocked, programmed};
 use super::published::{Gone, Published, shown_clusters};
 use super::queue::{Next, StepQueue};
 use super::signals::{Ending, Signals};
@@ -35,6 +35,7 @@ use crate::health::probe::Targets;
 use crate::health::{Decision, Observation, ProbeTarget, Sign, Usability, Verdict, Verdicts, probe_targets};
 use crate::network::{LocalAddresses, NetworkWatcher, NextHopError, NextHops};
 use crate::plan::{FlowUsage, Limits, Model, Step, Target, plan};
+use crate::status::health::Pulse;
 use crate::status::view;
 
 /// How long a change waits for more of its kind.
@@ -60,6 +61,8 @@ pub(super) struct Core {
     pub(super) place: Place,
     pub(super) limits: Limits,
     pub(super) allocations: desired::Allocations,
+    /// For whoever wants to know that the loop turns.
+    pub(super) pulse: Arc<Pulse>,
 }
 
 /// Where to attach, and how.
@@ -214,6 +217,7 @@ impl State {
         self.first_plan = FirstPlan::begin(serving, self.clusters.complete, Instant::now());
         self.merge();
         loop {
+            self.core.pulse.beat();
             self.advance()?;
             let inputs = &mut self.core.inputs;
             tokio::select! {
@@ -558,6 +562,7 @@ impl State {
         let (shares, now) = (self.steering.shares(), Instant::now());
         let short = |id| self.pressure.of(id, now);
         told.policies = policies::reports(&self.desired, &self.usability, &shares, &short);
+        told.blocked = blocked(&self.desired, &self.verdicts, &self.next_hops);
         self.core.outputs.programmed.send_if_modified(|present| {
             let differs = **present != told;
             if differs {

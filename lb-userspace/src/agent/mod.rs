@@ -55,6 +55,7 @@ use crate::desired::Place;
 use crate::health::{Prober, probe};
 use crate::network::NetworkWatcher;
 use crate::plan::Limits;
+use crate::status::health::Pulse;
 use crate::status::view;
 use drains::Keeper;
 use published::{Facts, Published};
@@ -151,6 +152,11 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
     let (drains_out, drains) = watch::channel(Arc::new(drains));
     let (drained, in_force) = watch::channel(Arc::default());
     let (published_out, published) = watch::channel(Arc::new(Published::default()));
+    let pulse = Arc::new(Pulse::default());
+    if let Some(health) = started.health {
+        let published = published.clone();
+        tokio::spawn(health.serve(pulse.clone(), move || published.borrow().ready));
+    }
     let sizes = *kernel.sizes();
     let plan = sizes.memory();
     let mut memory: BTreeMap<String, u64> =
@@ -216,6 +222,7 @@ fn assemble(started: Started) -> Result<(crate::status::server::Server, Report, 
         allocations,
         kernel,
         network,
+        pulse,
     };
     Ok((started.server, report, core))
 }

@@ -1,11 +1,13 @@
 //! What the packet program makes of each VIP, for whoever reports it to the clusters. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::problems::no_snat_address;
 use crate::cluster::{NotProgrammed, Programmed};
 use crate::desired::{Desired, ServiceId};
+use crate::health::{self, Answer, Verdict, Verdicts};
+use crate::network::NextHops;
 use crate::status::view::Problem;
 
 /// `services` are those that the maps have; `problems` is all that is wrong.
@@ -39,6 +41,38 @@ pub(super) fn programmed(
         (vip, obstacle.map_or(Ok(()), Err))
     };
     Programmed { known: true, vips: wanted.into_iter().map(judge).collect(), ..Programmed::default() }
+}
+
+/// The member clusters none of whose endpoints this gateway reaches, and why.
+pub(super) fn blocked(
+    desired: &Desired,
+    verdicts: &Verdicts,
+    next_hops: &NextHops,
+) -> BTreeMap<String, String> {
+    let mut answers: BTreeMap<&str, BTreeMap<SocketAddr, Answer>> = BTreeMap::new();
+    for service in desired.services.values() {
+        for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.takes_new_flows()) {
+            let address = SocketAddr::new(endpoint.backend.address, endpoint.backend.port);
+            let answer =
+                match (next_hops.get(&address.ip()), verdicts.of_endpoint(endpoint, &service.health_check)) {
+                    (Some(Err(error)), _) => Answer::Failed(error.to_string()),
+                    (_, Verdict::Unhealthy { reason }) => Answer::Failed(reason.to_string()),
+                    (_, Verdict::Healthy) => Answer::Answered,
+                    (_, Verdict::Unknown) => Answer::Unknown,
+                };
+            let known = answers.entry(&endpoint.cluster).or_default();
+            // Two services may check a pod in two ways: one that passes is enough to know that it is reached.
+            match known.get(&address) {
+                Some(Answer::Answered) => {}
+                _ => drop(known.insert(address, answer)),
+            }
+        }
+    }
+    let judge = |(cluster, answers): (&str, BTreeMap<SocketAddr, Answer>)| {
+        let message = health::blocked(answers.iter().map(|(address, answer)| (*address, answer)))?;
+        Some((cluster.to_owned(), message))
+    };
+    answers.into_iter().filter_map(judge).collect()
 }
 
 /// Why the maps do not have a service.

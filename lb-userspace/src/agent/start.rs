@@ -18,6 +18,7 @@ use crate::config::{Settings, SnatPorts, Source};
 use crate::desired::{Allocations, Desired};
 use crate::network::snat::{self, DEFAULT_NODE_PORTS, PortRange, PortRequest, PortsInUse, WORD};
 use crate::network::{NetworkWatcher, default_snat_addresses, is_local, list_links};
+use crate::status::health::HealthServer;
 use crate::status::server::Server;
 
 /// Events of the flow log that one CPU may send within one tick of 268 ms: at most 4,000 a second from each.
@@ -44,6 +45,7 @@ pub(super) struct Started {
     pub(super) snat_addresses: BTreeSet<IpAddr>,
     pub(super) snat_ports: PortRange,
     pub(super) server: Server,
+    pub(super) health: Option<HealthServer>,
     pub(super) flow_log: Option<Output>,
 }
 
@@ -57,6 +59,10 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
     let lock = AgentLock::acquire(Path::new(LOCK_DIR), &settings.pin_dir)?;
     bpf::refuse_foreign_programs(&settings.pin_dir, &settings.interfaces)?;
     let server = Server::bind(&settings.socket)?;
+    let health = match settings.health_address {
+        Some(address) => Some(HealthServer::bind(address).await?),
+        None => None,
+    };
     let flow_log = settings.flow_log.as_deref().map(open_flow_log).transpose()?;
 
     let last_good = load_last_good(&settings.state_dir);
@@ -112,6 +118,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
         drains,
         snat_ports,
         server,
+        health,
         flow_log,
     })
 }

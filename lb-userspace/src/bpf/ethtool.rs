@@ -22,6 +22,9 @@ const HEADER: usize = 2;
 /// `rx-vlan-offload`).
 const TAG_HIDING: [&str; 2] = ["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
 
+/// Features that native XDP cannot have beside it: the card hands on packets that it merged.
+const MERGING: [&str; 2] = ["rx-gro-hw", "rx-lro"];
+
 /// What switching VLAN offload off came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum VlanOffload {
@@ -45,6 +48,23 @@ pub(super) fn driver(interface: &str) -> io::Result<String> {
     let mut info = Info { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
     ethtool(interface, (&raw mut info).cast())?;
     Ok(text(&info.driver))
+}
+
+/// Offloads that are on and in the way of XDP, by the kernel's names.
+///
+/// # Errors
+/// The interface can't be asked.
+pub fn offloads_in_the_way(interface: &str) -> io::Result<Vec<String>> {
+    let names = match feature_names(interface) {
+        Ok(names) => names,
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let wanted = TAG_HIDING.into_iter().chain(MERGING);
+    let bits: Vec<(usize, &str)> =
+        wanted.filter_map(|name| Some((names.iter().position(|known| known == name)?, name))).collect();
+    let on = active(interface, names.len().div_ceil(32), &bits)?;
+    Ok(on.into_iter().map(|(_, name)| name.to_owned()).collect())
 }
 
 /// Switches off what hides VLAN tags from XDP.

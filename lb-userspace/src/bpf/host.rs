@@ -45,16 +45,32 @@ pub enum HostError {
 ///
 /// Names what is missing and how to get it.
 pub fn check() -> Result<(), HostError> {
+    shortcomings().into_iter().next().map_or(Ok(()), Err)
+}
+
+/// All that [`check`] could refuse, the kernel first.
+#[must_use]
+pub fn shortcomings() -> Vec<HostError> {
+    let mut found = Vec::new();
     if KernelVersion::current().is_ok_and(|version| version < OLDEST_KERNEL) {
-        let found = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        return Err(HostError::Kernel { found: found.trim().to_owned() });
+        found.push(HostError::Kernel { found: release() });
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        return Err(HostError::Btf);
+        found.push(HostError::Btf);
     }
-    let status = std::fs::read_to_string("/proc/self/status").map_err(|_| HostError::NoProc)?;
-    let missing = missing_capabilities(effective(&status).ok_or(HostError::NoProc)?);
-    if missing.is_empty() { Ok(()) } else { Err(HostError::Capabilities(missing)) }
+    let status = std::fs::read_to_string("/proc/self/status").ok();
+    match status.as_deref().and_then(effective).map(missing_capabilities) {
+        None => found.push(HostError::NoProc),
+        Some(missing) if !missing.is_empty() => found.push(HostError::Capabilities(missing)),
+        Some(_) => {}
+    }
+    found
+}
+
+/// The kernel's release, as `uname -r` says; empty where /proc doesn't tell.
+#[must_use]
+pub fn release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
 /// The interfaces that exist in this network namespace, as a list for people.

@@ -29,6 +29,7 @@ mod sys;
 pub use apply::{Applied, ApplyError};
 pub use attach::{AttachError, AttachedMode, Attachment, XdpMode, refuse_foreign_programs};
 pub use cleanup::{Removed, cleanup};
+pub use ethtool::offloads_in_the_way;
 pub use events::Events;
 pub use layout::{MemoryPlan, TableSizes};
 pub use load::{EBPF_OBJECT, Kernel, LoadError};

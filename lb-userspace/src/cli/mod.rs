@@ -3,6 +3,7 @@
 mod crds;
 mod drain;
 mod follow;
+mod preflight;
 mod remote_secret;
 mod tables;
 mod uninstall;
@@ -36,6 +37,10 @@ struct Cli {
 enum Command {
     /// Run the agent on this machine.
     Run(Box<config::Options>),
+    /// Look at everything around a gateway before it is one: networks, routes, kernel, API servers.
+    ///
+    /// Takes what `kanmon run` takes. Exit code 1: something failed; warnings are none.
+    Preflight(Box<preflight::Arguments>),
     /// Show the running agent at a glance.
     Status(Query),
     /// List the services that the running agent serves.
@@ -118,7 +123,7 @@ struct Cleanup {
 #[must_use]
 pub fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprint!("{}", explain(&error));
@@ -127,8 +132,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<()> {
-    match command {
+fn dispatch(command: Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Preflight(arguments) => return preflight::run(*arguments),
         Command::Run(args) => agent::run(*args),
         Command::Status(query) => show(&query, &Request::Status, tables::status),
         Command::Services(query) => {
@@ -139,7 +145,7 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Flows(flows) => {
             if flows.follow {
-                return follow::run(flows);
+                return follow::run(flows).map(|()| ExitCode::SUCCESS);
             }
             let limit = Some(flows.limit.unwrap_or(LISTED));
             let filter = FlowFilter { service: flows.service, client: flows.client, limit };
@@ -151,15 +157,16 @@ fn dispatch(command: Command) -> Result<()> {
         Command::RemoteSecret(command) => remote_secret::run(command),
         Command::Uninstall(arguments) => uninstall::run(arguments),
         Command::Cleanup(cleanup) => {
-            let done = agent::cleanup(&cleanup.pin_dir, &cleanup.socket)?;
-            print(&done)
+            let removed = agent::cleanup(&cleanup.pin_dir, &cleanup.socket)?;
+            print(&removed)
         }
         Command::Version => print(&format!(
             "kanmon {} (map layout {})\n",
             env!("CARGO_PKG_VERSION"),
             lb_common::abi::ABI_VERSION
         )),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn show<T: DeserializeOwned + Serialize>(

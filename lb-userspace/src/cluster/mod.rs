@@ -54,6 +54,8 @@ pub struct Programmed {
     pub leaving: bool,
     /// How the Services of each LoadBalancingPolicy do.
     pub policies: BTreeMap<ObjectName, PolicyReport>,
+    /// Member clusters none of whose endpoints this gateway reaches, by name, and why.
+    pub blocked: BTreeMap<String, String>,
 }
 
 /// How the Services of a LoadBalancingPolicy do on a gateway.

@@ -1,6 +1,6 @@
 //! What a person wrote: one type for the command line and for the file, so that their names cannot differ.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -111,6 +111,10 @@ pub struct Options {
     /// Socket that `kanmon status` and its like talk to [default: /run/kanmon/kanmon.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+
+    /// Address and port for the probes /healthz and /readyz, like 127.0.0.1:9440 [default: none]
+    #[arg(long, value_name = "IP:PORT")]
+    pub health_address: Option<SocketAddr>,
 
     /// Where the last good endpoints are kept for the next start [default: /var/lib/kanmon]
     #[arg(long, value_name = "DIR")]
@@ -243,6 +247,7 @@ impl Options {
             snat_ports: self.snat_ports.or(file.snat_ports),
             pin_dir: self.pin_dir.or(file.pin_dir),
             socket: self.socket.or(file.socket),
+            health_address: self.health_address.or(file.health_address),
             state_dir: self.state_dir.or(file.state_dir),
             flows: self.flows.or(file.flows),
             flows_v6: self.flows_v6.or(file.flows_v6),

@@ -1,7 +1,7 @@
 //! The checked settings.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -42,6 +42,8 @@ pub struct Settings {
     pub pin_dir: PathBuf,
     /// Where the agent answers `kanmon status` and its like.
     pub socket: PathBuf,
+    /// Where `/healthz` and `/readyz` are answered; `None`: nowhere.
+    pub health_address: Option<SocketAddr>,
     /// Where the last good endpoints are kept.
     pub state_dir: PathBuf,
     /// Sizes of the tables.
@@ -322,6 +324,7 @@ impl TryFrom<Options> for Settings {
             snat_ports: options.snat_ports.unwrap_or_default(),
             pin_dir: options.pin_dir.unwrap_or_else(|| "/sys/fs/bpf/kanmon".into()),
             socket: options.socket.unwrap_or_else(|| "/run/kanmon/kanmon.sock".into()),
+            health_address: options.health_address,
             state_dir: options.state_dir.unwrap_or_else(|| "/var/lib/kanmon".into()),
             tables: TableSizes {
                 flows: options.flows.unwrap_or(tables.flows),

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::cidr_plan::{Network, NetworkKind, Site, conflicts, overlaps};
 use super::problems::Problems;
-use super::resources::{Discovery, MemberCluster, MemberState};
+use super::resources::{AddressPool, Discovery, MemberCluster, MemberState};
 use super::types::Reason;
 
 /// A member cluster, checked.
@@ -175,12 +176,66 @@ fn refuse_overlaps(members: &mut Members, problems: &mut Problems) {
     }
 }
 
-fn overlaps(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
+/// Says which declared networks cannot live side by side, where that refuses nobody: what does has been told.
+pub(super) fn warn_of_overlaps(
+    declared: &[MemberCluster],
+    pools: &[AddressPool],
+    members: &Members,
+    problems: &mut Problems,
+) {
+    // The newer of two members is told: it comes later. What is a pool's is nobody's.
+    let mut networks: Vec<Network> = Vec::new();
+    let mut owners: BTreeMap<Network, String> = BTreeMap::new();
+    for cidr in pools.iter().flat_map(|pool| &pool.spec.cidrs).filter_map(|cidr| parse_cidr(cidr).ok()) {
+        networks.push(Network { site: Site::Gateway, kind: NetworkKind::Vip, cidr });
+    }
+    let named = |name: &str| declared.iter().find(|object| object.metadata.name.as_deref() == Some(name));
+    for object in members.oldest_first().into_iter().filter_map(named) {
+        if object.spec.state == MemberState::Disabled {
+            continue;
+        }
+        for network in declared_networks(object) {
+            owners.entry(network.clone()).or_insert_with(|| object.metadata.name.clone().unwrap_or_default());
+            networks.push(network);
+        }
+    }
+    let is_host = |network: &Network| matches!(network.kind, NetworkKind::Node | NetworkKind::Pod);
+    for (a, b) in conflicts(&networks) {
+        // Two members that share hosts' addresses: the newer is refused for that.
+        if is_host(a) && is_host(b) && a.site != b.site {
+            continue;
+        }
+        let Some(owner) = owners.get(b).or_else(|| owners.get(a)) else { continue };
+        let message = format!(
+            "the {b} overlaps the {a}: the network between them can route an address to one of them only; give it \
+             networks of its own"
+        );
+        problems.warning("", format!("MemberCluster {owner}"), Reason::CIDROverlap, message);
+    }
+}
+
+/// The networks that a MemberCluster declares, as far as they can be read.
+#[must_use]
+pub fn declared_networks(object: &MemberCluster) -> Vec<Network> {
+    let is_local = object.spec.source.as_ref().is_some_and(|source| source.local.is_some());
+    let name = object.metadata.name.clone().unwrap_or_default();
+    let site = if is_local { Site::Gateway } else { Site::Member(name) };
+    [
+        (NetworkKind::Pod, &object.spec.pod_cidrs),
+        (NetworkKind::Node, &object.spec.node_cidrs),
+        (NetworkKind::Service, &object.spec.service_cidrs),
+    ]
+    .into_iter()
+    .flat_map(|(kind, cidrs)| cidrs.iter().map(move |cidr| (kind, cidr)))
+    .filter_map(|(kind, cidr)| Some(Network { site: site.clone(), kind, cidr: parse_cidr(cidr).ok()? }))
+    .collect()
 }
 
 /// Parses a network, which must have no host bits.
-pub(super) fn parse_cidr(text: &str) -> Result<IpNet, String> {
+///
+/// # Errors
+/// A sentence: what is wrong, and what was perhaps meant.
+pub fn parse_cidr(text: &str) -> Result<IpNet, String> {
     let network: IpNet = text
         .parse()
         .map_err(|_| format!("{text:?} is not a network; write it like 10.0.0.0/16 or fd00:10::/48"))?;

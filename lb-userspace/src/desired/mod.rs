@@ -6,6 +6,7 @@
 
 mod addresses;
 mod affinity;
+mod cidr_plan;
 mod crds;
 mod endpoints;
 mod enforcement;
@@ -32,10 +33,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use addresses::pool_use;
+pub use cidr_plan::{Network, NetworkKind, Site, conflicts, overlaps};
 pub use crds::{crds, crds_yaml};
 pub use health_check::{HealthCheck, HealthCheckKind};
 pub use index::slices_by_service;
 pub use mcs_crds::{Revision, mcs_crds, mcs_crds_yaml};
+pub use members::{declared_networks, parse_cidr};
 pub use policies::judge_policies;
 pub use policy::{Area, FlowLogging, Locality, NewFlowLimit, OutlierDetection, Policy};
 pub use problems::cluster_place;
@@ -93,6 +96,7 @@ pub fn merge(
 ) -> Desired {
     let mut problems = problems::Problems::default();
     let members = members::declare(&gateway.members, clusters.keys(), &mut problems);
+    members::warn_of_overlaps(&gateway.members, &gateway.pools, &members, &mut problems);
     let index = index::build(clusters, &members, &mut problems);
     let own = index::services("", &gateway.services, &mut problems);
     let mut fronts = fronts::collect(&own, &index, members.local(), place, &mut problems);

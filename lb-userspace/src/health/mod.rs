@@ -9,6 +9,7 @@ mod clusters;
 mod machine;
 mod outlier;
 pub mod probe;
+mod reachability;
 mod verdict;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use crate::desired::{Endpoint, HealthCheck, HealthCheckKind};
 pub use clusters::{Change, Clusters};
 pub use machine::{News, Outcome, Probe, ProbeId, Prober};
 pub use outlier::{Decision, Ejection, Ejections, Ending, Observation, Outliers, Sign};
+pub use reachability::{Answer, blocked};
 pub use verdict::{ServiceHealth, Sources, Usability, evaluate, probe_targets};
 
 /// What is probed, and how. Backends that agree in all of this share one probe, whatever number of services

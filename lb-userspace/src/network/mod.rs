@@ -6,6 +6,7 @@
 mod links;
 mod netlink;
 mod next_hop;
+mod routes;
 pub mod snat;
 mod watcher;
 
@@ -14,6 +15,7 @@ use std::net::IpAddr;
 
 pub use links::{Link, LinkKind};
 pub use netlink::NetlinkError;
+pub use routes::{Route, addresses, routes};
 pub use watcher::{NetworkWatcher, list_links, release_neighbours};
 
 /// How a frame to a backend leaves the gateway.

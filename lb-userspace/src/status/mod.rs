@@ -7,6 +7,7 @@
 
 pub mod client;
 mod follow;
+pub mod health;
 pub mod protocol;
 pub mod server;
 pub mod view;

@@ -7,8 +7,8 @@ use k8s_openapi::jiff::Timestamp;
 use super::member::View;
 use super::publish::conditions;
 use super::registry::Standing;
-use crate::cluster::Connection;
-use crate::desired::{Desired, Judgement, MemberClusterStatus, MemberState, Reason};
+use crate::cluster::{Connection, Programmed};
+use crate::desired::{Desired, Judgement, MemberClusterStatus, MemberState, Reason, Severity};
 
 /// What the status should be; equal to the present one where nothing has changed.
 pub(super) fn status(
@@ -16,11 +16,12 @@ pub(super) fn status(
     view: Option<&View>,
     connection: &Connection,
     desired: &Desired,
+    programmed: &Programmed,
     now: Timestamp,
 ) -> MemberClusterStatus {
     let object = &standing.object;
     let present = object.status.clone().unwrap_or_default();
-    let judged = judge(standing, view, connection, desired);
+    let judged = judge(standing, view, connection, desired, programmed);
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let endpoints = desired.services.values().flat_map(|service| {
         service.endpoints.iter().map(move |endpoint| (&service.namespace, &service.name, endpoint))
@@ -49,6 +50,7 @@ fn judge(
     view: Option<&View>,
     connection: &Connection,
     desired: &Desired,
+    programmed: &Programmed,
 ) -> Vec<Judgement> {
     let connected =
         verdict("Connected", connection.connected, connection.reason, connection.message.as_str());
@@ -57,7 +59,8 @@ fn judge(
     } else {
         verdict("Synced", Some(false), "NotSynced", "not everything was read on the present connection")
     };
-    let network = network(standing, desired);
+    let refused = overlap(standing, desired, Some(Severity::Error));
+    let network = network(standing, desired, programmed);
     let duplicate = standing.duplicate_of.as_ref().map_or_else(
         || verdict("DuplicateCluster", Some(false), "Unique", ""),
         |other| {
@@ -79,20 +82,31 @@ fn judge(
             verdict("Writable", Some(false), "Forbidden", message)
         }
     };
-    let ready = ready(standing, &connected, &synced, &network, &duplicate);
+    let ready = ready(standing, &connected, &synced, refused, &duplicate);
     vec![connected, synced, writable, network, duplicate, ready]
 }
 
-fn network(standing: &Standing, desired: &Desired) -> Judgement {
+/// Whether its networks can be reached from here, and are its own. What merely is doubtful takes no endpoint away.
+fn network(standing: &Standing, desired: &Desired, programmed: &Programmed) -> Judgement {
+    let name = standing.object.metadata.name.as_deref().unwrap_or_default();
+    let overlap =
+        overlap(standing, desired, Some(Severity::Error)).or_else(|| overlap(standing, desired, None));
+    let blocked = || {
+        let message = programmed.blocked.get(name)?;
+        Some(verdict("NetworkValid", Some(false), "ProbeBlocked", message.as_str()))
+    };
+    overlap.or_else(blocked).unwrap_or_else(|| verdict("NetworkValid", Some(true), "Valid", ""))
+}
+
+/// An overlap of its networks with others', of this severity or of any.
+fn overlap(standing: &Standing, desired: &Desired, severity: Option<Severity>) -> Option<Judgement> {
     let title = format!("MemberCluster {}", standing.object.metadata.name.as_deref().unwrap_or_default());
-    let overlap = desired
-        .problems
-        .iter()
-        .find(|problem| problem.reason == Reason::CIDROverlap && problem.object == title);
-    overlap.map_or_else(
-        || verdict("NetworkValid", Some(true), "Valid", ""),
-        |problem| verdict("NetworkValid", Some(false), "CIDROverlap", problem.message.as_str()),
-    )
+    let found = desired.problems.iter().find(|problem| {
+        problem.reason == Reason::CIDROverlap
+            && problem.object == title
+            && severity.is_none_or(|severity| problem.severity == severity)
+    });
+    found.map(|problem| verdict("NetworkValid", Some(false), "CIDROverlap", problem.message.as_str()))
 }
 
 /// Whether its endpoints are used and up to date; else the first reason why not.
@@ -100,7 +114,7 @@ fn ready(
     standing: &Standing,
     connected: &Judgement,
     synced: &Judgement,
-    network: &Judgement,
+    refused: Option<Judgement>,
     duplicate: &Judgement,
 ) -> Judgement {
     if standing.object.spec.state == MemberState::Disabled {
@@ -112,7 +126,8 @@ fn ready(
     if let Some((reason, message)) = &standing.obstacle {
         return verdict("Ready", Some(false), reason, message.as_str());
     }
-    match [network, connected, synced].into_iter().find(|judged| judged.holds != Some(true)) {
+    let not_so = [connected, synced].into_iter().find(|judged| judged.holds != Some(true));
+    match refused.as_ref().or(not_so) {
         Some(other) => verdict("Ready", Some(false), &other.reason, other.message.as_str()),
         None => verdict("Ready", Some(true), "Ready", ""),
     }
@@ -126,7 +141,7 @@ mod tests {
     use super::super::health::Shown;
     use super::super::report;
     use super::*;
-    use crate::desired::{Problem, Severity};
+    use crate::desired::Problem;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_000_000 + second).unwrap()
@@ -172,7 +187,7 @@ mod tests {
 
     fn status_at(standing: &Standing, view: &View, desired: &Desired, second: i64) -> MemberClusterStatus {
         let connection = report::connection(standing, Some(view), None, at(second));
-        status(standing, Some(view), &connection, desired, at(second))
+        status(standing, Some(view), &connection, desired, &Programmed::default(), at(second))
     }
 
     #[test]
@@ -229,6 +244,14 @@ mod tests {
             ["NetworkValid=False/CIDROverlap", "Ready=False/CIDROverlap"]
         );
 
+        let doubtful = Problem { severity: Severity::Warning, ..desired.problems[0].clone() };
+        let doubtful = Desired { problems: vec![doubtful], ..Desired::default() };
+        assert_eq!(
+            bad(&status_at(&standing(), &view(true), &doubtful, 0)),
+            ["NetworkValid=False/CIDROverlap"],
+            "what refuses nobody is told, and its endpoints are used"
+        );
+
         let mut refused = standing();
         refused.obstacle = Some(("ExecRefused", "runs a program".to_owned()));
         assert_eq!(bad(&status_at(&refused, &view(true), &none, 0)), ["Ready=False/ExecRefused"]);
@@ -237,5 +260,15 @@ mod tests {
         read_only.missing = Some(vec!["create events.events.k8s.io".to_owned()]);
         let status = status_at(&standing(), &read_only, &none, 0);
         assert_eq!(bad(&status), ["Writable=False/Forbidden"], "endpoints are served all the same");
+    }
+
+    #[test]
+    fn a_member_none_of_whose_endpoints_answers_is_blocked_and_its_endpoints_are_used_all_the_same() {
+        let blocked = [("a".to_owned(), "none of its 3 ready endpoints answers".to_owned())].into();
+        let programmed = Programmed { blocked, ..Programmed::default() };
+        let (standing, view) = (standing(), view(true));
+        let connection = report::connection(&standing, Some(&view), None, at(0));
+        let status = status(&standing, Some(&view), &connection, &Desired::default(), &programmed, at(0));
+        assert_eq!(bad(&status), ["NetworkValid=False/ProbeBlocked"]);
     }
 }

@@ -209,11 +209,16 @@ pub(super) struct Version {
 impl Version {
     /// Whether a list may be asked for in the form of a watch: on by default since Kubernetes 1.34.
     pub(super) fn streams_lists(&self) -> bool {
+        self.numbers().is_some_and(|numbers| numbers >= (1, 34))
+    }
+
+    /// Major and minor number; some servers put a `+` behind the latter.
+    pub(super) fn numbers(&self) -> Option<(u32, u32)> {
         let number = |text: &str| {
             let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
-            digits.parse::<u32>().unwrap_or_default()
+            digits.parse::<u32>().ok()
         };
-        (number(&self.major), number(&self.minor)) >= (1, 34)
+        Some((number(&self.major)?, number(&self.minor)?))
     }
 }
 

@@ -7,11 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt, select_all, unfold};
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, PostParams};
+use kube::api::Api;
 use kube::runtime::watcher::Event;
 use kube::{Client, Error};
 use tokio::sync::{Notify, watch};
@@ -25,6 +22,7 @@ use super::link::{Happening, Link, Open, Pace, Version};
 use super::mcs::follow_mcs;
 use super::objects::{Effect, MemberEvent, Objects};
 use super::publish::{Present, SLICE_MANAGER};
+use super::rights;
 use crate::desired::ClusterObjects;
 
 /// Changes that come within this time are told together.
@@ -343,7 +341,7 @@ fn both(client: Client, streaming: bool, discovery: Duration) -> BoxStream<'stat
         services.map(MemberEvent::Service).boxed(),
         namespaces.map(MemberEvent::Namespace).boxed(),
         follow_mcs(client.clone(), streaming, discovery),
-        rights(client),
+        asked_rights(client),
     ])
     .boxed()
 }
@@ -366,7 +364,7 @@ fn identity(client: Client) -> BoxStream<'static, MemberEvent> {
 }
 
 /// What may not be written, at once and every now and then.
-fn rights(client: Client) -> BoxStream<'static, MemberEvent> {
+fn asked_rights(client: Client) -> BoxStream<'static, MemberEvent> {
     unfold((client, Duration::ZERO), |(client, mut pause)| async move {
         loop {
             sleep(pause).await;
@@ -381,30 +379,7 @@ fn rights(client: Client) -> BoxStream<'static, MemberEvent> {
 
 /// What of [`WRITES`] the account may not do, in words.
 pub(super) async fn missing_rights(client: &Client) -> kube::Result<Vec<String>> {
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let mut missing = Vec::new();
-    for (verb, group, resource) in WRITES {
-        let (name, subresource) = resource.split_once('/').map_or((resource, None), |(a, b)| (a, Some(b)));
-        let namespace = (name == "leases").then(|| lease::NAMESPACE.to_owned());
-        let attributes = ResourceAttributes {
-            verb: Some(verb.to_owned()),
-            group: Some(group.to_owned()),
-            resource: Some(name.to_owned()),
-            subresource: subresource.map(str::to_owned),
-            namespace,
-            ..ResourceAttributes::default()
-        };
-        let spec = SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(attributes),
-            ..SelfSubjectAccessReviewSpec::default()
-        };
-        let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-        let answer = reviews.create(&PostParams::default(), &review).await?;
-        if !answer.status.is_some_and(|status| status.allowed) {
-            let group = if group.is_empty() { String::new() } else { format!(".{group}") };
-            missing.push(format!("{verb} {resource}{group}"));
-        }
-    }
+    let mut missing = rights::missing(client, &rights::of_writes()).await?;
     // Who may do all that may perhaps not find the place for the Lease.
     let namespaces: Api<Namespace> = Api::all(client.clone());
     if let Err(Error::Api(status)) = namespaces.get_metadata(lease::NAMESPACE).await

@@ -40,9 +40,11 @@ mod publish;
 mod registry;
 pub mod remote_secret;
 mod report;
+pub mod rights;
 mod statuses;
 mod store;
 mod strip;
+pub mod survey;
 mod target;
 #[cfg(test)]
 mod tests;

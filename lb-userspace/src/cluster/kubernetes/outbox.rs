@@ -198,13 +198,13 @@ impl Outbox {
         situation: &Situation<'_>,
         now: Timestamp,
     ) -> (Vec<Write>, Vec<Notice>, Option<Instant>) {
-        let Situation { outcome, views, gateway, snapshot, desired, .. } = *situation;
+        let Situation { outcome, views, gateway, snapshot, desired, programmed, .. } = *situation;
         let mut writes = publish::member_writes(
             &mut self.statuses,
             outcome,
             snapshot,
             |name, standing, connection| {
-                conditions::status(standing, views.get(name), connection, desired, now)
+                conditions::status(standing, views.get(name), connection, desired, programmed, now)
             },
             Instant::now().into_std(),
         );
