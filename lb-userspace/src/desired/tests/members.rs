@@ -99,7 +99,7 @@ fn of_two_members_with_overlapping_networks_the_newer_is_refused() {
     let overlapping = |state: &str| {
         two_clusters()
             .gateway(&member("a", &format!("podCIDRs: [10.0.0.0/8]\nserviceCIDRs: [172.16.0.0/16]{state}")))
-            .gateway(&member("b", "nodeCIDRs: [10.1.0.0/16]\nserviceCIDRs: [172.16.0.0/16]"))
+            .gateway(&member("b", "nodeCIDRs: [10.1.0.0/16]\nserviceCIDRs: [172.17.0.0/16]"))
             .merge()
     };
     let desired = overlapping("");
@@ -110,6 +110,17 @@ fn of_two_members_with_overlapping_networks_the_newer_is_refused() {
     let disabled = overlapping("\nstate: Disabled");
     assert_eq!(disabled.endpoints(tcp(VIP, 80)), ["b=10.1.0.1:8080"]);
     assert_eq!(disabled.problems, []);
+}
+
+#[test]
+fn overlapping_service_networks_are_told_and_refuse_nobody() {
+    let desired = two_clusters()
+        .gateway(&member("a", "serviceCIDRs: [172.16.0.0/16]"))
+        .gateway(&member("b", "serviceCIDRs: [172.16.0.0/16]"))
+        .merge();
+    assert_eq!(desired.endpoints(tcp(VIP, 80)), ["a=10.0.0.1:8080", "b=10.1.0.1:8080"]);
+    let message = desired.only_problem("", "MemberCluster b", Reason::CIDROverlap);
+    assert!(message.contains("service network 172.16.0.0/16 of member b overlaps"), "{message}");
 }
 
 #[test]
