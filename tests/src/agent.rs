@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How long the agent may take to load its program and probe every backend: generous, for a busy machine.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 
 /// How to start the agent.
 #[derive(Clone, Debug)]

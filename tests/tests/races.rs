@@ -137,7 +137,7 @@ fn no_reply_reaches_a_stranger_while_flows_are_made_evicted_and_swept() {
     for counter in
         [Counter::FlowDisplaced, Counter::FlowReclaimed, Counter::PortReclaimed, Counter::DropTableFull]
     {
-        assert!(kernel.tables.counter(counter) > 100, "{} hardly ever", counter.name());
+        assert!(kernel.tables.counter(counter) > 10, "{} hardly ever", counter.name());
     }
     assert!(observations.len() > INSERTS as usize / 2, "most flows are made");
     assert!(deliveries.len() > INSERTS as usize / 10, "many replies are delivered");

@@ -340,8 +340,7 @@ fn classify<F: Family, P: PacketMut, M: Maps>(
         return Outcome::Pass(Counter::PassForeign);
     }
     if filter & address_filter::VIP != 0
-        && let Some(outcome) = to_vip::<F, P, M>(packet, maps, config, link, ip)
-        && !is_maybe_reply(config, ip, outcome, filter)
+        && let Some(outcome) = to_vip::<F, P, M>(packet, maps, config, link, ip, filter)
     {
         return outcome;
     }
@@ -362,16 +361,8 @@ fn classify<F: Family, P: PacketMut, M: Maps>(
     Outcome::Pass(Counter::PassForeign)
 }
 
-/// Where a VIP is also a SNAT address, what no service claims may still be a reply. The filter alone does not say that it
-/// is: another address may share its element.
-#[inline(always)]
-fn is_maybe_reply<F: Family>(config: &Config, ip: &Ip<F>, outcome: Outcome, filter: u64) -> bool {
-    filter & address_filter::SNAT != 0
-        && matches!(outcome, Outcome::Pass(Counter::PassNodeAddress) | Outcome::Drop(Counter::DropClosedPort))
-        && F::snat_index(config, ip.destination).is_some()
-}
-
-/// A packet whose destination may be a VIP; `None` where it is none.
+/// A packet whose destination may be a VIP; `None` where it is none, and where it is a SNAT address too: what no service
+/// claims may still be a reply.
 #[inline(always)]
 fn to_vip<F: Family, P: PacketMut, M: Maps>(
     packet: &mut P,
@@ -379,6 +370,7 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
     config: &Config,
     link: &Link,
     ip: &Ip<F>,
+    filter: u64,
 ) -> Option<Outcome> {
     let refusal = match ip.shape {
         Shape::Whole => {
@@ -406,11 +398,12 @@ fn to_vip<F: Family, P: PacketMut, M: Maps>(
         Shape::Other if ip.protocol == F::ICMP => return Some(Outcome::Icmp(F::NETWORK)),
         Shape::Other => Counter::DropProtocol,
     };
-    let flags = F::vip(maps, ip.destination)?;
-    if flags & vip_flags::NODE_ADDRESS != 0 {
-        return Some(Outcome::Pass(Counter::PassNodeAddress));
+    let is_node_address = F::vip(maps, ip.destination)? & vip_flags::NODE_ADDRESS != 0;
+    let may_be_reply = is_node_address || matches!(refusal, Counter::DropClosedPort);
+    if may_be_reply && filter & address_filter::SNAT != 0 && F::snat_index(config, ip.destination).is_some() {
+        return None;
     }
-    Some(Outcome::Drop(refusal))
+    Some(if is_node_address { Outcome::Pass(Counter::PassNodeAddress) } else { Outcome::Drop(refusal) })
 }
 
 /// What becomes of a packet to a service that is of no flow.

@@ -73,7 +73,7 @@ fn a_client_that_opens_connections_on_both_cpus_has_one_backend_through_every_ch
                     .zip(&rings)
                     .for_each(|(family, rings)| bed.set_ring(*family, rings[changes % 3]));
             });
-            assert!(changes > 10, "round {round}: the rings hardly ever changed");
+            assert!(changes > 1, "round {round}: the rings hardly ever changed");
             families.iter().zip(&rings).for_each(|(family, rings)| bed.set_ring(*family, rings[0]));
             families.iter().for_each(|family| bed.set_usable(*family, GONE, false));
             pace.run_to(step(3));

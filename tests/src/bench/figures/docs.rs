@@ -394,6 +394,6 @@ mod tests {
         for case in ["nat-request", "refused"] {
             assert_eq!(texts.iter().filter(|text| **text == case).count(), 1, "{texts:?}");
         }
-        assert!(texts.contains(&"4K") && texts.contains(&KANMON), "{texts:?}");
+        assert!(texts.contains(&"1K") && texts.contains(&KANMON), "{texts:?}");
     }
 }
