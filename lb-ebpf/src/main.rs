@@ -61,16 +61,7 @@ const ENTRY: u32 = 18;
 pub fn kanmon(ctx: XdpContext) -> u32 {
     match datapath::forward(&mut Packet::new(&ctx), &Kernel) {
         Verdict::Any => tail_call(&ctx, ANY),
-        Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
-        Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
-        Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),
-        Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
-        Verdict::RefusedV4 => tail_call(&ctx, REFUSED_V4),
-        Verdict::RefusedV6 => tail_call(&ctx, REFUSED_V6),
-        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
-        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
-        Verdict::Clamp => tail_call(&ctx, CLAMP),
-        verdict => action(verdict),
+        verdict => classified(&ctx, verdict),
     }
 }
 
@@ -78,19 +69,27 @@ pub fn kanmon(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn kanmon_any(ctx: XdpContext) -> u32 {
     match datapath::forward_any(&mut Packet::new(&ctx), &Kernel) {
-        Verdict::NewFlowV4 => tail_call(&ctx, NEW_FLOW_V4),
-        Verdict::NewFlowV6 => tail_call(&ctx, NEW_FLOW_V6),
-        Verdict::RetryV4 => tail_call(&ctx, RETRY_V4),
-        Verdict::RetryV6 => tail_call(&ctx, RETRY_V6),
-        Verdict::RefusedV4 => tail_call(&ctx, REFUSED_V4),
-        Verdict::RefusedV6 => tail_call(&ctx, REFUSED_V6),
         Verdict::IcmpV4 => tail_call(&ctx, ICMP_V4),
         Verdict::IcmpV6 => tail_call(&ctx, ICMP_V6),
-        Verdict::RefuseV4 => tail_call(&ctx, REFUSE_V4),
-        Verdict::RefuseV6 => tail_call(&ctx, REFUSE_V6),
-        Verdict::Clamp => tail_call(&ctx, CLAMP),
         Verdict::FragmentV4 => tail_call(&ctx, FRAGMENT_V4),
         Verdict::FragmentV6 => tail_call(&ctx, FRAGMENT_V6),
+        verdict => classified(&ctx, verdict),
+    }
+}
+
+/// What becomes of any packet of a flow, plain or not.
+#[inline(always)]
+fn classified(ctx: &XdpContext, verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::NewFlowV4 => tail_call(ctx, NEW_FLOW_V4),
+        Verdict::NewFlowV6 => tail_call(ctx, NEW_FLOW_V6),
+        Verdict::RetryV4 => tail_call(ctx, RETRY_V4),
+        Verdict::RetryV6 => tail_call(ctx, RETRY_V6),
+        Verdict::RefusedV4 => tail_call(ctx, REFUSED_V4),
+        Verdict::RefusedV6 => tail_call(ctx, REFUSED_V6),
+        Verdict::RefuseV4 => tail_call(ctx, REFUSE_V4),
+        Verdict::RefuseV6 => tail_call(ctx, REFUSE_V6),
+        Verdict::Clamp => tail_call(ctx, CLAMP),
         verdict => action(verdict),
     }
 }

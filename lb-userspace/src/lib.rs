@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod config;
 pub mod desired;
 pub mod health;
+mod io_error;
 pub mod locality;
 pub mod maglev;
 pub mod network;

@@ -19,11 +19,7 @@ mod races {
     pub(crate) mod sweeper;
 }
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Instant,
-};
+use std::{thread, time::Instant};
 
 use lb_common::{abi::Counter, host::Sizes};
 use tests::kernel_run::{KernelProgram, KernelTables, pin_to_cpu};
@@ -33,7 +29,7 @@ use races::{
     ledger,
     owners::{Delivery, Observation, check_deliveries},
     pace::{Leaves, Pace, run},
-    sweeper::sweep_until,
+    sweeper::beside_the_sweep,
 };
 
 /// Inserts of each thread in each test; there are two of both.
@@ -101,24 +97,9 @@ const SMALL: Sizes = Sizes { flow_buckets: 256, reverse_v4_buckets: 256, reverse
 #[test]
 fn no_reply_reaches_a_stranger_while_flows_are_made_evicted_and_swept() {
     let kernel = load(&SMALL, 8);
-    let (pace, done) = (Pace::new(u32::MAX), AtomicBool::new(false));
     let epoch = Instant::now();
-    let logs = thread::scope(|scope| {
-        let sweeper = scope.spawn(|| sweep_until(&kernel.tables, &done));
-        let threads = [0, 1].map(|cpu| {
-            let (kernel, pace) = (&kernel, &pace);
-            scope.spawn(move || {
-                let _leaves = Leaves(&pace.threads[cpu]);
-                pin_to_cpu(cpu).expect("two CPUs");
-                ask_and_answer(kernel, cpu, pace, epoch)
-            })
-        });
-        let logs = threads.map(|thread| thread.join());
-        done.store(true, Ordering::Release);
-        let swept = sweeper.join().expect("the sweep does not panic");
-        println!("{swept}");
-        logs.map(|log| log.expect("no thread panics"))
-    });
+    let (logs, swept) = beside_the_sweep(&kernel, |cpu, pace| ask_and_answer(&kernel, cpu, pace, epoch));
+    println!("{swept}");
     let flows = ledger::check(&kernel.tables).expect("the tables agree");
     let [(mut observations, mut deliveries), (more_observations, more_deliveries)] = logs;
     observations.extend(more_observations);
@@ -137,7 +118,7 @@ fn no_reply_reaches_a_stranger_while_flows_are_made_evicted_and_swept() {
     for counter in
         [Counter::FlowDisplaced, Counter::FlowReclaimed, Counter::PortReclaimed, Counter::DropTableFull]
     {
-        assert!(kernel.tables.counter(counter) > 10, "{} hardly ever", counter.name());
+        assert!(kernel.tables.counter(counter) > 100, "{} hardly ever", counter.name());
     }
     assert!(observations.len() > INSERTS as usize / 2, "most flows are made");
     assert!(deliveries.len() > INSERTS as usize / 10, "many replies are delivered");

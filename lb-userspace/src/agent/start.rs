@@ -14,7 +14,7 @@ use super::drains::{self, Drains};
 use super::flow_log::Output;
 use crate::bpf::{self, AgentLock, Kernel, LOCK_DIR, host};
 use crate::cluster::{self, LastGood, Programmed};
-use crate::config::{Settings, SnatPorts, Source};
+use crate::config::{Settings, Source};
 use crate::desired::{Allocations, Desired};
 use crate::network::snat::{self, DEFAULT_NODE_PORTS, PortRange, PortRequest, PortsInUse, WORD};
 use crate::network::{NetworkWatcher, default_snat_addresses, is_local, list_links};
@@ -75,10 +75,7 @@ pub(super) async fn start(settings: Settings) -> Result<Started> {
     let network = NetworkWatcher::start(&interfaces).await.context("cannot watch the node's network")?;
     let snat_addresses = snat_addresses(&settings, &network, &interfaces)?;
     let in_use = PortsInUse::read(DEFAULT_NODE_PORTS).context("cannot tell which ports the node uses")?;
-    let request = match settings.snat_ports {
-        SnatPorts::Auto => PortRequest::Auto,
-        SnatPorts::Range { first, last } => PortRequest::Range(first..=last),
-    };
+    let request = PortRequest::from(settings.snat_ports);
     let mut snat_ports = snat::choose(&request, &in_use)?;
 
     let sizes = table_sizes(&settings, &snat_addresses);

@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::next_hop::{self, Neighbour, NeighbourKey, PROTOCOL};
 use super::{Link, LocalAddress, NextHopError};
+use crate::io_error::plain;
 
 /// Room for notifications that have not been read: a burst of some ten thousand.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -261,10 +262,4 @@ pub(super) fn with_driver(mut link: Link) -> Link {
         link.driver = name.unwrap_or_default();
     }
     link
-}
-
-/// The error without the number that the standard library appends.
-pub(super) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }

@@ -9,6 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
+use crate::config::SnatPorts;
+
 /// Most ports in a range: the bits of one [`lb_common::abi::PortBitmap`].
 pub const MAX_PORTS: u16 = 16_384;
 /// Ports are counted in words of this many.
@@ -56,6 +58,15 @@ pub enum PortRequest {
     Auto,
     /// This range.
     Range(RangeInclusive<u16>),
+}
+
+impl From<SnatPorts> for PortRequest {
+    fn from(asked: SnatPorts) -> Self {
+        match asked {
+            SnatPorts::Auto => Self::Auto,
+            SnatPorts::Range { first, last } => Self::Range(first..=last),
+        }
+    }
 }
 
 impl FromStr for PortRequest {

@@ -15,9 +15,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-use super::netlink::{Monitor, Netlink, NetlinkError, Notice, parse_address, plain, with_driver};
+use super::netlink::{Monitor, Netlink, NetlinkError, Notice, parse_address, with_driver};
 use super::next_hop::{Neighbour, NeighbourKey, Path, Surroundings, assemble, covered, neighbour};
 use super::{Destinations, Link, LocalAddresses, NextHopError, NextHops, NoClient, NodeClients};
+use crate::io_error::plain;
 
 /// Changes come in bursts: this long after the first of them they are acted on together.
 const DEBOUNCE: Duration = Duration::from_millis(20);

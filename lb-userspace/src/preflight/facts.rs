@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use crate::cluster::kubernetes::survey::Answer as ServerAnswer;
 use crate::config::XdpMode;
 use crate::desired::Network;
 use crate::health::Answer;
@@ -106,21 +107,6 @@ pub struct Server {
     pub name: String,
     /// What it says of itself; or why it can't be asked.
     pub answer: Result<ServerAnswer, String>,
-}
-
-/// What an API server says.
-#[derive(Clone, Debug, Default)]
-pub struct ServerAnswer {
-    /// `v1.36.3`.
-    pub version: String,
-    /// Major and minor number, where they are numbers.
-    pub numbers: Option<(u32, u32)>,
-    /// Its clock before ours, in seconds; negative: behind. `None`: it doesn't tell.
-    pub ahead_seconds: Option<i64>,
-    /// What the agent does there and this account may not: `patch services/status`.
-    pub missing_rights: Vec<String>,
-    /// Kanmon's definitions that it lacks.
-    pub missing_definitions: Vec<String>,
 }
 
 /// Ways to the members and back.

@@ -4,6 +4,7 @@
 use std::{
     fmt,
     sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,9 @@ use lb_common::{
         sweep::{self, Ended, Observer, Suspects},
     },
 };
-use tests::kernel_run::KernelTables;
+use tests::kernel_run::{KernelProgram, KernelTables, pin_to_cpu};
+
+use super::pace::{Leaves, Pace};
 
 /// The two backends: IPv4's and IPv6's.
 const BACKENDS: [u32; 2] = [1, 2];
@@ -31,8 +34,32 @@ const RUNNING: u64 = 24;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Swept {
     passes: u64,
-    evicted: u64,
+    /// Flows that it ended.
+    pub(crate) evicted: u64,
     mended: u64,
+}
+
+/// Does something on both CPUs, the sweep beside it; what both saw, and what the sweep did.
+pub(crate) fn beside_the_sweep<L: Send>(
+    kernel: &KernelProgram,
+    work: impl Fn(usize, &Pace) -> L + Sync,
+) -> ([L; 2], Swept) {
+    let (pace, done) = (Pace::new(u32::MAX), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let sweeper = scope.spawn(|| sweep_until(&kernel.tables, &done));
+        let threads = [0, 1].map(|cpu| {
+            let (work, pace) = (&work, &pace);
+            scope.spawn(move || {
+                let _leaves = Leaves(&pace.threads[cpu]);
+                pin_to_cpu(cpu).expect("two CPUs");
+                work(cpu, pace)
+            })
+        });
+        let logs = threads.map(|thread| thread.join());
+        done.store(true, Ordering::Release);
+        let swept = sweeper.join().expect("the sweep does not panic");
+        (logs.map(|log| log.expect("no thread panics")), swept)
+    })
 }
 
 impl Observer for Swept {
@@ -60,7 +87,7 @@ impl fmt::Display for Swept {
 }
 
 /// Sweeps all tables again and again until `done`.
-pub(crate) fn sweep_until(tables: &KernelTables, done: &AtomicBool) -> Swept {
+fn sweep_until(tables: &KernelTables, done: &AtomicBool) -> Swept {
     let config = *<&KernelTables as Tables>::config(&tables).expect("settings");
     let mut swept = Swept::default();
     let mut suspects: [Suspects; 2] = [[0; PORT_BITMAP_WORDS]; 2];

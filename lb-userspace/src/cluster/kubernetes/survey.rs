@@ -61,13 +61,13 @@ pub struct Server {
 /// What an API server says of itself and of us.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
-    /// As people write it.
+    /// `v1.36.3`.
     pub version: String,
-    /// Major and minor number.
+    /// Major and minor number, where they are numbers.
     pub numbers: Option<(u32, u32)>,
-    /// Its time before ours, in seconds.
+    /// Its clock before ours, in seconds; negative: behind. `None`: it doesn't tell.
     pub ahead_seconds: Option<i64>,
-    /// What the agent does there and may not.
+    /// What the agent does there and this account may not: `patch services/status`.
     pub missing_rights: Vec<String>,
     /// Those of our definitions that it lacks; of the gateway cluster.
     pub missing_definitions: Vec<String>,

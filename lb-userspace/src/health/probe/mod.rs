@@ -2,7 +2,7 @@
 
 mod grpc;
 mod http;
-mod tcp;
+pub(crate) mod tcp;
 mod tls;
 
 use std::future::pending;

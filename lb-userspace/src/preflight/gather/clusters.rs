@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::super::facts::{Server, ServerAnswer};
+use super::super::facts::Server;
 use super::Request;
-use crate::cluster::kubernetes::survey::{self, Answer};
+use crate::cluster::kubernetes::survey;
 use crate::cluster::{Snapshot, manifests};
 use crate::config::Source;
 
@@ -64,12 +64,5 @@ impl Survey {
 
 fn server(seen: survey::Server) -> Server {
     let name = seen.member.map_or_else(|| "gateway cluster".to_owned(), |name| format!("member {name}"));
-    let answer = |answer: Answer| ServerAnswer {
-        version: answer.version,
-        numbers: answer.numbers,
-        ahead_seconds: answer.ahead_seconds,
-        missing_rights: answer.missing_rights,
-        missing_definitions: answer.missing_definitions,
-    };
-    Server { name, answer: seen.answer.map(answer) }
+    Server { name, answer: seen.answer }
 }

@@ -10,14 +10,15 @@ mod tap;
 mod vips;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
 use super::facts::{Facts, Ports};
-use crate::config::{Settings, SnatPorts};
+use crate::config::Settings;
 use crate::desired::{self, Allocations, Desired, Network, Place};
 use crate::network::snat::{PortRequest, PortsInUse};
 use crate::network::{addresses, default_snat_addresses, list_links};
@@ -71,17 +72,13 @@ pub async fn gather(request: &Request) -> Result<Facts> {
     };
     let networks = networks::networks(&survey, request, &local, &attached, &desired);
     let paths = paths::paths(&networks.known, &survey, &desired, &attached, &own, snat).await?;
-    let request_of_ports = match settings.snat_ports {
-        SnatPorts::Auto => PortRequest::Auto,
-        SnatPorts::Range { first, last } => PortRequest::Range(first..=last),
-    };
     let in_use = PortsInUse::read(request.node_ports.clone());
     Ok(Facts {
         host: host::host(&settings.pin_dir),
         xdp_mode: settings.xdp_mode,
         interfaces: interfaces::interfaces(settings, &links),
         ports: Ports {
-            request: request_of_ports,
+            request: PortRequest::from(settings.snat_ports),
             in_use: in_use.map_err(|error| format!("cannot tell which ports the node uses: {error}")),
             stray_node_ports: survey.node_ports(&request.node_ports),
         },
@@ -89,6 +86,13 @@ pub async fn gather(request: &Request) -> Result<Facts> {
         servers: survey.servers,
         paths,
     })
+}
+
+/// A socket for datagrams of the node's own to an address.
+fn datagrams_to(address: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind(SocketAddr::new(any, 0))
 }
 
 /// What the agent would make of it.

@@ -2,10 +2,12 @@
 //! that (ip(7), `IP_MTU_DISCOVER` and `IP_MTU`; ipv6(7) the same).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use super::datagrams_to;
 
 /// A port that nobody listens on: whoever is there says so.
 const NOBODYS_PORT: u16 = 33434;
@@ -22,16 +24,15 @@ pub(super) fn measure(address: IpAddr) -> Option<(u32, u32)> {
 }
 
 fn try_measure(address: IpAddr) -> io::Result<(u32, u32)> {
-    let any: IpAddr =
-        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    let target = SocketAddr::new(address, NOBODYS_PORT);
+    let socket = datagrams_to(target)?;
     let (level, discover, value, mtu) = if address.is_ipv4() {
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO, libc::IP_MTU)
     } else {
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO, libc::IPV6_MTU)
     };
     set(&socket, level, discover, value)?;
-    socket.connect(SocketAddr::new(address, NOBODYS_PORT))?;
+    socket.connect(target)?;
     let first = get(&socket, level, mtu)?;
     let headers = HEADERS[usize::from(address.is_ipv6())];
     let full = vec![0; first.saturating_sub(headers) as usize];

@@ -1,13 +1,11 @@
 //! Routes to the members, connections to their endpoints, and VIPs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::future::join_all;
-use tokio::net::TcpSocket;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -15,7 +13,8 @@ use super::super::facts::{Paths, Probe, Route};
 use super::clusters::Survey;
 use super::{mtu, vips};
 use crate::desired::{Desired, Endpoint, MemberState, Network, NetworkKind, Protocol, Site};
-use crate::health::Answer;
+use crate::health::{Answer, probe::tcp};
+use crate::io_error::plain;
 use crate::network::routes;
 
 /// How long an endpoint may take to answer: what a SYN and one repetition take.
@@ -96,25 +95,11 @@ async fn probe(member: String, endpoint: SocketAddr, snat: &[IpAddr], own: &BTre
     Probe { member, endpoint, answer, from_snat, path_mtu, first_mtu }
 }
 
-/// Opens a connection and ends it by a RST, which leaves nothing behind.
+/// Whether a connection can be opened; it ends at once.
 async fn connect(endpoint: SocketAddr, from: Option<IpAddr>) -> Answer {
-    let open = async {
-        let socket = if endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_zero_linger()?;
-        if let Some(from) = from {
-            socket.bind(SocketAddr::new(from, 0))?;
-        }
-        socket.connect(endpoint).await.map(drop)
-    };
-    match timeout(PATIENCE, open).await {
-        Ok(Ok(())) => Answer::Answered,
+    match timeout(PATIENCE, tcp::open(endpoint, from)).await {
+        Ok(Ok(_)) => Answer::Answered,
         Ok(Err(error)) => Answer::Failed(plain(&error)),
         Err(_) => Answer::Failed(format!("no answer within {} ms", PATIENCE.as_millis())),
     }
-}
-
-/// The error without the number that the standard library appends.
-pub(super) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::task::spawn_blocking;
 
 use super::super::facts::{Arrival, VipRoute};
-use super::paths::plain;
+use super::datagrams_to;
 use super::tap::Tap;
 use crate::desired::Desired;
+use crate::io_error::plain;
 
 /// The discard service (RFC 863).
 const DISCARD: u16 = 9;
@@ -48,9 +49,9 @@ fn send(vip: IpAddr) -> io::Result<Arrival> {
         }
         Err(error) => return Err(error),
     };
-    let any: IpAddr = if vip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
-    socket.connect(SocketAddr::new(vip, DISCARD))?;
+    let target = SocketAddr::new(vip, DISCARD);
+    let socket = datagrams_to(target)?;
+    socket.connect(target)?;
     // Nobody else sends this.
     let token: [u8; 16] = rand::random();
     if let Err(error) = socket.send(&token) {
