@@ -2,6 +2,7 @@
 
 mod child;
 mod clusters;
+mod lanes;
 mod libtest;
 mod report;
 mod suites;
@@ -10,6 +11,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -71,24 +73,16 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         false => Clusters::Unwanted,
     };
     child::catch_interrupts()?;
-    let mut report = Report::default();
-    for suite in chosen {
-        let outcome = run_suite(suite, options, &clusters);
+    let report = Mutex::new(Report::default());
+    let run_one = |suite: &&SuiteBinaries| {
+        let outcome = run_suite(suite, options, &clusters)?;
+        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.add(outcome);
         // What ran before an interruption is still worth a report.
-        let (suite, stop) = match outcome {
-            Ok(suite) => (Some(suite), None),
-            Err(error) => (None, Some(error)),
-        };
-        suite.into_iter().for_each(|suite| report.add(suite));
-        if let Some(path) = &options.report {
-            let json = serde_json::to_string_pretty(&report).context("write the report as JSON")?;
-            fs::write(path, json + "\n").with_context(|| format!("write {}", path.display()))?;
-        }
-        if let Some(error) = stop {
-            return Err(error);
-        }
-    }
-    Ok(report)
+        report.write(options.report.as_deref())
+    };
+    lanes::run(&chosen, |suite| suite.mostly_waits(), run_one)?;
+    Ok(report.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Whether a test that will run needs Kubernetes' binaries.
@@ -107,17 +101,21 @@ fn run_suite(binaries: &SuiteBinaries, options: &Options, clusters: &Clusters) -
     for binary in &binaries.binaries {
         run_binary(binary, options, clusters, &mut suite)?;
     }
+    // In one piece: another suite may be telling its own.
+    let mut said = String::new();
     if !suite.scenarios.is_empty() {
-        println!("{:<24} {} ({:.1} s)", suite.name, suite.counts(), started.elapsed().as_secs_f32());
+        said +=
+            &format!("{:<24} {} ({:.1} s)\n", suite.name, suite.counts(), started.elapsed().as_secs_f32());
     }
     for scenario in suite.scenarios.iter() {
         if let Some(reason) = &scenario.skipped {
-            println!("  skipped: {}: {reason}", scenario.name);
+            said += &format!("  skipped: {}: {reason}\n", scenario.name);
         }
         if let Some(output) = &scenario.output {
-            println!("  FAILED: {}\n{output}\n", scenario.name);
+            said += &format!("  FAILED: {}\n{output}\n\n", scenario.name);
         }
     }
+    print!("{said}");
     Ok(suite)
 }
 
@@ -135,7 +133,8 @@ fn run_binary(binary: &Binary, options: &Options, clusters: &Clusters, suite: &m
             return Ok(());
         }
     }
-    let scenario_file = workspace::target_dir().join(format!("scenarios-{}.jsonl", std::process::id()));
+    let file_name = format!("scenarios-{}-{}.jsonl", std::process::id(), suite.name);
+    let scenario_file = workspace::target_dir().join(file_name);
     fs::write(&scenario_file, "").with_context(|| format!("write {}", scenario_file.display()))?;
 
     let privilege = if binary.needs_root { Privilege::detect() } else { Privilege::Root };

@@ -1,6 +1,9 @@
 //! The report: suites, their scenarios, and the sums.
 
-use anyhow::{Result, bail};
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -125,7 +128,19 @@ impl Report {
         self.passed += suite.passed;
         self.failed += suite.failed;
         self.skipped += suite.skipped;
-        self.suites.push(suite);
+        // Some run side by side: by name, whichever ended first.
+        let place = self.suites.partition_point(|other| other.name <= suite.name);
+        self.suites.insert(place, suite);
+    }
+
+    /// Writes what is known so far, as JSON, where a file is named for it.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub(crate) fn write(&self, file: Option<&Path>) -> Result<()> {
+        let Some(path) = file else { return Ok(()) };
+        let json = serde_json::to_string_pretty(self).context("write the report as JSON")?;
+        fs::write(path, json + "\n").with_context(|| format!("write {}", path.display()))
     }
 
     /// The one line that ends a run.

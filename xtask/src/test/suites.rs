@@ -31,6 +31,13 @@ pub(crate) struct SuiteBinaries {
     pub(crate) binaries: Vec<Binary>,
 }
 
+impl SuiteBinaries {
+    /// Whether its tests run clusters, and so wait for leases, probes and API servers most of the time.
+    pub(crate) fn mostly_waits(&self) -> bool {
+        self.binaries.iter().all(|binary| binary.needs_kubernetes)
+    }
+}
+
 /// One test executable.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Binary {
