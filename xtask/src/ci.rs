@@ -31,13 +31,14 @@ pub(crate) fn everything() -> Result<bool> {
 
     heading("clippy");
     let mut clippy = workspace::cargo();
-    clippy.args(["clippy", "--all-targets", "--", "-D", "warnings"]);
+    // With the tests' profile: what the compiler itself runs, macros and build scripts, is then compiled once.
+    clippy.args(["clippy", "--profile", build::SUITES, "--all-targets", "--", "-D", "warnings"]);
     check("clippy", build::run(&mut clippy, "clippy of the host's crates"));
     check("eBPF clippy", build::ebpf_clippy(route));
 
     heading("documentation");
     let mut doc = workspace::cargo();
-    doc.args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+    doc.args(["doc", "--profile", build::SUITES, "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
     check("documentation", build::run(&mut doc, "cargo doc"));
 
     heading("tests");

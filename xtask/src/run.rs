@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::build;
 use crate::privilege::{Privilege, passed_environment};
-use crate::setup::kubernetes::{self, ASSETS_VARIABLE, Provided};
-use crate::setup::{self, Need};
+use crate::setup::{self, Need, kubernetes};
 use crate::workspace;
 
 /// Builds everything and becomes `kanmon run ARGS`.
@@ -39,10 +38,7 @@ pub(crate) fn demo(args: &[OsString]) -> Result<()> {
 pub(crate) fn demo_command(profile: &str, args: &[OsString]) -> Result<Command> {
     let mut environment = passed_environment();
     if args.iter().any(|arg| arg == "--kubernetes") {
-        match kubernetes::provide()? {
-            Provided::Ready(directory) => environment.push((ASSETS_VARIABLE.into(), directory.into())),
-            Provided::NoGo(why) => bail!("the demo with Kubernetes needs its binaries: {why}"),
-        }
+        environment.push(kubernetes::environment("the demo with Kubernetes")?);
     }
     let demo = workspace::target_dir().join(profile).join("kanmon-demo");
     let mut command =

@@ -1,12 +1,14 @@
 //! What `cargo xtask bench [NAME…]` measures.
 //!
-//! `figures/` has how fast Kanmon is, beside its goals. Two more are subcommands with files of their own. `failover.rs`
+//! `figures/` has how fast Kanmon is, beside its goals. Three more are subcommands with files of their own. `failover.rs`
 //! is Kanmon beside what does the same work, on story S1's network: contenders (`contender/`) take turns in the same
-//! gateway namespace. `syn_copy.rs` is the packet program beside itself, by test runs in the kernel.
+//! gateway namespace. `control_plane/` is the agent with real API servers. `syn_copy.rs` is the packet program beside itself, by test runs in the kernel.
 
 mod contender;
+mod control_plane;
 mod failover;
 mod figures;
+mod page;
 mod plot;
 mod progress;
 mod report;
@@ -28,6 +30,8 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Bench {
+    /// What the agent takes with many services, and how soon a change is in the kernel; with real API servers.
+    ControlPlane(control_plane::Args),
     /// Requests that fail or are slow when a pod or a cluster is lost: Kanmon, HAProxy and nftables.
     Failover(failover::Args),
     /// What it costs a new connection that a copy of its SYN is kept for the case that its backend refuses.
@@ -40,6 +44,7 @@ enum Bench {
 /// When the network or a contender cannot be started, the client itself fails, or a file cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     match &args.bench {
+        Some(Bench::ControlPlane(args)) => control_plane::run(args),
         Some(Bench::Failover(args)) => failover::run(args),
         Some(Bench::SynCopy(args)) => syn_copy::run(args),
         None => figures::run(&args.figures),
@@ -58,6 +63,10 @@ mod tests {
         let failover = named(&["bench", "failover", "--json", "f.json", "--plot", "f.svg"]);
         assert!(matches!(failover, Some(Bench::Failover(_))));
         assert!(matches!(named(&["bench", "syn-copy", "--json", "f.json"]), Some(Bench::SynCopy(_))));
+        assert!(matches!(
+            named(&["bench", "control-plane", "--json", "f.json"]),
+            Some(Bench::ControlPlane(_))
+        ));
         assert!(named(&["bench", "packet", "--quick", "--json", "f.json"]).is_none());
         assert!(named(&["bench"]).is_none());
         assert!(Args::try_parse_from(["bench", "failovre"]).is_err());

@@ -139,7 +139,7 @@ pub(super) fn socket6(key: &[u8; 20]) -> Socket {
 }
 
 /// Keys and values of a hash map.
-pub(super) fn keys<const N: usize>(pins: &Path, name: &str) -> Result<Vec<([u8; N], u32)>> {
+pub(crate) fn keys<const N: usize>(pins: &Path, name: &str) -> Result<Vec<([u8; N], u32)>> {
     let map: HashMap<MapData, [u8; N], u32> = HashMap::try_from(Map::HashMap(open(pins, name)?))?;
     map.iter().collect::<Result<_, _>>().with_context(|| format!("cannot read {name}"))
 }
@@ -162,7 +162,7 @@ fn elements<T: Pod>(pins: &Path, name: &str) -> Result<Vec<T>> {
     .with_context(|| format!("cannot read {name}"))
 }
 
-pub(super) fn array<const N: usize>(pins: &Path, name: &str) -> Result<Array<MapData, [u8; N]>> {
+pub(crate) fn array<const N: usize>(pins: &Path, name: &str) -> Result<Array<MapData, [u8; N]>> {
     Ok(Array::try_from(Map::Array(open(pins, name)?))?)
 }
 

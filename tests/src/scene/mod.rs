@@ -17,7 +17,7 @@
 //! ```
 
 mod by_hand;
-mod maps;
+pub(crate) mod maps;
 mod ring;
 mod traffic;
 

@@ -5,14 +5,14 @@ mod pictures;
 
 use std::{fmt::Write as _, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
     contender::{BASELINE, KANMON, PEER},
     report::{Cost, Goal, Growth, Range, Report, Timing},
 };
-use crate::output::write_for_caller;
+use crate::{bench::page, output::write_for_caller};
 
 /// A table, and the picture that comes before it.
 struct Section {
@@ -38,11 +38,10 @@ pub(super) fn tables(report: &Report) -> String {
 
 /// Writes the page and its pictures.
 pub(super) fn write(report: &Report, directory: &Path) -> Result<()> {
-    let page = directory.join("benchmarks.md");
     for (file, _, picture) in pictures::of(report) {
         write_for_caller(&directory.join(file), &chart::draw(&picture)?)?;
     }
-    write_for_caller(&page, &markdown(report)).with_context(|| format!("cannot write {}", page.display()))
+    page::put(directory, page::DATA_PLANE, &markdown(report))
 }
 
 fn sections(report: &Report) -> Vec<Section> {
@@ -267,9 +266,7 @@ fn said(goal: &Goal) -> String {
     format!("{} {} {}{value}", goal.name, goal.op, goal.goal)
 }
 
-const INTRODUCTION: &str = "# Benchmarks
-
-<!-- Written by `cargo xtask bench`; changes are lost. -->
+const INTRODUCTION: &str = "<!-- Written by `cargo xtask bench`; changes are lost. -->
 
 Every figure stands beside something that was measured in the same run: absolute times drift with the machine, ratios
 hold. `median (least–most)` is over the rounds of the run.

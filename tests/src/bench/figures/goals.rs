@@ -103,7 +103,8 @@ fn at_least(name: String, goal: f64, value: Option<f64>) -> Goal {
     Goal { name, op: ">=", goal, value, met: value.map(|value| value >= goal) }
 }
 
-fn at_most(name: String, goal: f64, value: Option<f64>) -> Goal {
+/// A goal that is met by this value or a smaller one.
+pub(in crate::bench) fn at_most(name: String, goal: f64, value: Option<f64>) -> Goal {
     Goal { name, op: "<=", goal, value, met: value.map(|value| value <= goal) }
 }
 

@@ -8,25 +8,25 @@ use serde::Serialize;
 use crate::output::kernel_release;
 
 /// The CPU that measures.
-pub(super) const CPU: usize = 0;
+pub(in crate::bench) const CPU: usize = 0;
 
 /// The machine, and how busy it was.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Machine {
-    pub(super) cpu: String,
-    pub(super) cpus: usize,
-    pub(super) kernel: String,
+pub(in crate::bench) struct Machine {
+    pub(in crate::bench) cpu: String,
+    pub(in crate::bench) cpus: usize,
+    pub(in crate::bench) kernel: String,
     /// The CPU that everything timed was pinned to.
-    pub(super) pinned_to: usize,
+    pub(in crate::bench) pinned_to: usize,
     /// Processes that wanted a CPU in the minute before: more than 0 makes figures worse.
-    pub(super) load_before: Option<f64>,
+    pub(in crate::bench) load_before: Option<f64>,
     /// The last cache's size, as the kernel writes it.
-    pub(super) last_cache: Option<String>,
+    pub(in crate::bench) last_cache: Option<String>,
 }
 
 impl Machine {
     /// This one.
-    pub(super) fn here() -> Result<Machine> {
+    pub(in crate::bench) fn here() -> Result<Machine> {
         let read = |path: &str| fs::read_to_string(path).ok();
         let model = read("/proc/cpuinfo").and_then(|text| {
             let line = text.lines().find(|line| line.starts_with("model name"))?;

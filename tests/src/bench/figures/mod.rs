@@ -24,6 +24,11 @@ use std::{
 use anyhow::Result;
 
 use self::report::Report;
+pub(super) use self::{
+    goals::at_most,
+    machine::Machine,
+    report::{Goal, Range},
+};
 use crate::output::write_for_caller;
 
 /// What can be measured.
@@ -70,7 +75,7 @@ pub(super) struct Args {
 }
 
 /// Where this workspace has its documentation.
-fn documentation() -> PathBuf {
+pub(super) fn documentation() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs")
 }
 

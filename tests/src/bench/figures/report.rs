@@ -128,26 +128,26 @@ pub(super) struct Growth {
 
 /// What is to be reached.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Goal {
-    pub(super) name: String,
-    pub(super) op: &'static str,
-    pub(super) goal: f64,
-    pub(super) value: Option<f64>,
+pub(in crate::bench) struct Goal {
+    pub(in crate::bench) name: String,
+    pub(in crate::bench) op: &'static str,
+    pub(in crate::bench) goal: f64,
+    pub(in crate::bench) value: Option<f64>,
     /// None where it needs what was not measured.
-    pub(super) met: Option<bool>,
+    pub(in crate::bench) met: Option<bool>,
 }
 
 /// Over the repeats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Range {
-    pub(super) min: f64,
-    pub(super) median: f64,
-    pub(super) max: f64,
+pub(in crate::bench) struct Range {
+    pub(in crate::bench) min: f64,
+    pub(in crate::bench) median: f64,
+    pub(in crate::bench) max: f64,
 }
 
 impl Range {
     /// Of samples in any order, to a hundredth; all 0 where there are none.
-    pub(super) fn of(samples: &[f64]) -> Range {
+    pub(in crate::bench) fn of(samples: &[f64]) -> Range {
         let mut sorted: Vec<f64> = samples.iter().map(|sample| (sample * 100.0).round() / 100.0).collect();
         sorted.sort_by(f64::total_cmp);
         let end = |value: Option<&f64>| value.copied().unwrap_or_default();

@@ -8,12 +8,13 @@ mod build;
 mod go;
 mod wheel;
 
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 pub(crate) use self::assets::ASSETS_VARIABLE;
 use self::assets::Assets;
@@ -50,6 +51,17 @@ pub(crate) fn item() -> Result<Item> {
         Item::missing(name, &format!("no {}", lacking.join(", ")), &how)
     };
     Ok(item.needed_to(Need::Kubernetes).fixed_by(Fix::Kubernetes))
+}
+
+/// What a program has in its environment that runs Kubernetes' own, for `whom` they are; builds what is missing.
+///
+/// # Errors
+/// There is no Go, a build fails, or the cache can't be written.
+pub(crate) fn environment(whom: &str) -> Result<(OsString, OsString)> {
+    match provide()? {
+        Provided::Ready(directory) => Ok((ASSETS_VARIABLE.into(), directory.into())),
+        Provided::NoGo(why) => bail!("{whom} needs Kubernetes' binaries: {why}"),
+    }
 }
 
 /// Builds what is missing.
