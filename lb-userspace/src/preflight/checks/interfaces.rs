@@ -1,7 +1,7 @@
 //! Interfaces: whether the packet program can be attached, and what the kernel does beside it.
 
 use super::super::facts::{Interface, LinkFacts};
-use super::super::finding::Finding;
+use super::super::finding::{Finding, count};
 use crate::config::XdpMode;
 
 /// Drivers with native XDP in Linux 6.1, which is the oldest that is supported.
@@ -116,15 +116,20 @@ fn queues(name: &str, link: &LinkFacts, cpus: usize) -> Option<Finding> {
     if link.driver != "virtio_net" {
         return None;
     }
+    let found = format!(
+        "{} for {}",
+        count(link.tx_queues, "transmit queue", "transmit queues"),
+        count(cpus, "processor", "processors")
+    );
     Some(if link.tx_queues < cpus {
         Finding::warning(
             "queues",
             name,
-            format!("{} transmit queues for {cpus} processors: they take turns", link.tx_queues),
+            format!("{found}: they take turns"),
             format!("ethtool -L {name} combined {cpus}, or a type of machine with more queues"),
         )
     } else {
-        Finding::ok("queues", name, format!("{} transmit queues for {cpus} processors", link.tx_queues))
+        Finding::ok("queues", name, found)
     })
 }
 
