@@ -173,7 +173,7 @@ impl Report {
         let usual = |found: &Finding| {
             found.status == "warning"
                 && match found.check.as_str() {
-                    "offloads" => found.message.contains("hides VLAN tags from XDP"),
+                    "offloads" => found.message.contains("VLAN tags from XDP"),
                     "source-check" => found.subject == "the fabric",
                     _ => false,
                 }

@@ -143,7 +143,11 @@ fn offloads(name: &str, link: &LinkFacts) -> Finding {
         return Finding::warning(
             "offloads",
             name,
-            format!("{} is on: the card merges packets, which native XDP does not take", merging.join(", ")),
+            format!(
+                "{} {} on: the card merges packets, which native XDP does not take",
+                merging.join(", "),
+                if merging.len() == 1 { "is" } else { "are" }
+            ),
             format!("ethtool -K {name} {off}"),
         );
     }
@@ -152,7 +156,11 @@ fn offloads(name: &str, link: &LinkFacts) -> Finding {
         return Finding::warning(
             "offloads",
             name,
-            format!("{} hides VLAN tags from XDP; the agent switches it off", tags.join(", ")),
+            format!(
+                "{} {} VLAN tags from XDP; the agent switches that off",
+                tags.join(", "),
+                if tags.len() == 1 { "hides" } else { "hide" }
+            ),
             format!("ethtool -K {name} rxvlan off, to see that the driver lets it"),
         );
     }
