@@ -83,13 +83,8 @@ fn table(report: &Report) -> String {
         };
         table.add_row([finding.status.name(), &finding.check, &finding.subject, &found]);
     }
-    let count = |status| report.count(status);
-    format!(
-        "{table}\n{} ok, {} warnings, {} failed\n",
-        count(Status::Ok),
-        count(Status::Warning),
-        count(Status::Failed)
-    )
+    let warnings = preflight::count(report.count(Status::Warning), "warning", "warnings");
+    format!("{table}\n{} ok, {warnings}, {} failed\n", report.count(Status::Ok), report.count(Status::Failed))
 }
 
 fn member(text: &str) -> Result<Member, String> {

@@ -80,6 +80,12 @@ impl fmt::Display for Network {
 /// Between sites nothing may overlap: the network that joins them could route an address to one of them only. Within a
 /// site, pods and nodes may share what their VPC gives out; addresses of Services and VIPs may not be those of hosts.
 /// VIPs may be part of the gateway's own VPC or vSwitch.
+///
+/// Service networks count although Kanmon sends nothing to a ClusterIP: story S1's plan gives each cluster its own, and
+/// every kind of overlap is to fail. ClusterIPs are routed where pods are (kube-proxy answers on each node), so whoever
+/// joins the clusters' networks would find one of two. Such an overlap refuses no endpoint. Where several clusters have
+/// the same service network on purpose, as with Kubernetes' default of 10.96.0.0/12, it is not declared: then nothing
+/// is compared, and `kanmon preflight` says as a warning that it is not.
 #[must_use]
 pub fn conflicts(networks: &[Network]) -> Vec<(&Network, &Network)> {
     let mut found = Vec::new();

@@ -33,9 +33,12 @@ pub fn blocked<'a>(answers: impl IntoIterator<Item = (SocketAddr, &'a Answer)>) 
     }
     let named: Vec<String> =
         failed.iter().take(NAMED).map(|(address, reason)| format!("{address}: {reason}")).collect();
+    let who = match failed.len() {
+        1 => "its only ready endpoint does not answer".to_owned(),
+        number => format!("none of its {number} ready endpoints answers"),
+    };
     Some(format!(
-        "none of its {} ready endpoints answers this gateway ({}{})",
-        failed.len(),
+        "{who} this gateway ({}{})",
         named.join("; "),
         if failed.len() > NAMED { "; …" } else { "" }
     ))
@@ -60,5 +63,9 @@ mod tests {
         let message = of(&[&failed, &failed, &failed]).unwrap();
         assert!(message.starts_with("none of its 3 ready endpoints answers this gateway (10.0.1.1:8080: no"));
         assert!(message.ends_with("; …)"), "{message}");
+        let message = of(&[&failed]).unwrap();
+        assert!(
+            message.starts_with("its only ready endpoint does not answer this gateway (10.0.1.1:8080: no")
+        );
     }
 }

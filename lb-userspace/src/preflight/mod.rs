@@ -16,7 +16,7 @@ mod gather;
 mod tests;
 
 pub use facts::Facts;
-pub use finding::{Finding, Report, Status};
+pub use finding::{Finding, Report, Status, count};
 pub use gather::{Member, Request, gather};
 
 /// Judges the facts: a finding for each thing that was looked at, in the order of the table.

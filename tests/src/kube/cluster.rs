@@ -46,7 +46,7 @@ pub struct KubeCluster {
     /// The administrator's, for use from anywhere in the bed.
     kubeconfig: PathBuf,
     /// The administrator's, for use in the control plane's namespace.
-    local_kubeconfig: PathBuf,
+    pub(super) local_kubeconfig: PathBuf,
     pub(super) api: Mutex<Option<Process>>,
     /// What answers in the API server's place, where something does.
     pub(super) answers: Mutex<Option<Answers>>,

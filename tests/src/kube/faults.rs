@@ -1,9 +1,16 @@
 //! What can go wrong with a control plane.
 
 use anyhow::{Context, Result};
+use hyper::StatusCode;
+use k8s_openapi::jiff::SignedDuration;
 use nix::sys::signal::Signal;
 
-use super::{KubeCluster, answers::Answers, cluster::lock, etcd};
+use super::{
+    KubeCluster,
+    answers::{Answers, Role},
+    cluster::lock,
+    etcd,
+};
 
 impl KubeCluster {
     /// Kills the API server: connections are reset, new ones refused. etcd keeps every object.
@@ -79,19 +86,33 @@ impl KubeCluster {
     /// # Errors
     /// When `status` is no HTTP status, or the API server does not get ready again.
     pub fn answer_with(&self, status: u16) -> Result<()> {
-        let (addresses, certificate, key) = self.front();
-        let answers = Answers::start(self.ns(), addresses, &certificate, &key, status)?;
-        // Another one that was in front ends only now: nobody gets past them in between.
-        if lock(&self.answers).replace(answers).is_some() {
+        let status = StatusCode::from_u16(status).context("an API server answers with an HTTP status")?;
+        if self.put_in_front(Role::Failure(status))? {
             return Ok(());
         }
         self.kill_api()?;
         self.start_api()
     }
 
-    /// Undoes [`KubeCluster::answer_with`].
+    /// Sets the clock by which the API server dates its answers to whoever connects from now on. All of those have an
+    /// administrator's rights: what stands in front asks for them.
+    ///
+    /// # Errors
+    /// When there is no room in front of the API server.
+    pub fn set_clock(&self, ahead: SignedDuration) -> Result<()> {
+        self.put_in_front(Role::Clock { kubeconfig: self.local_kubeconfig.clone(), ahead }).map(drop)
+    }
+
+    /// Undoes [`KubeCluster::answer_with`] and [`KubeCluster::set_clock`].
     pub fn answer_properly(&self) {
         *lock(&self.answers) = None;
+    }
+
+    /// Whether there was something in front before. That ends only now: nobody gets past them in between.
+    fn put_in_front(&self, role: Role) -> Result<bool> {
+        let (addresses, certificate, key) = self.front();
+        let answers = Answers::start(self.ns(), addresses, &certificate, &key, role)?;
+        Ok(lock(&self.answers).replace(answers).is_some())
     }
 
     fn signal_api(&self, signal: Signal) -> Result<()> {

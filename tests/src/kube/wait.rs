@@ -60,7 +60,7 @@ pub async fn poll<T>(
     }
 }
 
-async fn client(kubeconfig: &Path) -> Result<Client> {
+pub(super) async fn client(kubeconfig: &Path) -> Result<Client> {
     let context = || format!("cannot use {}", kubeconfig.display());
     let file = Kubeconfig::read_from(kubeconfig).with_context(context)?;
     let options = KubeConfigOptions::default();

@@ -1,7 +1,7 @@
 //! Interfaces: whether the packet program can be attached, and what the kernel does beside it.
 
 use super::super::facts::{Interface, LinkFacts};
-use super::super::finding::Finding;
+use super::super::finding::{Finding, count};
 use crate::config::XdpMode;
 
 /// Drivers with native XDP in Linux 6.1, which is the oldest that is supported.
@@ -116,15 +116,20 @@ fn queues(name: &str, link: &LinkFacts, cpus: usize) -> Option<Finding> {
     if link.driver != "virtio_net" {
         return None;
     }
+    let found = format!(
+        "{} for {}",
+        count(link.tx_queues, "transmit queue", "transmit queues"),
+        count(cpus, "processor", "processors")
+    );
     Some(if link.tx_queues < cpus {
         Finding::warning(
             "queues",
             name,
-            format!("{} transmit queues for {cpus} processors: they take turns", link.tx_queues),
+            format!("{found}: they take turns"),
             format!("ethtool -L {name} combined {cpus}, or a type of machine with more queues"),
         )
     } else {
-        Finding::ok("queues", name, format!("{} transmit queues for {cpus} processors", link.tx_queues))
+        Finding::ok("queues", name, found)
     })
 }
 
@@ -138,7 +143,11 @@ fn offloads(name: &str, link: &LinkFacts) -> Finding {
         return Finding::warning(
             "offloads",
             name,
-            format!("{} is on: the card merges packets, which native XDP does not take", merging.join(", ")),
+            format!(
+                "{} {} on: the card merges packets, which native XDP does not take",
+                merging.join(", "),
+                if merging.len() == 1 { "is" } else { "are" }
+            ),
             format!("ethtool -K {name} {off}"),
         );
     }
@@ -147,7 +156,11 @@ fn offloads(name: &str, link: &LinkFacts) -> Finding {
         return Finding::warning(
             "offloads",
             name,
-            format!("{} hides VLAN tags from XDP; the agent switches it off", tags.join(", ")),
+            format!(
+                "{} {} VLAN tags from XDP; the agent switches that off",
+                tags.join(", "),
+                if tags.len() == 1 { "hides" } else { "hide" }
+            ),
             format!("ethtool -K {name} rxvlan off, to see that the driver lets it"),
         );
     }

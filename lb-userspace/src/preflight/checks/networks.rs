@@ -17,7 +17,12 @@ pub(in super::super) fn check(networks: &Networks) -> Vec<Finding> {
         Finding::failed("cidr", b.site.to_string(), format!("the {b} overlaps the {a}"), fix)
     }));
     if findings.is_empty() {
-        let message = format!("{} networks, none overlaps another", networks.known.len());
+        let known = networks.known.len();
+        let message = if known == 1 {
+            "1 network, which overlaps no other".to_owned()
+        } else {
+            format!("{known} networks, none overlaps another")
+        };
         findings.push(Finding::ok("cidr", "all networks", message));
     }
     findings.extend(networks.outside.iter().map(|(member, what)| {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::super::facts::{Arrival, Paths, Probe};
-use super::super::finding::Finding;
+use super::super::finding::{Finding, count};
 use crate::health::{Answer, blocked};
 
 /// What every link must carry (RFC 8200, section 5).
@@ -78,10 +78,12 @@ fn reach(member: &str, probes: &[&Probe]) -> Vec<Finding> {
                 Finding::failed("probe", &subject, format!("{family}: {message}"), fix)
             }
             None => {
-                let message = format!("{family}: {answered} of {} endpoints tried answer", of_family.len());
-                if answered == of_family.len() {
-                    Finding::ok("probe", &subject, message)
+                let tried = of_family.len();
+                if answered == tried {
+                    let who = count(tried, "endpoint was tried and answers", "endpoints were tried and answer");
+                    Finding::ok("probe", &subject, format!("{family}: {who}"))
                 } else {
+                    let message = format!("{family}: {answered} of {tried} endpoints tried answer");
                     Finding::warning("probe", &subject, message, "see why with `kanmon backends`")
                 }
             }

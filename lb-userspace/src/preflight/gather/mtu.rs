@@ -17,13 +17,12 @@ const LOOK: Duration = Duration::from_millis(20);
 /// IPv4 and IPv6 headers, with UDP's.
 const HEADERS: [u32; 2] = [28, 48];
 
-/// The MTU that packets begin their way with, and the one of the whole path as far as it is known; bytes of an IP
-/// packet. `None`: it can't be asked.
-pub(super) fn measure(address: IpAddr) -> Option<(u32, u32)> {
+/// The MTU of the whole path as far as it is known; bytes of an IP packet. `None`: it can't be asked.
+pub(super) fn measure(address: IpAddr) -> Option<u32> {
     try_measure(address).ok()
 }
 
-fn try_measure(address: IpAddr) -> io::Result<(u32, u32)> {
+fn try_measure(address: IpAddr) -> io::Result<u32> {
     let target = SocketAddr::new(address, NOBODYS_PORT);
     let socket = datagrams_to(target)?;
     let (level, discover, value, mtu) = if address.is_ipv4() {
@@ -48,7 +47,7 @@ fn try_measure(address: IpAddr) -> io::Result<(u32, u32)> {
             break;
         }
     }
-    Ok((first, known))
+    Ok(known)
 }
 
 fn set(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Result<()> {

@@ -110,8 +110,9 @@ fn strangers(
         .map(|(node, address)| format!("{address} ({node})"))
         .collect();
     let named = outside.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-    let count = outside.len();
-    (count > 0).then(|| {
-        (member.to_owned(), format!("{count} {what} addresses are in none of its {what} networks: {named}"))
+    let are = if outside.len() == 1 { "address is" } else { "addresses are" };
+    (!outside.is_empty()).then(|| {
+        let message = format!("{} {what} {are} in none of its {what} networks: {named}", outside.len());
+        (member.to_owned(), message)
     })
 }

@@ -36,7 +36,9 @@ pub(super) async fn paths(
     });
     let wanted: Vec<(Network, IpAddr)> =
         to_members.map(|network| (network.clone(), first_host(network))).collect();
-    let found = routes(wanted.iter().map(|(_, address)| *address), attached)
+    let endpoints = endpoints(desired);
+    let to_endpoints = endpoints.values().flatten().map(SocketAddr::ip);
+    let found = routes(wanted.iter().map(|(_, address)| *address).chain(to_endpoints), attached)
         .await
         .context("cannot ask the kernel for routes")?;
     let leads = |address: &IpAddr| match &found[address] {
@@ -46,7 +48,6 @@ pub(super) async fn paths(
     let routes =
         wanted.into_iter().map(|(network, address)| Route { leads: leads(&address), network }).collect();
 
-    let endpoints = endpoints(desired);
     let members =
         survey.snapshot.gateway.members.iter().filter(|member| member.spec.state == MemberState::Active);
     let without_endpoints = members
@@ -54,7 +55,11 @@ pub(super) async fn paths(
         .filter(|name| !endpoints.contains_key(name))
         .collect();
     let tries = endpoints.iter().flat_map(|(member, endpoints)| {
-        endpoints.iter().map(|endpoint| probe(member.clone(), *endpoint, &snat_addresses, own))
+        endpoints.iter().map(|endpoint| {
+            // What the route itself says: the kernel may have learned before now that less fits.
+            let first_mtu = leads(&endpoint.ip()).ok().map(|(_, mtu)| mtu);
+            probe(member.clone(), *endpoint, first_mtu, &snat_addresses, own)
+        })
     });
     let probes = join_all(tries).await;
     let vips = vips::routes(desired, own).await;
@@ -82,7 +87,13 @@ fn endpoints(desired: &Desired) -> BTreeMap<String, Vec<SocketAddr>> {
     found.into_iter().map(|(member, addresses)| (member, few(addresses))).collect()
 }
 
-async fn probe(member: String, endpoint: SocketAddr, snat: &[IpAddr], own: &BTreeSet<IpAddr>) -> Probe {
+async fn probe(
+    member: String,
+    endpoint: SocketAddr,
+    first_mtu: Option<u32>,
+    snat: &[IpAddr],
+    own: &BTreeSet<IpAddr>,
+) -> Probe {
     let of_family = snat.iter().copied().filter(|address| address.is_ipv4() == endpoint.is_ipv4());
     let from_snat = of_family.map(|address| async move {
         let answer =
@@ -91,8 +102,7 @@ async fn probe(member: String, endpoint: SocketAddr, snat: &[IpAddr], own: &BTre
     });
     let path = spawn_blocking(move || mtu::measure(endpoint.ip()));
     let (answer, from_snat, path) = tokio::join!(connect(endpoint, None), join_all(from_snat), path);
-    let (first_mtu, path_mtu) = path.ok().flatten().unzip();
-    Probe { member, endpoint, answer, from_snat, path_mtu, first_mtu }
+    Probe { member, endpoint, answer, from_snat, path_mtu: path.ok().flatten(), first_mtu }
 }
 
 /// Whether a connection can be opened; it ends at once.

@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{Ipv4RecvErr, Ipv6RecvErr};
 use tokio::task::spawn_blocking;
 
 use super::super::facts::{Arrival, VipRoute};
@@ -51,6 +53,11 @@ fn send(vip: IpAddr) -> io::Result<Arrival> {
     };
     let target = SocketAddr::new(vip, DISCARD);
     let socket = datagrams_to(target)?;
+    // Without this the kernel keeps a router's "no route to that network" to itself: it might pass (udp(7)).
+    match vip {
+        IpAddr::V4(_) => setsockopt(&socket, Ipv4RecvErr, &true)?,
+        IpAddr::V6(_) => setsockopt(&socket, Ipv6RecvErr, &true)?,
+    }
     socket.connect(target)?;
     // Nobody else sends this.
     let token: [u8; 16] = rand::random();
