@@ -9,13 +9,13 @@ use std::{
 use tests::kube::{KubeBed, KubeCluster, KubeOptions};
 
 /// The directory.
-pub const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
+pub(crate) const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
 
 /// The cluster that members are represented by.
 const MEMBER: &str = "hangzhou";
 
 /// Every file below a directory.
-pub fn files(directory: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }

@@ -74,7 +74,7 @@ fn of_role(role: &Value) -> Vec<Right> {
 }
 
 /// What an account was refused, and what it may do and never did: two lists that are to be empty.
-pub fn faults(cluster: &KubeCluster, account: &str) -> (Vec<Asked>, Vec<String>) {
+pub(crate) fn faults(cluster: &KubeCluster, account: &str) -> (Vec<Asked>, Vec<String>) {
     let user = format!("system:serviceaccount:kanmon-system:{account}");
     let asked = cluster.asked_by(&user).unwrap();
     let granted = granted(cluster, account);
