@@ -259,7 +259,7 @@ spec:
 #[test]
 fn rbac_refuses_a_stranger_and_no_other_clusters_certificate_is_known() {
     let clusters = vec!["hangzhou", "shanghai"];
-    let bed = KubeBed::start(KubeOptions { clusters, two_armed: true }).unwrap();
+    let bed = KubeBed::start(KubeOptions { clusters, two_armed: true, ..KubeOptions::default() }).unwrap();
     let (hangzhou, shanghai) = (bed.cluster("hangzhou").unwrap(), bed.cluster("shanghai").unwrap());
     let stranger = hangzhou.credentials("stranger", None).unwrap();
     assert_eq!(refusal(ask(&bed, hangzhou, &stranger, "default")), 403);

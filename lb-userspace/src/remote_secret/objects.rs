@@ -223,21 +223,23 @@ fn metadata(namespace: Option<&str>, name: &str) -> ObjectMeta {
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
-const CHANGE: &[&str] = &["create", "update", "patch", "delete"];
+const FOLLOW: &[&str] = &["list", "watch"];
+const PUBLISH: &[&str] = &["create", "delete", "list", "update", "watch"];
 
-/// Just what the agent does in a member cluster. It asks whether it may: `WRITES` in `cluster/kubernetes/member.rs`.
+/// Just what the agent does in a member cluster, as `deploy/member` has it too. It asks whether it may: `WRITES` in
+/// `cluster/kubernetes/member.rs`.
 fn kanmon_rules() -> Vec<PolicyRule> {
     let mcs = &["multicluster.x-k8s.io"];
     vec![
-        rule(&[""], &["services", "nodes", "namespaces"], READ),
-        rule(&["discovery.k8s.io"], &["endpointslices"], READ),
-        rule(mcs, &["serviceexports", "serviceimports"], READ),
-        rule(&["events.k8s.io"], &["events"], &["create", "patch"]),
+        rule(&[""], &["namespaces"], READ),
+        rule(&[""], &["nodes", "services"], FOLLOW),
         rule(&[""], &["services/status"], &["patch"]),
+        rule(&["discovery.k8s.io"], &["endpointslices"], PUBLISH),
+        rule(&["events.k8s.io"], &["events"], &["create", "patch"]),
+        rule(mcs, &["serviceexports"], FOLLOW),
+        rule(mcs, &["serviceimports"], PUBLISH),
         rule(mcs, &["serviceexports/status", "serviceimports/status"], &["patch"]),
-        rule(mcs, &["serviceimports"], CHANGE),
-        rule(&["discovery.k8s.io"], &["endpointslices"], CHANGE),
-        rule(&["coordination.k8s.io"], &["leases"], &["get", "create", "patch", "delete"]),
+        rule(&["coordination.k8s.io"], &["leases"], &["create", "delete", "get", "patch"]),
     ]
 }
 

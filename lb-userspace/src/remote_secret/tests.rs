@@ -136,72 +136,18 @@ fn our_account_may_do_all_that_the_agent_asks_for() {
 }
 
 #[test]
-fn our_account_may_do_just_what_the_agent_does() {
+fn our_account_is_the_one_that_deploy_member_has() {
     let account = account(Form::Kanmon);
-    let ours = json!({"app.kubernetes.io/managed-by": "kanmon"});
-    let read = json!(["get", "list", "watch"]);
-    let change = json!(["create", "update", "patch", "delete"]);
-    let mcs = json!(["multicluster.x-k8s.io"]);
-    assert_eq!(
-        value(&account.role()),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRole",
-            "metadata": {"name": "kanmon-member-kanmon-system", "labels": ours},
-            "rules": [
-                {"apiGroups": [""], "resources": ["services", "nodes", "namespaces"], "verbs": read},
-                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
-                {"apiGroups": mcs, "resources": ["serviceexports", "serviceimports"], "verbs": read},
-                {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
-                {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
-                {"apiGroups": mcs, "resources": ["serviceexports/status", "serviceimports/status"],
-                    "verbs": ["patch"]},
-                {"apiGroups": mcs, "resources": ["serviceimports"], "verbs": change},
-                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": change},
-                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-                    "verbs": ["get", "create", "patch", "delete"]},
-            ],
-        })
-    );
-    assert_eq!(
-        value(&account.binding()),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": "kanmon-member-kanmon-system", "labels": ours},
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io",
-                "kind": "ClusterRole",
-                "name": "kanmon-member-kanmon-system",
-            },
-            "subjects": [
-                {"kind": "ServiceAccount", "name": "kanmon-member", "namespace": "kanmon-system"},
-            ],
-        })
-    );
-    assert_eq!(
+    let made = [
+        value(&account.namespace_object()),
         value(&account.service_account_object()),
-        json!({
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": {"name": "kanmon-member", "namespace": "kanmon-system", "labels": ours},
-        })
-    );
-    assert_eq!(
+        value(&account.role()),
+        value(&account.binding()),
         value(&account.token_object()),
-        json!({
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {
-                "name": "kanmon-member-token",
-                "namespace": "kanmon-system",
-                "labels": ours,
-                "annotations": {"kubernetes.io/service-account.name": "kanmon-member"},
-            },
-            "type": "kubernetes.io/service-account-token",
-        })
-    );
-    assert_eq!(value(&account.namespace_object())["metadata"]["name"], "kanmon-system");
+    ];
+    let deployed: Vec<Value> =
+        serde_saphyr::from_multiple(include_str!("../../../deploy/member/account.yaml")).unwrap();
+    assert_eq!(made[..], deployed[..]);
 }
 
 #[test]

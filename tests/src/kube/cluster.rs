@@ -20,6 +20,7 @@ use kube::{Api, Client, api::ObjectMeta};
 
 use super::{
     answers::Answers,
+    audit::Audit,
     kubeconfig,
     pki::Pki,
     programs::{self, API_PORT},
@@ -52,14 +53,24 @@ pub struct KubeCluster {
     pub(super) answers: Mutex<Option<Answers>>,
     others: Mutex<Vec<Process>>,
     pub(super) place: ControlPlane,
+    /// Where the API server writes down who asked for what, where it does.
+    pub(super) audit: Option<Audit>,
+    /// Further flags of the API server, from its next start on.
+    pub(super) flags: Mutex<Vec<String>>,
     run: Arc<RunDir>,
 }
 
 impl KubeCluster {
     /// Starts the control plane called `name` at `place` and waits until it is ready.
-    pub(super) fn start(run: Arc<RunDir>, name: &str, place: ControlPlane) -> Result<KubeCluster> {
+    pub(super) fn start(
+        run: Arc<RunDir>,
+        name: &str,
+        place: ControlPlane,
+        audited: bool,
+    ) -> Result<KubeCluster> {
         let dir = run.path().join("kube").join(name);
         let pki = Pki::create(dir.join("pki"), name, &api_addresses(&place))?;
+        let audit = audited.then(|| Audit::prepare(&dir)).transpose()?;
         let cluster = KubeCluster {
             name: name.to_owned(),
             pki,
@@ -70,6 +81,8 @@ impl KubeCluster {
             answers: Mutex::new(None),
             others: Mutex::new(Vec::new()),
             place,
+            audit,
+            flags: Mutex::new(Vec::new()),
             run,
         };
         cluster.write_administrators()?;
@@ -200,7 +213,9 @@ impl KubeCluster {
     /// Starts the API server and waits until it is ready.
     pub(super) fn start_api_server(&self) -> Result<()> {
         let name = self.log_name("kube-apiserver");
-        let process = self.run.spawn(&name, programs::api_server(&self.place, &self.pki)?)?;
+        let mut command = programs::api_server(&self.place, &self.pki)?;
+        command.args(self.audit.iter().flat_map(Audit::flags)).args(&*lock(&self.flags));
+        let process = self.run.spawn(&name, command)?;
         *lock(&self.api) = Some(process);
         let ready = self.wait_for("the API server is ready", START, async |client| {
             if let Some(end) = self.end_of_api_server()? {

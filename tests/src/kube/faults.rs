@@ -31,6 +31,17 @@ impl KubeCluster {
         self.start_api_server()
     }
 
+    /// Starts the API server again, as one that gives no list in the form of a watch: it was that way by default
+    /// before Kubernetes 1.34.
+    ///
+    /// # Errors
+    /// When it does not run, or does not get ready again.
+    pub fn stop_streaming_lists(&self) -> Result<()> {
+        *lock(&self.flags) = vec!["--feature-gates=WatchList=false".to_owned()];
+        self.kill_api()?;
+        self.start_api()
+    }
+
     /// Stops the API server where it is: connections are accepted, and nothing ever answers.
     ///
     /// # Errors

@@ -23,6 +23,7 @@
 //! ```
 
 mod answers;
+mod audit;
 mod cluster;
 mod etcd;
 mod faults;
@@ -38,6 +39,7 @@ use anyhow::{Context, Result};
 
 use crate::topology::{Bed, Options};
 
+pub use audit::Asked;
 pub use cluster::KubeCluster;
 pub use look::{condition, condition_message};
 pub(crate) use programs::assets;
@@ -51,11 +53,13 @@ pub struct KubeOptions {
     pub clusters: Vec<&'static str>,
     /// The gateway reaches the clusters through `eth1` instead of `eth0`.
     pub two_armed: bool,
+    /// The API servers write down what Kanmon's accounts ask for: [`KubeCluster::asked_by`].
+    pub audited: bool,
 }
 
 impl Default for KubeOptions {
     fn default() -> Self {
-        KubeOptions { clusters: vec!["gateway", "hangzhou", "shanghai"], two_armed: false }
+        KubeOptions { clusters: vec!["gateway", "hangzhou", "shanghai"], two_armed: false, audited: false }
     }
 }
 
@@ -90,7 +94,7 @@ impl KubeBed {
                 .map(|(name, place)| {
                     let run = bed.run().clone();
                     scope.spawn(move || {
-                        KubeCluster::start(run, name, place)
+                        KubeCluster::start(run, name, place, options.audited)
                             .with_context(|| format!("the control plane of cluster {name} did not start"))
                     })
                 })

@@ -24,6 +24,7 @@
 //! ```
 
 mod app;
+mod container;
 mod faults;
 mod gateway;
 mod inventory;
@@ -68,6 +69,10 @@ pub struct StageOptions {
     pub kube_proxy: bool,
     /// Give all clusters the definitions of ServiceExport and ServiceImport.
     pub mcs: bool,
+    /// Leave the cluster `gateway` without Kanmon's definitions and namespace, for somebody to install them.
+    pub bare: bool,
+    /// As in [`KubeOptions`].
+    pub audited: bool,
 }
 
 impl Default for StageOptions {
@@ -77,6 +82,8 @@ impl Default for StageOptions {
             register: true,
             kube_proxy: false,
             mcs: false,
+            bare: false,
+            audited: false,
         }
     }
 }
@@ -99,7 +106,11 @@ impl KubeStage {
     /// # Errors
     /// When a program is missing, a cluster does not start, or a command fails.
     pub fn start(options: StageOptions) -> Result<KubeStage> {
-        let kube = KubeOptions { clusters: options.clusters.clone(), ..KubeOptions::default() };
+        let kube = KubeOptions {
+            clusters: options.clusters.clone(),
+            audited: options.audited,
+            ..KubeOptions::default()
+        };
         let bed = KubeBed::start(kube)?;
         let with_nodes: Vec<&str> =
             options.clusters.iter().copied().filter(|name| *name != GATEWAY).collect();
@@ -115,7 +126,7 @@ impl KubeStage {
             if options.mcs {
                 stage.install_mcs(name)?;
             }
-            if name == GATEWAY { stage.prepare_gateway() } else { Ok(()) }
+            if name == GATEWAY { stage.prepare_gateway(options.bare) } else { Ok(()) }
         })?;
         if options.register {
             stage.everywhere(&with_nodes, |name| stage.register(name))?;
@@ -193,8 +204,10 @@ impl KubeStage {
         .map(drop)
     }
 
-    fn prepare_gateway(&self) -> Result<()> {
-        self.install(GATEWAY)?;
+    fn prepare_gateway(&self, bare: bool) -> Result<()> {
+        if !bare {
+            self.install(GATEWAY)?;
+        }
         self.register_node()
     }
 

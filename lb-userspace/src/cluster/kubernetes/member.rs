@@ -31,7 +31,7 @@ const GATHER: Duration = Duration::from_millis(10);
 const RIGHTS: Duration = Duration::from_secs(60);
 /// What Kanmon does in the clusters that it writes to, beside reading: verb, group, resource with its subresource.
 /// `kanmon remote-secret create` grants the same: `remote_secret/objects.rs`.
-pub(crate) const WRITES: [(&str, &str, &str); 21] = [
+pub(crate) const WRITES: [(&str, &str, &str); 19] = [
     ("create", "events.k8s.io", "events"),
     ("patch", "events.k8s.io", "events"),
     ("patch", "", "services/status"),
@@ -41,12 +41,10 @@ pub(crate) const WRITES: [(&str, &str, &str); 21] = [
     ("list", "multicluster.x-k8s.io", "serviceimports"),
     ("watch", "multicluster.x-k8s.io", "serviceimports"),
     ("create", "multicluster.x-k8s.io", "serviceimports"),
-    ("patch", "multicluster.x-k8s.io", "serviceimports"),
     ("update", "multicluster.x-k8s.io", "serviceimports"),
     ("delete", "multicluster.x-k8s.io", "serviceimports"),
     ("patch", "multicluster.x-k8s.io", "serviceimports/status"),
     ("create", "discovery.k8s.io", "endpointslices"),
-    ("patch", "discovery.k8s.io", "endpointslices"),
     ("update", "discovery.k8s.io", "endpointslices"),
     ("delete", "discovery.k8s.io", "endpointslices"),
     ("get", "coordination.k8s.io", "leases"),

@@ -50,8 +50,12 @@ const GATEWAY: [(&str, &str, &[&str]); 18] = [
 const LEASES: &[&str] = &["create", "delete", "get", "list", "patch"];
 
 /// In a member, beside [`WRITES`].
-const MEMBER_READS: [(&str, &str); 4] =
-    [("", "services"), ("", "nodes"), ("", "namespaces"), ("discovery.k8s.io", "endpointslices")];
+const MEMBER_READS: [(&str, &str, &[&str]); 4] = [
+    ("", "namespaces", &["get", "list", "watch"]),
+    ("", "nodes", &CHANGES),
+    ("", "services", &CHANGES),
+    ("discovery.k8s.io", "endpointslices", &CHANGES),
+];
 
 fn right(verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> Right {
     Right {
@@ -62,12 +66,19 @@ fn right(verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> Ri
     }
 }
 
+/// All verbs of a table, in all namespaces.
+fn everywhere(
+    table: &'static [(&'static str, &'static str, &'static [&'static str])],
+) -> impl Iterator<Item = Right> {
+    table
+        .iter()
+        .flat_map(|(group, resource, verbs)| verbs.iter().map(move |verb| right(verb, group, resource, None)))
+}
+
 /// What the agent does in the gateway cluster, whose Secrets in `secret_namespaces` register members.
 #[must_use]
 pub fn of_gateway(secret_namespaces: &[String]) -> Vec<Right> {
-    let everywhere = GATEWAY.iter().flat_map(|(group, resource, verbs)| {
-        verbs.iter().map(move |verb| right(verb, group, resource, None))
-    });
+    let everywhere = everywhere(&GATEWAY);
     let leases = LEASES.iter().map(|verb| right(verb, "coordination.k8s.io", "leases", Some(NAMESPACE)));
     let secrets = secret_namespaces.iter().flat_map(|namespace| {
         CHANGES.iter().map(move |verb| right(verb, "", "secrets", Some(namespace.as_str())))
@@ -78,10 +89,7 @@ pub fn of_gateway(secret_namespaces: &[String]) -> Vec<Right> {
 /// What the agent does in a member cluster.
 #[must_use]
 pub fn of_member() -> Vec<Right> {
-    let reads = MEMBER_READS
-        .iter()
-        .flat_map(|(group, resource)| CHANGES.iter().map(move |verb| right(verb, group, resource, None)));
-    reads.chain(of_writes()).collect()
+    everywhere(&MEMBER_READS).chain(of_writes()).collect()
 }
 
 /// The part of that which a member may withhold: it is served all the same.
@@ -123,4 +131,57 @@ pub async fn missing(client: &Client, rights: &[Right]) -> Result<Vec<String>, E
         }
     }
     Ok(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    const OF_GATEWAY: &str = include_str!("../../../../deploy/gateway/rbac.yaml");
+    const OF_MEMBER: &str = include_str!("../../../../deploy/member/account.yaml");
+
+    /// What the roles in a manifest allow; each right is to be there once.
+    fn granted(manifest: &str) -> BTreeSet<Right> {
+        let objects: Vec<Value> = serde_saphyr::from_multiple(manifest).unwrap();
+        let roles = objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("Role"));
+        let all: Vec<Right> = roles.flat_map(of_role).collect();
+        let set: BTreeSet<Right> = all.iter().cloned().collect();
+        assert_eq!(set.len(), all.len(), "something is granted twice: {all:?}");
+        set
+    }
+
+    fn of_role(role: &Value) -> Vec<Right> {
+        let texts = |list: &Value| -> Vec<String> {
+            list.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+        };
+        let namespace = role["metadata"]["namespace"].as_str();
+        let mut rights = Vec::new();
+        for rule in role["rules"].as_array().unwrap() {
+            for group in texts(&rule["apiGroups"]) {
+                for resource in texts(&rule["resources"]) {
+                    let verbs = texts(&rule["verbs"]).into_iter();
+                    rights.extend(verbs.map(|verb| right(&verb, &group, &resource, namespace)));
+                }
+            }
+        }
+        rights
+    }
+
+    #[test]
+    fn deploy_grants_a_gateway_just_what_the_agent_does_there() {
+        let namespaces = ["kanmon-system", "istio-system"].map(str::to_owned);
+        let done: BTreeSet<Right> = of_gateway(&namespaces).into_iter().collect();
+        assert_eq!(granted(OF_GATEWAY), done);
+    }
+
+    #[test]
+    fn deploy_grants_a_gateway_just_what_the_agent_does_in_a_member() {
+        // One ClusterRole holds all of it, the Leases too.
+        let done = of_member().into_iter().map(|done| Right { namespace: None, ..done }).collect();
+        assert_eq!(granted(OF_MEMBER), done);
+    }
 }
