@@ -18,7 +18,7 @@ const NODE: &str = "gateway-1";
 const SECOND_NODE: &str = "gateway-2";
 
 /// How long an agent may take to load its program and to read its clusters: generous, for a busy machine.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 
 /// Where an agent runs, and what it keeps where.
 #[derive(Clone, Debug)]

@@ -39,7 +39,7 @@ use Step::{Declare, Do, Type};
 /// What blocks the gateway at a member's nodes as a security group would, and what lets it in again.
 pub(crate) const SECURITY_GROUP: (&str, &str) = (
     "nft 'table inet wall { chain forward { type filter hook forward priority 0; \
-     ip saddr 192.168.0.0/24 tcp dport 8080 drop; ip6 saddr fd00:c0a8::/64 tcp dport 8080 drop; } }'",
+     ip saddr 192.168.0.0/24 tcp dport 8080 drop; ip6 saddr fd00:c0a8::/64 tcp dport 8080 drop; }; }'",
     "nft delete table inet wall",
 );
 const AS_DECLARED: &[Step] = &[Do(Site::declare)];
@@ -148,7 +148,12 @@ pub(crate) const FAULTS: &[Fault] = &[
         plant: &[Declare("shanghai", "podCIDRs", "10.1.240.0/24\", \"fd00:10:1::/48")],
         mend: AS_DECLARED,
         instead: &[],
-        lines: &[Line("failed", "cidr", "member shanghai", &["EndpointSlice demo/httpbin-", "10.1."])],
+        lines: &[Line(
+            "failed",
+            "cidr",
+            "member shanghai",
+            &["Service demo/httpbin", "10.1.0.", "outside the podCIDRs"],
+        )],
     },
     Fault {
         name: "no route to a member's pods",
@@ -196,13 +201,14 @@ pub(crate) const FAULTS: &[Fault] = &[
         name: "no way back from the pods to the SNAT addresses",
         plant: &[Type(
             At::Node("hangzhou"),
-            "ip route add blackhole 192.168.0.11 && ip -6 route add blackhole fd00:c0a8::11",
+            "ip route add blackhole 192.168.0.11 && ip -6 route add blackhole fd00:c0a8::10",
         )],
         mend: &[Type(
             At::Node("hangzhou"),
-            "ip route del blackhole 192.168.0.11 && ip -6 route del blackhole fd00:c0a8::11",
+            "ip route del blackhole 192.168.0.11 && ip -6 route del blackhole fd00:c0a8::10",
         )],
-        instead: &[],
+        // The kernel itself sends from its newest IPv6 address, so that is not the one to be cut off.
+        instead: &["--snat-addresses=192.168.0.11,fd00:c0a8::10"],
         lines: &[
             Line(
                 "failed",
@@ -210,7 +216,7 @@ pub(crate) const FAULTS: &[Fault] = &[
                 "member hangzhou",
                 &["10.0.", "not its SNAT address 192.168.0.11: no answer"],
             ),
-            Line("failed", "way-back", "member hangzhou", &["not its SNAT address fd00:c0a8::11: no answer"]),
+            Line("failed", "way-back", "member hangzhou", &["not its SNAT address fd00:c0a8::10: no answer"]),
         ],
     },
     Fault {
@@ -316,7 +322,7 @@ pub(crate) const FAULTS: &[Fault] = &[
             Type(
                 At::Desk,
                 "kubectl --context shanghai patch clusterrole kanmon-member-kanmon-system --type=json \
-                 -p '[{\"op\": \"replace\", \"path\": \"/rules/1/verbs\", \"value\": [\"get\", \"list\"]}]'",
+                 -p '[{\"op\": \"replace\", \"path\": \"/rules/3/verbs\", \"value\": [\"create\", \"delete\", \"list\", \"update\"]}]'",
             ),
             Type(
                 At::Desk,
@@ -328,7 +334,7 @@ pub(crate) const FAULTS: &[Fault] = &[
             Type(
                 At::Desk,
                 "kubectl --context shanghai patch clusterrole kanmon-member-kanmon-system --type=json \
-                 -p '[{\"op\": \"replace\", \"path\": \"/rules/1/verbs\", \"value\": [\"get\", \"list\", \"watch\"]}]'",
+                 -p '[{\"op\": \"replace\", \"path\": \"/rules/3/verbs\", \"value\": [\"create\", \"delete\", \"list\", \"update\", \"watch\"]}]'",
             ),
             Type(
                 At::Desk,
@@ -349,7 +355,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         plant: &[Type(
             At::Api("shanghai"),
             "nft 'table inet wall { chain input { type filter hook input priority 0; \
-             ip saddr 192.168.0.0/24 tcp dport 6443 drop; } }'",
+             ip saddr 192.168.0.0/24 tcp dport 6443 drop; }; }'",
         )],
         mend: &[Type(At::Api("shanghai"), "nft delete table inet wall")],
         instead: &[],
@@ -363,7 +369,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         plant: &[Type(
             At::Api("gateway"),
             "nft 'table inet wall { chain input { type filter hook input priority 0; \
-             ip saddr 192.168.0.0/24 tcp dport 6443 reject with tcp reset; } }'",
+             ip saddr 192.168.0.0/24 tcp dport 6443 reject with tcp reset; }; }'",
         )],
         mend: &[Type(At::Api("gateway"), "nft delete table inet wall")],
         instead: &[],
@@ -435,10 +441,10 @@ pub(crate) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "an interface that has no native XDP",
-        plant: &[Type(At::Gateway, "ip link add eth1 type dummy && ip link set eth1 up")],
+        plant: &[Type(At::Gateway, "ip link add eth1 type bridge && ip link set eth1 up")],
         mend: &[NO_SECOND_LINK],
         instead: &[BOTH_LINKS, "--xdp-mode=native"],
-        lines: &[Line("failed", "xdp", "eth1", &["a dummy device has no native XDP"])],
+        lines: &[Line("failed", "xdp", "eth1", &["a bridge device has no native XDP"])],
     },
     Fault {
         name: "somebody else's XDP program",

@@ -25,7 +25,7 @@ use super::publish::{Present, SLICE_MANAGER};
 use super::rights;
 use crate::desired::ClusterObjects;
 
-/// Changes that come within this time are told together.
+/// A change is told at once; those that come within this time after it are told together.
 const GATHER: Duration = Duration::from_millis(10);
 /// How often it is asked what may be written: somebody may grant it.
 const RIGHTS: Duration = Duration::from_secs(60);
@@ -121,6 +121,7 @@ impl Member {
             unseen: false,
             stale: false,
             tell_at: None,
+            told_at: None,
         };
         let (views, view) = watch::channel(state.view());
         let task = tokio::spawn(async move { state.run(ordered, views, changed).await });
@@ -161,6 +162,8 @@ struct State {
     stale: bool,
     /// When to tell.
     tell_at: Option<Instant>,
+    /// When something was last told.
+    told_at: Option<Instant>,
 }
 
 impl State {
@@ -182,6 +185,7 @@ impl State {
                 happening = self.link.next() => self.take(happening),
                 () = until(self.tell_at) => {
                     self.tell_at = None;
+                    self.told_at = Some(Instant::now());
                     self.stale = true;
                 }
             }
@@ -227,7 +231,9 @@ impl State {
                     if changed {
                         self.dirty = true;
                         self.unseen = true;
-                        self.tell_at.get_or_insert_with(|| Instant::now() + GATHER);
+                        let now = Instant::now();
+                        let next = self.told_at.map_or(now, |told| now.max(told + GATHER));
+                        self.tell_at.get_or_insert(next);
                     }
                 }
                 Effect::Failed { watch, fault } => {

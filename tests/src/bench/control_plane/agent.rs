@@ -31,8 +31,9 @@ pub(super) struct Started {
     pub(super) took: Duration,
 }
 
-/// Starts an agent that finds nothing of another's, with tables that hold the largest size.
-pub(super) fn start(stage: &KubeStage, gateway: &Gateway, largest: Size) -> Result<Started> {
+/// Starts an agent that finds nothing of another's, with tables that hold the largest size. Its log is called as it is,
+/// which no other agent's may be: it is looked into.
+pub(super) fn start(stage: &KubeStage, gateway: &Gateway, largest: Size, name: &str) -> Result<Started> {
     if gateway.state().exists() {
         fs::remove_dir_all(gateway.state()).context("cannot remove what the last agent kept")?;
     }
@@ -48,7 +49,7 @@ pub(super) fn start(stage: &KubeStage, gateway: &Gateway, largest: Size) -> Resu
     ];
     let command = stage.agent_command(gateway, &sizes.each_ref().map(String::as_str))?;
     let begun = Instant::now();
-    let mut agent = Agent::start(stage.run(), "kanmon", command, gateway.socket().clone())?;
+    let mut agent = Agent::start(stage.run(), name, command, gateway.socket().clone())?;
     while !fs::read_to_string(agent.process().log())?.contains(READY) {
         let ended = agent.process().try_wait()?;
         if ended.is_some() || begun.elapsed() > PATIENCE {

@@ -19,7 +19,7 @@ pub(super) const NAMESPACE: &str = "demo";
 pub(super) const BIG: u32 = 5000;
 const BIG_MEMBER: usize = 0;
 /// Kubernetes' own controller leaves slices of others alone.
-const MANAGER: &str = "kanmon.dev/bench";
+const MANAGER: &str = "kanmon-bench";
 /// Most endpoints that Kubernetes allows in one slice.
 const SLICE: u32 = 1000;
 /// Requests to an API server at once.
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn objects_are_of_kubernetes_own_types_and_one_endpoint_changes() {
         let slice = Pods { first: 10 << 24, size: Size { services: 1, endpoints: 3 }, member: 0 }.slice(0);
-        assert_eq!(slice.object().unwrap().endpoints.len(), 1);
+        assert_eq!(slice.object().unwrap().endpoints.unwrap().len(), 1);
         assert_eq!(slice.endpoints(false)[0]["conditions"]["ready"], false);
         assert_eq!(service(3).unwrap().metadata.name.unwrap(), "s00003");
     }

@@ -59,7 +59,7 @@ pub(super) struct Bench<'a> {
 
 /// An idle agent's own memory, in bytes: nothing to serve, and the tables of the largest size.
 pub(super) fn idle_memory(stage: &KubeStage, gateway: &Gateway, largest: Size) -> Result<u64> {
-    let mut started = agent::start(stage, gateway, largest)?;
+    let mut started = agent::start(stage, gateway, largest, "kanmon-idle")?;
     thread::sleep(SETTLE);
     let bytes = agent::anonymous_memory(&mut started.agent)?;
     agent::end(stage, started)?;
@@ -70,7 +70,8 @@ impl Bench<'_> {
     /// Measures all of it; `idle` is an idle agent's memory.
     pub(super) fn measure(&self, idle: u64) -> Result<Figures> {
         self.begin("an agent starts");
-        let mut started = agent::start(self.stage, self.gateway, self.largest)?;
+        let name = format!("kanmon-{}", self.size.services);
+        let mut started = agent::start(self.stage, self.gateway, self.largest, &name)?;
         let start_seconds = started.took.as_secs_f64();
         self.done(&format!("from the agent's start to the last write: {start_seconds:.2} s"));
         let rings = Rings::open(self.gateway.pins())?;
@@ -211,6 +212,8 @@ impl Bench<'_> {
                     coalesced += 1;
                 } else {
                     waiting.insert(n, rings.of(n)?);
+                    // Where the maps were faster than our own watch: that of the change before.
+                    events.remove(&slices[n as usize].name);
                 }
                 ready[n as usize] = !ready[n as usize];
                 writer.set(&slices[n as usize], ready[n as usize])?;
