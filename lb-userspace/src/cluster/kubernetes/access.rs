@@ -66,6 +66,11 @@ impl Access {
         Client::try_from(config).map_err(|error| Fault::of(&error))
     }
 
+    /// The server's address, where that can be said: `https://10.0.0.1:6443/`.
+    pub(super) async fn server(&self) -> Option<String> {
+        Some(self.config().await.ok()?.cluster_url.to_string())
+    }
+
     async fn config(&self) -> Result<Config, Fault> {
         let (kubeconfig, context) = match self {
             Self::Gateway(GatewayAccess::InCluster) => {

@@ -92,7 +92,10 @@ pub async fn survey(gateway: Option<&KubernetesSettings>, more: &[(String, PathB
     }
     let looks = members.into_iter().map(|(name, access)| async move {
         let seen = match &access {
-            Ok(access) => ask_member(access).await.map_err(|fault| fault.message),
+            Ok(access) => match ask_member(access).await {
+                Ok(seen) => Ok(seen),
+                Err(fault) => Err(with_server(access, fault).await),
+            },
             Err(obstacle) => Err(obstacle.clone()),
         };
         (name, seen)
@@ -132,6 +135,14 @@ fn problem(cluster: &str, object: &str, message: String) -> Problem {
         reason: Reason::Unreadable,
         severity: Severity::Error,
         message,
+    }
+}
+
+/// What is wrong, and at which address.
+async fn with_server(access: &Access, fault: Fault) -> String {
+    match access.server().await {
+        Some(server) => format!("{server}: {}", fault.message),
+        None => fault.message,
     }
 }
 
@@ -197,7 +208,7 @@ async fn ask_gateway(
         Ok((answer, objects, secrets)) => {
             (Server { member: None, answer: Ok(answer) }, Some((objects, secrets)))
         }
-        Err(fault) => (Server { member: None, answer: Err(fault.message) }, None),
+        Err(fault) => (Server { member: None, answer: Err(with_server(access, fault).await) }, None),
     }
 }
 

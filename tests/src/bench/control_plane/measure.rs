@@ -33,6 +33,8 @@ const SETTLE: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(30);
 /// A ring that is the same for so long is the last one.
 const QUIET: Duration = Duration::from_secs(10);
+/// Single changes are so far apart that none waits for what the last one left to be done.
+const APART: Duration = Duration::from_millis(250);
 /// Changes a second, when there are many.
 const STORM: u32 = 100;
 
@@ -140,6 +142,7 @@ impl Bench<'_> {
             .collect::<Result<Vec<_>>>()?;
         let (mut from_event, mut from_write) = (Vec::new(), Vec::new());
         for change in 0..self.plan.changes {
+            thread::sleep(APART);
             // Each pair of changes concerns another Service, and each member in turn.
             let pair = change / 2;
             let member = pair as usize % MEMBERS.len();
