@@ -1,7 +1,7 @@
 //! What is measured at one size.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     thread,
     time::{Duration, Instant},
 };
@@ -210,13 +210,14 @@ impl Bench<'_> {
         while sent < total || !waiting.is_empty() {
             if sent < total && begun.elapsed() >= Duration::from_secs(1) * sent / STORM {
                 let n = sent % self.size.services;
-                if waiting.contains_key(&n) {
+                match waiting.entry(n) {
                     // Its last change is not in the maps yet: both will be at once.
-                    coalesced += 1;
-                } else {
-                    waiting.insert(n, rings.of(n)?);
-                    // Where the maps were faster than our own watch: that of the change before.
-                    events.remove(&slices[n as usize].name);
+                    Entry::Occupied(_) => coalesced += 1,
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(rings.of(n)?);
+                        // Where the maps were faster than our own watch: that of the change before.
+                        events.remove(&slices[n as usize].name);
+                    }
                 }
                 ready[n as usize] = !ready[n as usize];
                 writer.set(&slices[n as usize], ready[n as usize])?;
